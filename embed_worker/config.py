@@ -1,0 +1,62 @@
+"""The worker's settings, frozen, with units in their names; nothing deeper in reads the environment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from embed_worker.manifest import Verify
+from embed_worker.protocol import Limits
+
+DEFAULT_MODEL = "all-MiniLM-L6-v2"
+
+
+class LogFormat(StrEnum):
+    """How a line on standard error looks."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions:
+    """One `--model` and the options after it that settle its folder. `None`: what the folder says."""
+
+    name_or_path: str = DEFAULT_MODEL
+    onnx_file: str | None = None
+    variant: str | None = None
+    pooling: str | None = None
+    normalize: bool | None = None
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeOptions:
+    """How the runtime runs models.
+
+    Attributes:
+        provider: `auto`, `cpu`, or the name of one of onnxruntime's providers.
+        threads: Cores to use; None: all that the affinity mask and the cgroup quota leave.
+        batch_tokens: Budget of a micro-batch: rows times the longest row.
+        batch_invariant: Run one text at a time, so that no vector can depend on its neighbours.
+        verify: When the files of a model are hashed and compared with its manifest.
+    """
+
+    provider: str = "auto"
+    threads: int | None = None
+    batch_tokens: int = 512
+    batch_invariant: bool = False
+    verify: Verify = Verify.AUTO
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerConfig:
+    """Everything that the command line settles."""
+
+    models: tuple[ModelOptions, ...] = (ModelOptions(),)
+    models_dirs: tuple[Path, ...] = ()
+    runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
+    limits: Limits = field(default_factory=Limits)
+    is_supervised: bool = False
+    drain_timeout_s: float | None = None

@@ -1,0 +1,144 @@
+"""Rows to vectors: pad, run, pool. One engine serves one model, from any number of lanes at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embed_worker.errors import ModelError
+from embed_worker.model_folder import ModelPlan
+from embed_worker.pooling import Float32, are_usable, finish_vectors, norms, pool
+from embed_worker.session import Backend, TokenBatch
+from embed_worker.tokenizer import TextTokenizer, TokenizedText
+
+# Every loaded model has run on these: short, long enough to fill words, and not English.
+_WARM_UP = ("warm up", "The quick brown fox jumps over the lazy dog.", "größer 東京")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Engine:
+    """A model that has run.
+
+    Attributes:
+        dimension: Components of a vector.
+        normalizes_itself: The graph's own vectors have length 1 and cannot be had without.
+    """
+
+    plan: ModelPlan
+    tokenizer: TextTokenizer
+    backend: Backend
+    dimension: int
+    normalizes_itself: bool
+
+    @classmethod
+    def warm_up(cls, plan: ModelPlan, tokenizer: TextTokenizer, backend: Backend) -> Engine:
+        """Run the model once, alone and in a batch, and learn its dimension.
+
+        Raises:
+            ModelError: The model does not run, or what it gives cannot be embeddings of this folder.
+        """
+        rows = tokenizer.encode(_WARM_UP, "")
+        engine = cls(plan=plan, tokenizer=tokenizer, backend=backend, dimension=0, normalizes_itself=False)
+        try:
+            engine.embed(rows[:1], is_alone=True)
+            vectors = engine.embed(rows, is_alone=False)
+        except ModelError:
+            raise
+        except Exception as error:
+            brief = " ".join(str(error).split())[:300]
+            raise ModelError(f"the model {plan.name!r} does not run: {brief}") from error
+        if not are_usable(vectors).all():
+            raise ModelError(f"the model {plan.name!r} gives vectors that are not finite or have no length")
+        lengths = norms(vectors)
+        return cls(
+            plan=plan,
+            tokenizer=tokenizer,
+            backend=backend,
+            dimension=vectors.shape[1],
+            normalizes_itself=backend.pools_itself and bool(np.abs(lengths - 1).max() < 1e-3),
+        )
+
+    def embed(self, rows: Sequence[TokenizedText], *, is_alone: bool) -> Float32:
+        """Embed rows in one run.
+
+        Args:
+            rows: At least one. Padded to the longest.
+            is_alone: Nothing else runs: all cores may be used for it.
+
+        Returns:
+            (rows, dimension) float32 as pooled: not cut, not normalised, not checked.
+        """
+        batch = self._pad(rows)
+        output = self.backend.run(batch, is_alone=is_alone)
+        if self.backend.pools_itself:
+            return self._checked(output, rows=len(rows), rank=2)
+        self._checked(output, rows=len(rows), rank=3)
+        stated = self.plan.pooling_dimension
+        if stated is not None and output.shape[2] != stated:
+            raise ModelError(
+                f"the model {self.plan.name!r} has a graph of dimension {output.shape[2]}, "
+                f"but its pooling configuration says {stated}"
+            )
+        skipped = None
+        if any(row.skipped for row in rows):
+            skipped = np.array([row.skipped for row in rows], np.int64)
+        return pool(output, batch.mask, self.plan.pooling, skipped)
+
+    def _checked(self, output: Float32, *, rows: int, rank: int) -> Float32:
+        if output.ndim != rank or len(output) != rows:
+            raise ModelError(f"the model {self.plan.name!r} gives an output of shape {output.shape} for {rows} texts")
+        return output
+
+    def _pad(self, rows: Sequence[TokenizedText]) -> TokenBatch:
+        longest = max(len(row.ids) for row in rows)
+        ids = np.full((len(rows), longest), self.tokenizer.pad_id, np.int64)
+        mask = np.zeros((len(rows), longest), np.int64)
+        for place, row in enumerate(rows):
+            here = slice(longest - len(row.ids), None) if self.plan.pad_left else slice(len(row.ids))
+            ids[place, here] = row.ids
+            mask[place, here] = 1
+        return TokenBatch(ids, mask)
+
+    def are_usable(self, vectors: Float32) -> NDArray[np.bool_]:
+        """Tell which vectors are finite and have a length: (B, D) → (B,)."""
+        return are_usable(vectors)
+
+    def new_matrix(self, rows: int) -> Float32:
+        """Make room for the vectors of a request: (rows, dimension) float32, not filled."""
+        return np.empty((rows, self.dimension), np.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LoadedModel:
+    """An engine and the name of its vector space."""
+
+    name: str
+    engine: Engine
+    fingerprint: str
+
+    @property
+    def plan(self) -> ModelPlan:
+        """What its folder says."""
+        return self.engine.plan
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether vectors have length 1 unless a request says otherwise."""
+        return self.plan.normalize or self.engine.normalizes_itself
+
+    def finish(self, raw: Float32, dimensions: int | None, normalize: bool | None) -> Float32:
+        """Cut and normalise the vectors of a request as it asks, or else as the model's folder says.
+
+        Args:
+            raw: (B, dimension) as `Engine.embed` returns them.
+            dimensions: Components to keep; None for all.
+            normalize: None for what the folder says.
+
+        Returns:
+            (B, dimensions) little-endian float32, C-contiguous.
+        """
+        wanted = self.normalizes if normalize is None else normalize
+        return finish_vectors(raw, dimensions, normalize=wanted).astype("<f4", copy=False)

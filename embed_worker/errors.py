@@ -1,0 +1,35 @@
+"""The exceptions that the worker raises on purpose. Each knows the error code of its answer or its exit status."""
+
+from __future__ import annotations
+
+from embed_worker.protocol import ErrorCode
+
+
+class RequestFailed(Exception):
+    """One request cannot be answered with vectors; the worker goes on.
+
+    Attributes:
+        code: What the answer's `code` will be.
+        index: The input that is to blame, where one is.
+    """
+
+    def __init__(self, code: ErrorCode, message: str, *, index: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.index = index
+
+
+class ModelError(Exception):
+    """A model folder was found and cannot be used; the message is one sentence that says why and what to do."""
+
+
+class ModelNotFoundError(ModelError):
+    """No models folder holds a model of this name."""
+
+
+class ConfigError(Exception):
+    """An option or a setting cannot be used; the message is one sentence."""
+
+
+class OutOfMemoryError(Exception):
+    """The runtime could not allocate memory. Its state is unknown, so the worker answers what is live and exits."""

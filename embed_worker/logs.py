@@ -1,0 +1,36 @@
+"""Log lines on standard error, as text or as JSON: ids, counts and lengths, never texts or vectors."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+
+import orjson
+
+from embed_worker.config import LogFormat
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: `time` (UTC), `level`, `logger`, `message`, and `traceback` where there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write one record."""
+        members = {
+            "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{record.msecs:03.0f}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            members["traceback"] = self.formatException(record.exc_info)
+        return orjson.dumps(members, default=str).decode()
+
+
+def set_up_logging(level: str, log_format: LogFormat) -> None:
+    """Send the records of the whole process to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
+    handler.setFormatter(JsonFormatter() if log_format is LogFormat.JSON else text)
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.raiseExceptions = False  # a closed standard error must not turn into tracebacks

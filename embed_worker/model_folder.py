@@ -1,0 +1,412 @@
+"""The resolved plan of a model folder: every decision with its value and where it comes from. Nothing is guessed.
+
+Reads small JSON files and looks at names; it opens no graph and imports nothing heavy. What the folder does not say and
+no option settles is a `ModelError` that names the option.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from embed_worker.config import ModelOptions
+from embed_worker.errors import ModelError, ModelNotFoundError
+
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+# Architectures with a table of positions, and how many of its rows no token can use.
+_POSITION_OFFSETS = {
+    "albert": 0,
+    "bert": 0,
+    "distilbert": 0,
+    "electra": 0,
+    "camembert": 2,
+    "longformer": 2,
+    "mpnet": 2,
+    "roberta": 2,
+    "xlm-roberta": 2,
+    "xlm-roberta-xl": 2,
+}
+
+
+class PoolingMode(StrEnum):
+    """How token vectors become one vector; the names are those of sentence-transformers."""
+
+    CLS = "cls"
+    MAX = "max"
+    MEAN = "mean"
+    MEAN_SQRT_LEN = "mean_sqrt_len_tokens"
+    WEIGHTED_MEAN = "weightedmean"
+    LAST_TOKEN = "lasttoken"  # noqa: S105 - a token of text
+
+
+# The booleans of the older configuration format, in the order in which their vectors are concatenated.
+_POOLING_BOOLEANS = {
+    "pooling_mode_cls_token": PoolingMode.CLS,
+    "pooling_mode_max_tokens": PoolingMode.MAX,
+    "pooling_mode_mean_tokens": PoolingMode.MEAN,
+    "pooling_mode_mean_sqrt_len_tokens": PoolingMode.MEAN_SQRT_LEN,
+    "pooling_mode_weightedmean_tokens": PoolingMode.WEIGHTED_MEAN,
+    "pooling_mode_lasttoken": PoolingMode.LAST_TOKEN,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One line of the plan: what was decided, and what decided it."""
+
+    subject: str
+    value: object
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelPlan:
+    """How to run a model as its folder says.
+
+    Attributes:
+        name: The folder's name, by which requests call the model.
+        graph: The ONNX file to run.
+        pooling: The modes whose vectors are concatenated, in order.
+        pooling_dimension: What the pooling configuration says the token vectors have; None where it does not.
+        include_prompt: Whether the prompt's tokens take part in the pooling.
+        normalize: Whether answers are L2-normalised unless the request says otherwise.
+        max_tokens: Longer texts are cut, special tokens included.
+        prompts: By name; `query` and `document` always exist.
+        pad_token: The tokenizer's own; None where the folder names none.
+        pad_left: Whether padding goes before the text.
+        truncate_left: Whether a cut takes the beginning of the text.
+        decisions: All of it with sources, for people.
+    """
+
+    name: str
+    folder: Path
+    graph: Path
+    pooling: tuple[PoolingMode, ...]
+    pooling_dimension: int | None
+    include_prompt: bool
+    normalize: bool
+    max_tokens: int
+    prompts: Mapping[str, str]
+    default_prompt_name: str | None
+    pad_token: str | None
+    pad_left: bool
+    truncate_left: bool
+    decisions: tuple[Decision, ...]
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """The fast tokenizer's own file."""
+        return self.folder / "tokenizer.json"
+
+
+# Finding a folder -------------------------------------------------------------------------------------------------
+
+
+def models_folders(configured: Sequence[Path]) -> list[Path]:
+    """List where names are looked for: the configured folders, the user's data folder, the packaged models."""
+    package = Path(__file__).parent
+    # The wheel carries models/ inside the package; in a checkout it lies beside it.
+    return [*configured, user_models_folder(), package / "models", package.parent / "models"]
+
+
+def user_models_folder() -> Path:
+    """Name the folder of downloaded models in the user's data folder, by the platform's convention."""
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Application Support"
+    else:
+        base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    return base / "embed-bridge" / "models"
+
+
+def short_name(name: str) -> str:
+    """Reduce `org/name` to the name that a folder has.
+
+    Raises:
+        ModelNotFoundError: Not the form of a name; a path, for instance.
+    """
+    organisation, _, last = name.rpartition("/")
+    if not _MODEL_NAME.fullmatch(last) or (organisation and not _MODEL_NAME.fullmatch(organisation)):
+        raise ModelNotFoundError(f"{name[:80]!a} is not a model's name, such as `org/name` or `name`")
+    return last
+
+
+def find_by_name(name: str, folders: Sequence[Path]) -> Path:
+    """Find the folder of a model.
+
+    Raises:
+        ModelNotFoundError: In none of the folders.
+    """
+    wanted = short_name(name)
+    for folder in folders:
+        if (folder / wanted).is_dir():
+            return folder / wanted
+    raise ModelNotFoundError(f"no model {wanted!r} in any models folder: install it there, or name one with --model")
+
+
+def find_model(name_or_path: str, folders: Sequence[Path]) -> Path:
+    """Find the folder that `--model` means: a path, or a name in one of the folders.
+
+    Raises:
+        ModelNotFoundError: Neither an existing folder nor a known name.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return Path(os.path.abspath(path))
+    if path.exists():
+        raise ModelNotFoundError(f"{name_or_path!r} is a file: --model takes the folder that holds the model")
+    if path.is_absolute() or name_or_path.startswith((".", "~")):
+        raise ModelNotFoundError(f"there is no folder {name_or_path!r}")
+    return find_by_name(name_or_path, folders)
+
+
+# Reading it -------------------------------------------------------------------------------------------------------
+
+
+def read_model_folder(folder: Path, options: ModelOptions) -> ModelPlan:
+    """Resolve a folder into a plan.
+
+    Raises:
+        ModelError: Something is missing, damaged or not supported, or the folder does not say and an option must.
+    """
+    return _Reader(folder, options).plan()
+
+
+@dataclass(frozen=True, slots=True)
+class _Module:
+    kind: str
+    path: str
+
+
+class _Reader:
+    def __init__(self, folder: Path, options: ModelOptions) -> None:
+        self._folder = folder
+        self._options = options
+        self._decisions: list[Decision] = []
+        self._config = self._read_object("config.json")
+        self._tokenizer_config = self._read_object("tokenizer_config.json")
+        self._sentence_config = self._read_object("config_sentence_transformers.json")
+
+    def plan(self) -> ModelPlan:
+        if not (self._folder / "tokenizer.json").is_file():
+            raise self._error("has no tokenizer.json: only fast tokenizers can be used")
+        modules = list(self._modules())
+        pooling_config = self._pooling_config(modules)
+        prompts = self._prompts()
+        return ModelPlan(
+            name=self._folder.name,
+            folder=self._folder,
+            graph=self._graph(),
+            pooling=self._pooling(pooling_config),
+            pooling_dimension=self._pooling_dimension(pooling_config),
+            include_prompt=pooling_config.get("include_prompt") is not False,
+            normalize=self._normalize(modules),
+            max_tokens=self._max_tokens(),
+            prompts=prompts,
+            default_prompt_name=self._default_prompt_name(prompts),
+            pad_token=self._pad_token(),
+            pad_left=self._side("padding_side"),
+            truncate_left=self._side("truncation_side"),
+            decisions=tuple(self._decisions),
+        )
+
+    def _decide(self, subject: str, value: Any, source: str) -> Any:
+        self._decisions.append(Decision(subject, value, source))
+        return value
+
+    def _error(self, problem: str) -> ModelError:
+        return ModelError(f"the model folder {self._folder.name!r} {problem}")
+
+    # Files
+
+    def _read_json(self, path: str) -> Any:
+        try:
+            return json.loads((self._folder / path).read_bytes())
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+        except OSError as error:
+            raise self._error(f"has a {path} that cannot be read: {error.strerror or error}") from error
+        except (ValueError, RecursionError) as error:
+            raise self._error(f"has a {path} that is not JSON") from error
+
+    def _read_object(self, path: str) -> dict[str, Any]:
+        value = self._read_json(path)
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            raise self._error(f"has a {path} that is not a JSON object")
+        return value
+
+    # Decisions, in the order of the plan
+
+    def _graph(self) -> Path:
+        chosen = self._options.onnx_file
+        if chosen is not None:
+            source = "--onnx-file"
+        elif self._options.variant is not None:
+            chosen, source = f"onnx/model_{self._options.variant}.onnx", "--variant"
+        elif (self._folder / "onnx/model.onnx").is_file():
+            chosen, source = "onnx/model.onnx", "the usual place"
+        elif (self._folder / "model.onnx").is_file():
+            chosen, source = "model.onnx", "the folder's root: there is no onnx/model.onnx"
+        else:
+            raise self._error(f"has no onnx/model.onnx and no model.onnx{self._other_graphs()}")
+        graph = self._inside(chosen, source)
+        if not graph.is_file():
+            raise self._error(f"has no {chosen}, which {source} asks for{self._other_graphs()}")
+        self._decide("graph", chosen, source)
+        return graph
+
+    def _other_graphs(self) -> str:
+        found = sorted(path.relative_to(self._folder).as_posix() for path in self._folder.rglob("*.onnx"))
+        return f"; --onnx-file can choose one of: {', '.join(found[:8])}" if found else ""
+
+    def _inside(self, path: str, source: str) -> Path:
+        pure = PurePosixPath(path.replace("\\", "/"))
+        if pure.is_absolute() or ".." in pure.parts or re.match(r"[A-Za-z]:", path):
+            raise self._error(f"has a path in {source} that leaves the folder: {path!r}")
+        return self._folder / pure
+
+    def _modules(self) -> Iterator[_Module]:
+        modules = self._read_json("modules.json")
+        if modules is None:
+            return
+        if not isinstance(modules, list):
+            raise self._error("has a modules.json that is not a list")
+        for module in modules:
+            if not (
+                isinstance(module, dict) and isinstance(module.get("type"), str) and isinstance(module.get("path"), str)
+            ):
+                raise self._error("has a modules.json with an entry without `type` and `path`")
+            self._inside(module["path"], "modules.json")
+            # Both generations of sentence-transformers agree on the last component of the dotted name.
+            yield _Module(module["type"].rpartition(".")[2], module["path"])
+
+    def _pooling_config(self, modules: list[_Module]) -> dict[str, Any]:
+        kinds = [module.kind for module in modules if module.kind != "Dropout"]
+        if not kinds:
+            return {}
+        if kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in ([], ["Normalize"]):
+            raise self._error(
+                f"has modules that cannot be served: {', '.join(kinds)}; known are Transformer, Pooling and Normalize"
+            )
+        path = next(module.path for module in modules if module.kind == "Pooling")
+        config = self._read_object(f"{path}/config.json")
+        if not config:
+            raise self._error(f"has no {path}/config.json, which says how to pool")
+        return config
+
+    def _pooling(self, config: dict[str, Any]) -> tuple[PoolingMode, ...]:
+        if self._options.pooling is not None:
+            return self._pooling_modes(self._options.pooling.split(","), "--pooling")
+        if not config:
+            raise self._error("does not say how to pool; settle it with --pooling, for instance --pooling mean")
+        if "pooling_mode" in config:
+            named = config["pooling_mode"]
+            return self._pooling_modes(named if isinstance(named, list) else [named], "1_Pooling: pooling_mode")
+        names = [mode for boolean, mode in _POOLING_BOOLEANS.items() if config.get(boolean) is True]
+        return self._pooling_modes(names, "1_Pooling: the pooling_mode_* booleans")
+
+    def _pooling_modes(self, names: Sequence[object], source: str) -> tuple[PoolingMode, ...]:
+        try:
+            modes = tuple(PoolingMode(str(name)) for name in names)
+        except ValueError as error:
+            known = ", ".join(PoolingMode)
+            raise self._error(f"asks for an unknown pooling ({source}): {error}; known are {known}") from None
+        if not modes:
+            raise self._error(f"asks for no pooling at all ({source}); settle it with --pooling")
+        self._decide("pooling", [str(mode) for mode in modes], source)
+        return modes
+
+    def _pooling_dimension(self, config: dict[str, Any]) -> int | None:
+        value = config.get("embedding_dimension", config.get("word_embedding_dimension"))
+        return value if isinstance(value, int) else None
+
+    def _normalize(self, modules: list[_Module]) -> bool:
+        if self._options.normalize is not None:
+            return bool(self._decide("normalize", self._options.normalize, "--normalize"))
+        module = next((module for module in modules if module.kind == "Normalize"), None)
+        if module is None:
+            source = "modules.json has no Normalize" if modules else "no modules.json, as sentence-transformers does"
+            return bool(self._decide("normalize", False, source))
+        of = self._read_object(f"{module.path}/config.json").get("module_input_name", "sentence_embedding")
+        if of != "sentence_embedding":
+            raise self._error(f"normalises something else than the sentence embedding: {of!r}")
+        return bool(self._decide("normalize", True, "modules.json: Normalize"))
+
+    def _max_tokens(self) -> int:
+        limit, source = self._stated_limit()
+        table = self._position_table()
+        if table is not None and table < limit:
+            limit, source = table, f"config.json: the position table is smaller than {source}"
+        return int(self._decide("max_tokens", limit, source))
+
+    def _stated_limit(self) -> tuple[int, str]:
+        if self._options.max_tokens is not None:
+            return self._options.max_tokens, "--max-tokens"
+        stated = self._read_object("sentence_bert_config.json").get("max_seq_length")
+        if stated is not None:
+            return self._positive(stated, "sentence_bert_config.json: max_seq_length")
+        limits = []
+        tokenizer_limit = self._tokenizer_config.get("model_max_length")
+        # Tokenizers without a limit of their own say 1e30.
+        if isinstance(tokenizer_limit, int | float) and 0 < tokenizer_limit < 1e9:
+            limits.append((int(tokenizer_limit), "tokenizer_config.json: model_max_length"))
+        if (positions := self._config.get("max_position_embeddings")) is not None:
+            rows, source = self._positive(positions, "config.json: max_position_embeddings")
+            limits.append((rows - self._position_offset(), source))
+        if not limits:
+            raise self._error("does not say how many tokens a text may have; settle it with --max-tokens")
+        return min(limits)
+
+    def _positive(self, value: object, source: str) -> tuple[int, str]:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise self._error(f"has a limit that is not a positive integer ({source})")
+        return value, source
+
+    def _position_offset(self) -> int:
+        return _POSITION_OFFSETS.get(str(self._config.get("model_type")), 0)
+
+    def _position_table(self) -> int | None:
+        rows = self._config.get("max_position_embeddings")
+        if self._config.get("model_type") not in _POSITION_OFFSETS or not isinstance(rows, int):
+            return None
+        return rows - self._position_offset()
+
+    def _prompts(self) -> dict[str, str]:
+        prompts = self._sentence_config.get("prompts") or {}
+        if not isinstance(prompts, dict) or not all(isinstance(prompt, str) for prompt in prompts.values()):
+            raise self._error("has prompts in config_sentence_transformers.json that are not strings")
+        source = "config_sentence_transformers.json" if prompts else "none are published in the folder"
+        self._decide("prompts", prompts, source)
+        return {"query": "", "document": ""} | prompts
+
+    def _default_prompt_name(self, prompts: Mapping[str, str]) -> str | None:
+        name = self._sentence_config.get("default_prompt_name")
+        if name is None:
+            return None
+        if name not in prompts:
+            raise self._error(f"has a default_prompt_name that is not among its prompts: {name!r}")
+        return str(self._decide("default_prompt_name", name, "config_sentence_transformers.json"))
+
+    def _pad_token(self) -> str | None:
+        token = self._tokenizer_config.get("pad_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        return token if isinstance(token, str) else None
+
+    def _side(self, name: str) -> bool:
+        side = self._tokenizer_config.get(name, "right")
+        if side not in ("left", "right"):
+            raise self._error(f"has a {name} in tokenizer_config.json that is neither left nor right")
+        if side == "left":
+            self._decide(name, side, "tokenizer_config.json")
+        return bool(side == "left")

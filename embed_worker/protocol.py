@@ -1,0 +1,499 @@
+"""The wire protocol, version 1: every message, its JSON form and its codec, and the closed set of error codes.
+
+The single definition, used by both packages. No I/O, no threads, no clock; stdlib and orjson only. The prose is
+`docs/protocol.md`, and a test holds its tables and the ones below together.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, NoReturn, TypeAlias, assert_never
+
+import orjson
+
+PROTOCOL_VERSION = 1
+MAX_ID_BYTES = 256
+MAX_ID_INTEGER = 2**53 - 1  # what every JSON implementation keeps exactly
+
+RequestId: TypeAlias = str | int | None  # None: unnumbered
+
+
+class ErrorCode(StrEnum):
+    """Why a request was not answered with vectors. Hosts branch on these, never on messages."""
+
+    PARSE_ERROR = "parse_error"
+    LINE_TOO_LONG = "line_too_long"
+    INVALID_REQUEST = "invalid_request"
+    UNKNOWN_METHOD = "unknown_method"
+    DUPLICATE_ID = "duplicate_id"
+    TOO_MANY_INPUTS = "too_many_inputs"
+    INPUT_TOO_LONG = "input_too_long"
+    MODEL_NOT_FOUND = "model_not_found"
+    MODEL_LOAD_FAILED = "model_load_failed"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    CANCELLED = "cancelled"
+    SHUTTING_DOWN = "shutting_down"
+    OUT_OF_MEMORY = "out_of_memory"
+    INFERENCE_FAILED = "inference_failed"
+    NON_FINITE_EMBEDDING = "non_finite_embedding"
+    INTERNAL_ERROR = "internal_error"
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same request may succeed when it is sent again."""
+        match self:
+            case (
+                ErrorCode.DEADLINE_EXCEEDED
+                | ErrorCode.SHUTTING_DOWN
+                | ErrorCode.OUT_OF_MEMORY
+                | ErrorCode.INTERNAL_ERROR
+            ):
+                return True
+            case (
+                ErrorCode.PARSE_ERROR
+                | ErrorCode.LINE_TOO_LONG
+                | ErrorCode.INVALID_REQUEST
+                | ErrorCode.UNKNOWN_METHOD
+                | ErrorCode.DUPLICATE_ID
+                | ErrorCode.TOO_MANY_INPUTS
+                | ErrorCode.INPUT_TOO_LONG
+                | ErrorCode.MODEL_NOT_FOUND
+                | ErrorCode.MODEL_LOAD_FAILED
+                | ErrorCode.CANCELLED
+                | ErrorCode.INFERENCE_FAILED
+                | ErrorCode.NON_FINITE_EMBEDDING
+            ):
+                return False
+            case _:
+                assert_never(self)
+
+
+class ExitCode:
+    """The exit statuses of the worker process."""
+
+    OK = 0
+    USAGE = 2
+    INTERNAL = 70
+    PIPE_FAILED = 74
+    OUT_OF_MEMORY = 75
+    UNUSABLE_MODEL = 78
+    RECYCLED = 79
+    INTERRUPTED = 130
+
+
+class ProtocolError(Exception):
+    """A line that cannot be served as it is; `code`, the message and `index` are the answer's."""
+
+    def __init__(self, code: ErrorCode, message: str, *, index: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.index = index
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a host must stay within; `info` advertises them."""
+
+    max_line_bytes: int = 32 * 2**20
+    max_inputs: int = 16_384
+    max_text_bytes: int = 2**20
+    max_in_flight: int = 1024
+    max_in_flight_bytes: int = 64 * 2**20
+
+
+class EncodingFormat(StrEnum):
+    """How the matrix of an answer is written. Both decode to identical bits."""
+
+    FLOAT = "float"
+    BASE64 = "base64"
+
+
+# Requests ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embed:
+    """Turn `inputs` into vectors. `None` stands for what the model's folder says."""
+
+    inputs: list[str]
+    model: str | None = None
+    normalize: bool | None = None
+    dimensions: int | None = None
+    prompt_name: str | None = None
+    prompt: str | None = None
+    truncate: bool = True
+    encoding_format: EncodingFormat = EncodingFormat.FLOAT
+    deadline_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Info:
+    """Describe a model and the worker once the model is ready: the readiness handshake."""
+
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ping:
+    """Is the reader alive, and is there progress?"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """Counters, gauges and percentiles."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancel:
+    """Stop the outstanding `embed` whose id is `target`."""
+
+    target: str | int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadModel:
+    """Load a model by name, or find it loaded."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnloadModel:
+    """Release a model once its running work is done."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shutdown:
+    """Finish accepted work, then exit 0."""
+
+
+Request: TypeAlias = Embed | Info | Ping | Metrics | Cancel | LoadModel | UnloadModel | Shutdown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Envelope:
+    """A line that is a JSON object with a usable id; its members are not checked yet."""
+
+    id: RequestId
+    members: dict[str, Any]
+    has_lone_surrogates: bool
+
+
+def parse_line(line: bytes) -> Envelope:
+    """Read one line as far as its id, so that whatever is wrong further on is answered under that id.
+
+    Raises:
+        ProtocolError: `parse_error`, or `invalid_request` for an id that cannot be used. Never another exception.
+    """
+    value, is_suspect = _parse_json(line)
+    if not isinstance(value, dict):
+        raise ProtocolError(ErrorCode.PARSE_ERROR, f"the line must be a JSON object, not {_kind(value)}")
+    request_id = value.pop("id", None)
+    if request_id is not None:
+        request_id = _check_id("id", request_id)
+    return Envelope(id=request_id, members=value, has_lone_surrogates=is_suspect)
+
+
+def decode_request(envelope: Envelope, limits: Limits) -> Request:
+    """Check the method and its members.
+
+    Raises:
+        ProtocolError: What is wrong, with the index of the input where one is to blame. Never another exception.
+    """
+    members = envelope.members
+    params = members.get("params", {})
+    method = _method(members, params)
+    if "params" in members:
+        if not isinstance(params, dict):
+            _refuse(f"`params` must be an object, not {_kind(params)}")
+        stray = sorted(set(members) - {"method", "params"})
+        if stray:
+            _refuse(f"beside `params` stand only `id` and `method`, not {_quoted(stray[0])}: move it into `params`")
+        members = params
+    else:
+        members = {name: value for name, value in members.items() if name != "method"}
+    if envelope.has_lone_surrogates:
+        _refuse_lone_surrogates(members)
+    spec = METHODS[method]
+    for name in members:
+        if name not in spec.parameters:
+            _refuse_unknown_member(method, name, spec.parameters)
+    checked = {
+        name: parameter.check(name, members[name], limits)
+        for name, parameter in spec.parameters.items()
+        if name in members and not (members[name] is None and not parameter.is_required)
+    }
+    for name, parameter in spec.parameters.items():
+        if parameter.is_required and name not in checked:
+            _refuse(f"`{method}` needs the member `{name}`")
+    return spec.build(checked)
+
+
+def _parse_json(line: bytes) -> tuple[Any, bool]:
+    """Parse with orjson; what it refuses although it is JSON (a lone surrogate, 1e400) is read again, slower."""
+    try:
+        return orjson.loads(line), False
+    except orjson.JSONDecodeError as error:
+        position = error.pos
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ProtocolError(ErrorCode.PARSE_ERROR, f"the line is not UTF-8 at byte {error.start}") from None
+    try:
+        return json.loads(text, parse_constant=_refuse_constant, parse_int=_parse_integer), True
+    except RecursionError:
+        raise ProtocolError(ErrorCode.PARSE_ERROR, "the line is not usable JSON: nested too deeply") from None
+    except ValueError:
+        raise ProtocolError(ErrorCode.PARSE_ERROR, f"the line is not JSON at character {position}") from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(name)  # NaN and Infinity are not JSON
+
+
+def _parse_integer(digits: str) -> int | float:
+    # int() refuses more than 4,300 digits, and nobody means such a number.
+    return int(digits) if len(digits) < 400 else math.inf
+
+
+def _check_id(name: str, value: object) -> str | int:
+    match value:
+        case bool():
+            pass
+        case int() if abs(value) <= MAX_ID_INTEGER:
+            return value
+        case str() if not _has_lone_surrogate(value) and len(value.encode()) <= MAX_ID_BYTES:
+            return value
+        case _:
+            pass
+    return _refuse(f"`{name}` must be a string of at most {MAX_ID_BYTES} bytes or an integer within ±(2^53-1)")
+
+
+def _method(members: Mapping[str, Any], params: object) -> str:
+    if "method" not in members:
+        if "inputs" in members or (isinstance(params, dict) and "inputs" in params):
+            return "embed"
+        _refuse("the request has neither `method` nor `inputs`")
+    method = members["method"]
+    if not isinstance(method, str):
+        _refuse(f"`method` must be a string, not {_kind(method)}")
+    if method not in METHODS:
+        raise ProtocolError(ErrorCode.UNKNOWN_METHOD, f"unknown method {_quoted(method)}{_meant(method, METHODS)}")
+    return method
+
+
+def _refuse_unknown_member(method: str, name: str, known: Mapping[str, object]) -> NoReturn:
+    _refuse(f"`{method}` has no member {_quoted(name)}{_meant(name, known)}")
+
+
+def _refuse_lone_surrogates(members: Mapping[str, Any]) -> None:
+    inputs = members.get("inputs")
+    for index, text in enumerate(inputs if isinstance(inputs, list) else [inputs]):
+        if isinstance(text, str) and _has_lone_surrogate(text):
+            _refuse(f"input {index} holds a lone surrogate, which is not Unicode text", index=index)
+    for name, value in members.items():
+        if _has_lone_surrogate(name) or (isinstance(value, str) and _has_lone_surrogate(value)):
+            _refuse(f"the member {_quoted(name)} holds a lone surrogate, which is not Unicode text")
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def _has_lone_surrogate(text: str) -> bool:
+    return _SURROGATE.search(text) is not None
+
+
+def _refuse(message: str, *, index: int | None = None) -> NoReturn:
+    raise ProtocolError(ErrorCode.INVALID_REQUEST, message, index=index)
+
+
+def _quoted(name: str) -> str:
+    """A name from the request, safe and short enough for a message."""
+    return ascii(name if len(name) <= 64 else name[:64] + "...")
+
+
+def _meant(name: str, known: Mapping[str, object]) -> str:
+    close = difflib.get_close_matches(name[:64].lower(), known, n=1, cutoff=0.6)
+    return f"; did you mean `{close[0]}`?" if close else ""
+
+
+def _kind(value: object) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a boolean"
+        case int() | float():
+            return "a number"
+        case str():
+            return "a string"
+        case list():
+            return "a list"
+        case _:
+            return "an object"
+
+
+# Parameters -------------------------------------------------------------------------------------------------------
+
+Check: TypeAlias = Callable[[str, Any, Limits], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One member of a method: how it is checked, and whether it may be left out. An optional one may be null."""
+
+    check: Check
+    is_required: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MethodSpec:
+    """The members of a method and the request that they build."""
+
+    build: Callable[[dict[str, Any]], Request]
+    parameters: dict[str, Parameter]
+
+
+def _string(name: str, value: Any, limits: Limits) -> str:
+    if not isinstance(value, str):
+        _refuse(f"`{name}` must be a string, not {_kind(value)}")
+    return value
+
+
+def _boolean(name: str, value: Any, limits: Limits) -> bool:
+    if not isinstance(value, bool):
+        _refuse(f"`{name}` must be true or false, not {_kind(value)}")
+    return value
+
+
+def _positive_integer(name: str, value: Any, limits: Limits) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        _refuse(f"`{name}` must be an integer of at least 1")
+    return value
+
+
+def _milliseconds(name: str, value: Any, limits: Limits) -> float:
+    # orjson reads an integer of 2^64 or more as a float; it is an integer all the same.
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    if not is_integer and not (isinstance(value, float) and 2**64 <= value < math.inf):
+        _refuse(f"`{name}` must be an integer of at least 0")
+    if value < 0:
+        _refuse(f"`{name}` must be an integer of at least 0")
+    return float(min(value, 10**18))  # beyond any clock, and float() refuses the largest integers
+
+
+def _encoding_format(name: str, value: Any, limits: Limits) -> EncodingFormat:
+    try:
+        return EncodingFormat(value)
+    except ValueError:
+        _refuse(f'`{name}` must be "float" or "base64"')
+
+
+def _prompt(name: str, value: Any, limits: Limits) -> str:
+    if len(_string(name, value, limits).encode()) > limits.max_text_bytes:
+        _refuse(f"`{name}` has more than {limits.max_text_bytes} bytes")
+    return str(value)
+
+
+def _inputs(name: str, value: Any, limits: Limits) -> list[str]:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list):
+        _refuse(f"`{name}` must be a string or a list of strings, not {_kind(value)}")
+    if len(texts) > limits.max_inputs:
+        message = f"{len(texts)} inputs, the limit is {limits.max_inputs}"
+        raise ProtocolError(ErrorCode.TOO_MANY_INPUTS, message)
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            _refuse(f"input {index} must be a string, not {_kind(text)}", index=index)
+        # No character takes more than four bytes: most texts need not be encoded to be measured.
+        if len(text) * 4 > limits.max_text_bytes and (size := len(text.encode())) > limits.max_text_bytes:
+            message = f"input {index} has {size} bytes, the limit is {limits.max_text_bytes}"
+            raise ProtocolError(ErrorCode.INPUT_TOO_LONG, message, index=index)
+    return texts
+
+
+def _target(name: str, value: Any, limits: Limits) -> str | int:
+    return _check_id(name, value)
+
+
+def _anything(name: str, value: Any, limits: Limits) -> Any:
+    return value
+
+
+def _build_embed(members: dict[str, Any]) -> Embed:
+    if "prompt" in members and "prompt_name" in members:
+        _refuse("`prompt` and `prompt_name` exclude each other")
+    return Embed(**members)
+
+
+def _build_load_model(members: dict[str, Any]) -> LoadModel:
+    return LoadModel(model=members["model"])
+
+
+_EMBED = MethodSpec(
+    _build_embed,
+    {
+        "inputs": Parameter(_inputs, is_required=True),
+        "model": Parameter(_string),
+        "normalize": Parameter(_boolean),
+        "dimensions": Parameter(_positive_integer),
+        "prompt_name": Parameter(_string),
+        "prompt": Parameter(_prompt),
+        "truncate": Parameter(_boolean),
+        "encoding_format": Parameter(_encoding_format),
+        "deadline_ms": Parameter(_milliseconds),
+    },
+)
+
+METHODS: dict[str, MethodSpec] = {
+    "embed": _EMBED,
+    "embed_batch": _EMBED,
+    "info": MethodSpec(lambda members: Info(**members), {"model": Parameter(_string)}),
+    "ping": MethodSpec(lambda members: Ping(), {}),
+    "metrics": MethodSpec(lambda members: Metrics(), {}),
+    "cancel": MethodSpec(lambda members: Cancel(**members), {"target": Parameter(_target, is_required=True)}),
+    "load_model": MethodSpec(
+        _build_load_model, {"model": Parameter(_string, is_required=True), "cache_dir": Parameter(_anything)}
+    ),
+    "unload_model": MethodSpec(lambda members: UnloadModel(**members), {"model": Parameter(_string, is_required=True)}),
+    "shutdown": MethodSpec(lambda members: Shutdown(), {}),
+}
+
+
+# Responses --------------------------------------------------------------------------------------------------------
+
+
+def encode_success(request_id: RequestId, line_number: int, members: Mapping[str, Any]) -> bytes:
+    """Write one successful answer, newline included.
+
+    Args:
+        request_id: Echoed as the first member.
+        line_number: 1-based; written only when the id is null.
+        members: What the method answers beside `id` and `status`; numpy arrays of float32 must be C-contiguous.
+    """
+    head: dict[str, Any] = {"id": request_id}
+    if request_id is None:
+        head["line"] = line_number
+    head["status"] = "ok"
+    return orjson.dumps(head | dict(members), option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
+
+
+def encode_error(
+    request_id: RequestId, line_number: int, code: ErrorCode, message: str, index: int | None = None
+) -> bytes:
+    """Write one error answer, newline included; `line_number` (1-based) only when the id is null."""
+    members: dict[str, Any] = {"id": request_id}
+    if request_id is None:
+        members["line"] = line_number
+    members |= {"status": "error", "code": str(code), "message": message, "retryable": code.retryable}
+    if index is not None:
+        members["index"] = index
+    return orjson.dumps(members, option=orjson.OPT_APPEND_NEWLINE)

@@ -1,0 +1,203 @@
+"""Which rows run next: pure, without I/O, threads or a clock. The server guards it with its lock.
+
+A *job* is the work of one request, a *row* is one of its texts. A micro-batch is cut by a token budget (rows times the
+longest row) from rows of similar length, across all jobs of one model.
+
+The job with the least work left leads, so that a short request overtakes a long one. Small jobs and bulk jobs are
+batched apart: a query never pays for riding along with a full micro-batch of somebody's import. Every so many
+micro-batches the oldest job leads instead, so that nobody starves.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_left, bisect_right, insort
+from collections import deque
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+from weakref import WeakValueDictionary
+
+J = TypeVar("J", bound=Hashable)
+
+_PATIENCE = 8  # one micro-batch in so many is led by the oldest job
+# Rows this much shorter than the longest are padded to it; for the others a micro-batch of their own is cheaper.
+# Measured: the fixed cost of a run is about that of 16 tokens (docs/decisions.md).
+_PADDING_TOKENS = 16
+_PADDING_SHARE = 4  # or a quarter of the longest
+
+
+@dataclass(slots=True, eq=False)
+class Row(Generic[J]):
+    """One text that waits to be run.
+
+    Attributes:
+        job: Whose text it is.
+        index: Its place among the inputs of the request.
+        tokens: Its length, special tokens included, after truncation.
+    """
+
+    job: J
+    index: int
+    tokens: int
+    is_waiting: bool = True
+
+
+@dataclass(slots=True)
+class _Job(Generic[J]):
+    pool: _Pool[J]
+    tokens_left: int  # an estimate: the tokens of the texts that are not tokenised yet are not known
+    longest_first: list[tuple[int, int, Row[J]]] = field(default_factory=list)  # heap; rows already taken linger in it
+    waiting: int = 0
+
+
+class Scheduler(Generic[J]):
+    """Rows in, micro-batches out. Every row that is added leaves in exactly one batch, unless its job is closed."""
+
+    def __init__(self, *, batch_tokens: int, max_rows: int | None = None) -> None:
+        """Start empty.
+
+        Args:
+            batch_tokens: The budget of a micro-batch.
+            max_rows: Most rows of a micro-batch; None: as many as the budget takes.
+        """
+        self._batch_tokens = batch_tokens
+        self._max_rows = max_rows or batch_tokens
+        self._jobs: dict[J, _Job[J]] = {}  # in the order of arrival
+        # A pool lives as long as a job of its kind: models come and go.
+        self._pools: WeakValueDictionary[tuple[Hashable, bool], _Pool[J]] = WeakValueDictionary()
+        self._batches = 0
+        self._added = 0
+        self.waiting_rows = 0
+        self.waiting_small_rows = 0
+
+    def open(self, job: J, *, model: Hashable, expected_tokens: int) -> None:
+        """Announce a job; its rows may follow in pieces.
+
+        Args:
+            job: Not open already.
+            model: Rows of different models never share a micro-batch.
+            expected_tokens: An estimate of its whole work. Up to one micro-batch it counts as small.
+        """
+        is_small = expected_tokens <= self._batch_tokens
+        pool = self._pools.setdefault((model, is_small), _Pool(is_small=is_small))
+        self._jobs[job] = _Job(pool, expected_tokens)
+
+    def add(self, rows: Iterable[Row[J]]) -> None:
+        """Queue rows of open jobs."""
+        for row in rows:
+            job = self._jobs[row.job]
+            job.pool.add(row)
+            self._added += 1
+            heapq.heappush(job.longest_first, (-row.tokens, self._added, row))
+            self._count(job, 1)
+
+    def close(self, job: J) -> None:
+        """Forget a job and drop those of its rows that have not left; closing an unknown job does nothing."""
+        closed = self._jobs.pop(job, None)
+        if closed is None:
+            return
+        dropped = [row for _, _, row in closed.longest_first if row.is_waiting]
+        for row in dropped:
+            row.is_waiting = False
+        self._count(closed, -len(dropped))
+        closed.pool.sweep({row.tokens for row in dropped})
+
+    def next_batch(self) -> list[Row[J]]:
+        """Take the rows to run next: at most the budget together, or one row that is longer than it alone.
+
+        Returns:
+            At least one row, or an empty list when none waits. All of one model.
+        """
+        lead = self._lead()
+        if lead is None:
+            return []
+        self._batches += 1
+        first = self._take_longest(lead)
+        batch = [first]
+        widest = first.tokens
+        for row in lead.pool.similar(first.tokens):
+            longest = max(widest, row.tokens)
+            if len(batch) >= self._max_rows or (len(batch) + 1) * longest > self._batch_tokens:
+                break
+            widest = longest
+            self._take(row)
+            batch.append(row)
+        return batch
+
+    def _lead(self) -> _Job[J] | None:
+        waiting = (job for job in self._jobs.values() if job.waiting)
+        if self._batches % _PATIENCE == _PATIENCE - 1:
+            return next(waiting, None)
+        return min(waiting, key=lambda job: job.tokens_left, default=None)
+
+    def _take_longest(self, job: _Job[J]) -> Row[J]:
+        while True:
+            row = heapq.heappop(job.longest_first)[2]
+            if row.is_waiting:
+                self._take(row)
+                return row
+
+    def _take(self, row: Row[J]) -> None:
+        row.is_waiting = False
+        job = self._jobs[row.job]
+        job.tokens_left -= row.tokens
+        self._count(job, -1)
+
+    def _count(self, job: _Job[J], change: int) -> None:
+        job.waiting += change
+        self.waiting_rows += change
+        if job.pool.is_small:
+            self.waiting_small_rows += change
+
+
+class _Pool(Generic[J]):
+    """Waiting rows by length, each length in the order of arrival. Rows that left another way linger until passed."""
+
+    def __init__(self, *, is_small: bool) -> None:
+        self.is_small = is_small
+        self._by_length: dict[int, deque[Row[J]]] = {}
+        self._lengths: list[int] = []  # the keys, sorted
+
+    def add(self, row: Row[J]) -> None:
+        rows = self._by_length.get(row.tokens)
+        if rows is None:
+            rows = self._by_length[row.tokens] = deque()
+            insort(self._lengths, row.tokens)
+        rows.append(row)
+
+    def similar(self, tokens: int) -> Iterator[Row[J]]:
+        """Yield waiting rows that go well with one of this length: shorter ones, the longest first, then longer ones.
+
+        The caller takes each row it is given before it asks for the next.
+        """
+        margin = max(_PADDING_TOKENS, tokens // _PADDING_SHARE)
+        low = bisect_left(self._lengths, tokens - margin)
+        here = bisect_right(self._lengths, tokens)
+        high = bisect_right(self._lengths, tokens + margin)
+        for length in self._lengths[low:here][::-1] + self._lengths[here:high]:
+            yield from self._waiting(length)
+
+    def sweep(self, lengths: Iterable[int]) -> None:
+        """Forget the rows of these lengths that no longer wait."""
+        for length in lengths:
+            for _ in range(len(rows := self._by_length[length])):
+                row = rows.popleft()
+                if row.is_waiting:
+                    rows.append(row)
+            self._drop_if_empty(length)
+
+    def _drop_if_empty(self, length: int) -> None:
+        if not self._by_length[length]:
+            del self._by_length[length]
+            self._lengths.remove(length)
+
+    def _waiting(self, length: int) -> Iterator[Row[J]]:
+        rows = self._by_length[length]
+        while rows:
+            if rows[0].is_waiting:
+                yield rows[0]
+                if rows[0].is_waiting:
+                    return  # refused: it would not fit
+            rows.popleft()
+        self._drop_if_empty(length)

@@ -1,0 +1,240 @@
+"""The two descriptors of the wire: claimed for good, read in bounded lines, written one whole line at a time.
+
+It knows nothing of JSON. Nothing else in the package reads descriptor 0 or writes descriptor 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+_READ_BYTES = 256 * 1024
+_BOM = b"\xef\xbb\xbf"
+
+
+class WireError(Exception):
+    """The protocol's descriptors are missing or failed; the message is one sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """The claimed descriptors: requests are read from `reading`, responses are written to `writing`."""
+
+    reading: int
+    writing: int
+
+
+def claim() -> Wire:
+    """Take the protocol's descriptors away from everybody else in the process, once, for its whole life.
+
+    Afterwards descriptor 0 is the null device, descriptor 1 is standard error (the null device where that is closed),
+    and the wire lives on private descriptors that children do not inherit. Call it before anything heavy is imported:
+    native libraries print to descriptor 1 at import.
+
+    Raises:
+        WireError: Standard input or standard output was closed when the process started.
+    """
+    # An interpreter that starts with a closed descriptor leaves the stream None; the number itself may be taken by now.
+    for name, stream, descriptor in (("input", sys.stdin, 0), ("output", sys.stdout, 1)):
+        if stream is None or not _is_open(descriptor):
+            raise WireError(f"standard {name} is closed: the worker speaks over it")
+    if not _is_open(2):
+        _point(2, os.devnull, os.O_WRONLY)
+    wire = Wire(reading=_private_copy(0), writing=_private_copy(1))
+    # On Windows the C runtime's dup2 moves the process's standard handles along with descriptors 0 to 2.
+    os.dup2(2, 1)
+    _point(0, os.devnull, os.O_RDONLY)
+    sys.stdout = sys.stderr  # its buffer would otherwise be lost at the quick exit
+    return wire
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+def _private_copy(descriptor: int) -> int:
+    if sys.platform == "win32":
+        import msvcrt
+
+        copy = os.dup(descriptor)
+        msvcrt.setmode(copy, os.O_BINARY)
+        return copy
+    import fcntl
+
+    # Above the numbers that a careless library or a shell might address, and closed in children.
+    return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 10)
+
+
+def _point(descriptor: int, path: str, flags: int) -> None:
+    opened = os.open(path, flags)
+    if opened != descriptor:
+        os.dup2(opened, descriptor)
+        os.close(opened)
+
+
+# Reading ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line without its newline, and its 1-based number. `data` is None for a line over the limit."""
+
+    number: int
+    data: bytes | None
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether there is nothing but white space."""
+        return self.data is not None and not self.data.strip()
+
+
+class LineSplitter:
+    """Cut a byte stream into lines, in time linear in its length however it is cut into pieces.
+
+    An over-long line is dropped as it arrives, so that no more than `max_line_bytes` and one piece are held.
+    """
+
+    def __init__(self, max_line_bytes: int) -> None:
+        self._max_line_bytes = max_line_bytes
+        self._pieces: list[bytes] = []  # of the line that has no newline yet
+        self._length = 0  # of that line so far, dropped bytes included
+        self._number = 1
+
+    def feed(self, chunk: bytes) -> list[Line]:
+        """Take the next piece of the stream; return the lines that it completes, in order."""
+        first, *others = chunk.split(b"\n")
+        self._append(first)
+        lines = []
+        for piece in others:
+            lines.append(self._complete())
+            self._append(piece)
+        return lines
+
+    def finish(self) -> list[Line]:
+        """End the stream; return the last line where it had no newline."""
+        return [self._complete()] if self._length else []
+
+    def _append(self, piece: bytes) -> None:
+        if not piece:
+            return
+        self._length += len(piece)
+        if self._length > self._allowed():
+            self._pieces.clear()
+        else:
+            self._pieces.append(piece)
+
+    def _allowed(self) -> int:
+        # A byte-order mark before the first line is not part of it.
+        return self._max_line_bytes + (len(_BOM) if self._number == 1 else 0)
+
+    def _complete(self) -> Line:
+        data: bytes | None = None
+        if self._length <= self._allowed():
+            data = b"".join(self._pieces)
+            if self._number == 1:
+                data = data.removeprefix(_BOM)
+            if len(data) > self._max_line_bytes:
+                data = None
+        line = Line(self._number, data)
+        self._pieces.clear()
+        self._length = 0
+        self._number += 1
+        return line
+
+
+def read_lines(descriptor: int, max_line_bytes: int) -> Iterator[Line]:
+    """Yield the lines of a descriptor until its end; the last one needs no newline.
+
+    Raises:
+        WireError: The descriptor could not be read, which is not an end of input.
+    """
+    splitter = LineSplitter(max_line_bytes)
+    while True:
+        try:
+            chunk = os.read(descriptor, _READ_BYTES)
+        except BlockingIOError:  # a host may have made its side of a socket or terminal non-blocking, and so ours
+            _wait_until_ready(descriptor, for_writing=False)
+            continue
+        except OSError as error:
+            if sys.platform == "win32" and error.errno == errno.EPIPE:
+                chunk = b""  # how Windows says that the writer has closed its end
+            else:
+                raise WireError(f"standard input cannot be read: {error.strerror or error}") from error
+        if not chunk:
+            yield from splitter.finish()
+            return
+        yield from splitter.feed(chunk)
+
+
+def _wait_until_ready(descriptor: int, *, for_writing: bool) -> None:
+    """Sleep until a non-blocking descriptor can be used, or a second has passed."""
+    if sys.platform == "win32":
+        threading.Event().wait(0.001)  # select() knows only sockets there
+        return
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT if for_writing else select.POLLIN)
+    poll.poll(1000)
+
+
+# Writing ----------------------------------------------------------------------------------------------------------
+
+
+class LineWriter:
+    """Write whole lines from any thread, never interleaved: one lock, one buffer a line.
+
+    Once a write fails nobody reads any more: later lines are dropped, and `on_broken` is called once, from the thread
+    that found out and with no lock held.
+    """
+
+    def __init__(self, descriptor: int, on_broken: Callable[[], None]) -> None:
+        self._descriptor = descriptor
+        self._on_broken = on_broken
+        self._lock = threading.Lock()
+        self._is_broken = False
+
+    def write(self, line: bytes, before_first_byte: Callable[[], None] | None = None) -> None:
+        """Write one line, its newline included; call `before_first_byte` when its turn has come."""
+        with self._lock:
+            if before_first_byte is not None:
+                before_first_byte()
+            if self._is_broken:
+                return
+            try:
+                self._write_all(line)
+                return
+            except OSError:
+                self._is_broken = True
+        self._on_broken()
+
+    def try_acquire(self, timeout_s: float) -> bool:
+        """Keep everybody else from writing from now on, for ever; False if a write is stuck for that long."""
+        return self._lock.acquire(timeout=timeout_s)
+
+    def is_abandoned(self) -> bool:
+        """Whether nobody can read what would be written, as far as the system tells without a write."""
+        if sys.platform == "win32":
+            return self._is_broken
+        poll = select.poll()
+        poll.register(self._descriptor, 0)
+        with contextlib.suppress(OSError):
+            # Not POLLNVAL: macOS answers that for the null device.
+            return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+        return self._is_broken
+
+    def _write_all(self, line: bytes) -> None:
+        rest = memoryview(line)
+        while rest:
+            try:
+                rest = rest[os.write(self._descriptor, rest) :]
+            except BlockingIOError:
+                _wait_until_ready(self._descriptor, for_writing=True)
