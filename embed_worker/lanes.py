@@ -6,7 +6,6 @@ the jobs and the scheduler and is never held while a lane works. What comes firs
 
 from __future__ import annotations
 
-import binascii
 import heapq
 import itertools
 import logging
@@ -14,13 +13,13 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import TYPE_CHECKING
 
 from embed_worker.answers import Answer
 from embed_worker.errors import OutOfMemoryError, RequestFailed
 from embed_worker.metrics import Metrics
 from embed_worker.model_store import ModelSlot
-from embed_worker.protocol import Embed, EncodingFormat, ErrorCode, encode_success
+from embed_worker.protocol import Embed, ErrorCode, encode_vectors
 from embed_worker.scheduler import Row, Scheduler
 
 if TYPE_CHECKING:  # the loader imports what is heavy, in its own time
@@ -437,17 +436,15 @@ class Lanes:
             index = int(good.argmin())
             return self._error_line(job, ErrorCode.NON_FINITE_EMBEDDING, _no_length(index), index)
         self._metrics.count_embedded(job.tokens, (now - job.arrived_s) * 1e3)
-        members: dict[str, Any] = {
+        before = {
             "model": model.name,
             "fingerprint": model.fingerprint,
             "dimension": vectors.shape[1],
             "count": len(vectors),
-            **_encoded(vectors, request.encoding_format),
-            "tokens": job.tokens,
-            "truncated": job.truncated,
-            "timing_ms": _timing_ms(job, now),
         }
-        return encode_success(job.answer.request_id, job.answer.line_number, members)
+        after = {"tokens": job.tokens, "truncated": job.truncated, "timing_ms": _timing_ms(job, now)}
+        answer = job.answer
+        return encode_vectors(answer.request_id, answer.line_number, before, vectors, request.encoding_format, after)
 
 
 _DEADLINE_PASSED = "the deadline passed before the answer was ready"
@@ -482,16 +479,6 @@ def _check_against_model(request: Embed, model: LoadedModel) -> None:
     if request.normalize is False and model.engine.normalizes_itself:
         message = "`normalize` cannot be false: the model's graph normalises by itself"
         raise RequestFailed(ErrorCode.INVALID_REQUEST, message)
-
-
-def _encoded(vectors: Float32, encoding: EncodingFormat) -> dict[str, Any]:
-    match encoding:
-        case EncodingFormat.FLOAT:
-            return {"embeddings": vectors}
-        case EncodingFormat.BASE64:
-            return {"embeddings_base64": binascii.b2a_base64(vectors.data, newline=False).decode("ascii")}
-        case _:
-            assert_never(encoding)
 
 
 def _timing_ms(job: Job, now: float) -> dict[str, float]:

@@ -23,6 +23,7 @@ MANIFEST_NAME = "manifest.json"
 FORMAT = 1
 MAX_REMEMBERED_FILES = 1024
 
+_HIDDEN = re.compile(r"(^|/)\.")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # Control characters and lone surrogates: no such name can be printed, and some cannot be opened.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
@@ -94,14 +95,14 @@ class Manifest:
 
     @classmethod
     def of_folder(cls, folder: Path, *, name: str, source: str, license: str) -> Self:
-        """Hash every file of a folder except its manifest.
+        """Hash every file of a folder except its manifest, and hidden ones: git's, a file manager's, a download's.
 
         Raises:
             ManifestError: A file's name cannot stand in a manifest.
             OSError: A file cannot be read.
         """
         files = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
-        files.pop(MANIFEST_NAME, None)
+        files = {path: file for path, file in files.items() if path != MANIFEST_NAME and not _HIDDEN.search(path)}
         records = {
             _inner_path(path): FileRecord(sha256=file_sha256(file), size=file.stat().st_size)
             for path, file in sorted(files.items())
@@ -216,13 +217,14 @@ def _check_hash(file: Path, path: str, record: FileRecord) -> None:
         raise ManifestError(f"{path} cannot be read: {error.strerror}.") from error
     if actual != record.sha256:
         raise ManifestError(
-            f"{path} is not the file of its manifest: its SHA-256 is {actual}, not {record.sha256}; get the model again."
+            f"{path} is not the file of its manifest: its SHA-256 is {actual} and not {record.sha256}; "
+            "get the model again."
         )
 
 
 # What was verified before ------------------------------------------------------------------------------------------
 
-# A file's absolute path → [size, modification time in ns, inode, SHA-256]: a list, because that is what JSON gives back.
+# A file's absolute path → [size, modification time in ns, inode, SHA-256]; a list, because JSON gives one back.
 _Verified: TypeAlias = dict[str, list[int | str]]
 
 
@@ -240,7 +242,7 @@ def _state(file: Path, path: str, record: FileRecord) -> list[int | str]:
         raise ManifestError(f"{path} cannot be read: {error.strerror}.") from error
     if status.st_size != record.size:
         raise ManifestError(
-            f"{path} is not the file of its manifest: it has {status.st_size} bytes, not {record.size}; "
+            f"{path} is not the file of its manifest: it has {status.st_size} bytes and not {record.size}; "
             "get the model again."
         )
     return [status.st_size, status.st_mtime_ns, status.st_ino, record.sha256]

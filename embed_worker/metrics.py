@@ -7,6 +7,8 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any
 
+from embed_worker.protocol import ErrorCode
+
 _WINDOW = 1024  # recent requests that the percentiles speak of
 
 
@@ -41,10 +43,10 @@ class Metrics:
             self._tokens += sum(tokens)
             self._total_ms.append(total_ms)
 
-    def count_error(self, code: str) -> None:
+    def count_error(self, code: ErrorCode) -> None:
         """Note a request line that was answered with an error."""
         with self._lock:
-            self._answers[code] += 1
+            self._answers[code.value] += 1
 
     def snapshot(self) -> dict[str, Any]:
         """Return everything at one moment; times in milliseconds."""

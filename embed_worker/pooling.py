@@ -115,10 +115,15 @@ def finish_vectors(raw: Float32, dimensions: int | None, *, normalize: bool) -> 
         (B, dimensions) float32, C-contiguous. A vector of norm 0 stays 0 for the caller to refuse.
     """
     kept = raw[:, :dimensions]
-    if normalize:
-        unit = kept / np.maximum(norms(kept), np.finfo(np.float64).tiny)[:, None]
-        return unit.astype(np.float32)
-    return np.ascontiguousarray(kept, dtype=np.float32)
+    finished = np.empty(kept.shape, np.float32)
+    for first in range(0, len(kept), _PIECE_ROWS):
+        piece = kept[first : first + _PIECE_ROWS]
+        lengths = np.maximum(norms(piece), np.finfo(np.float64).tiny)[:, None] if normalize else 1
+        finished[first : first + _PIECE_ROWS] = piece / lengths
+    return finished
+
+
+_PIECE_ROWS = 1024  # norms are computed in float64: the copy of a whole matrix would be twice its size
 
 
 def norms(vectors: Float32) -> NDArray[np.float64]:

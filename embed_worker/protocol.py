@@ -6,6 +6,8 @@ The single definition, used by both packages. No I/O, no threads, no clock; stdl
 
 from __future__ import annotations
 
+import binascii
+import dataclasses
 import difflib
 import json
 import math
@@ -477,13 +479,52 @@ def encode_success(request_id: RequestId, line_number: int, members: Mapping[str
     Args:
         request_id: Echoed as the first member.
         line_number: 1-based; written only when the id is null.
-        members: What the method answers beside `id` and `status`; numpy arrays of float32 must be C-contiguous.
+        members: What the method answers beside `id` and `status`.
     """
-    head: dict[str, Any] = {"id": request_id}
+    return orjson.dumps(_success_head(request_id, line_number) | dict(members), option=orjson.OPT_APPEND_NEWLINE)
+
+
+def encode_vectors(
+    request_id: RequestId,
+    line_number: int,
+    before: Mapping[str, Any],
+    vectors: Any,
+    encoding: EncodingFormat,
+    after: Mapping[str, Any],
+) -> bytes:
+    """Write the answer to an `embed`, newline included.
+
+    The matrix is encoded in pieces: the encoders hold the interpreter lock, and a reader must get its turn meanwhile.
+
+    Args:
+        request_id: Echoed as the first member.
+        line_number: 1-based; written only when the id is null.
+        before: The members that stand before the vectors.
+        vectors: (count, dimension) numpy array of little-endian float32, C-contiguous.
+        encoding: How they are written.
+        after: The members that stand after them; at least one.
+    """
+    head = orjson.dumps(_success_head(request_id, line_number) | dict(before))
+    tail = orjson.dumps(dict(after), option=orjson.OPT_APPEND_NEWLINE)
+    pieces = [vectors[first : first + _PIECE_ROWS] for first in range(0, len(vectors), _PIECE_ROWS)]
+    match encoding:
+        case EncodingFormat.FLOAT:
+            rows = (orjson.dumps(piece, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1] for piece in pieces)
+            return b"".join((head[:-1], b',"embeddings":[', b",".join(rows), b"],", tail[1:]))
+        case EncodingFormat.BASE64:
+            packed = (binascii.b2a_base64(piece.data, newline=False) for piece in pieces)
+            return b"".join((head[:-1], b',"embeddings_base64":"', *packed, b'",', tail[1:]))
+        case _:
+            assert_never(encoding)
+
+
+_PIECE_ROWS = 384  # some milliseconds of work, and a multiple of 3, so that base64 pieces need no padding between them
+
+
+def _success_head(request_id: RequestId, line_number: int) -> dict[str, Any]:
     if request_id is None:
-        head["line"] = line_number
-    head["status"] = "ok"
-    return orjson.dumps(head | dict(members), option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
+        return {"id": None, "line": line_number, "status": "ok"}
+    return {"id": request_id, "status": "ok"}
 
 
 def encode_error(
@@ -497,3 +538,108 @@ def encode_error(
     if index is not None:
         members["index"] = index
     return orjson.dumps(members, option=orjson.OPT_APPEND_NEWLINE)
+
+
+# The host's side --------------------------------------------------------------------------------------------------
+
+_METHOD_NAMES: dict[type, str] = {
+    Embed: "embed",
+    Info: "info",
+    Ping: "ping",
+    Metrics: "metrics",
+    Cancel: "cancel",
+    LoadModel: "load_model",
+    UnloadModel: "unload_model",
+    Shutdown: "shutdown",
+}
+_MEMBER_NAMES = {kind: tuple(field.name for field in dataclasses.fields(kind)) for kind in _METHOD_NAMES}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Success:
+    """An answer with what was asked for: the method's members, `id` and `status` taken away."""
+
+    id: RequestId
+    members: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """An answer that is an error. `code` may be one that this version does not know."""
+
+    id: RequestId
+    code: str
+    message: str
+    is_retryable: bool
+    index: int | None
+
+
+Response: TypeAlias = Success | Failure
+
+
+def encode_request(request_id: str | int, request: Request) -> bytes:
+    """Write one request line, newline included; members that are None are left to the worker's defaults.
+
+    Raises:
+        ProtocolError: A string that cannot be UTF-8.
+    """
+    kind = type(request)
+    members: dict[str, Any] = {"id": request_id, "method": _METHOD_NAMES[kind]}
+    for name in _MEMBER_NAMES[kind]:
+        if (value := getattr(request, name)) is not None:
+            members[name] = value
+    try:
+        return orjson.dumps(members, option=orjson.OPT_APPEND_NEWLINE)
+    except orjson.JSONEncodeError as error:
+        raise ProtocolError(ErrorCode.INVALID_REQUEST, f"the request cannot be written: {error}") from None
+
+
+def decode_response(line: bytes) -> Response:
+    """Read one answer; members that nobody knows are kept in `Success.members`.
+
+    Raises:
+        ProtocolError: `parse_error`: not an answer of this protocol. Never another exception.
+    """
+    try:
+        members = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise ProtocolError(ErrorCode.PARSE_ERROR, f"not JSON at byte {error.pos}") from None
+    if not isinstance(members, dict):
+        raise ProtocolError(ErrorCode.PARSE_ERROR, f"{_kind(members)} instead of an object")
+    request_id = members.pop("id", None)
+    match members.pop("status", None):
+        case "ok":
+            return Success(id=request_id, members=members)
+        case "error":
+            index = members.get("index")
+            return Failure(
+                id=request_id,
+                code=str(members.get("code", "")),
+                message=str(members.get("message", "")),
+                is_retryable=members.get("retryable") is True,
+                index=index if isinstance(index, int) else None,
+            )
+        case _:
+            raise ProtocolError(ErrorCode.PARSE_ERROR, 'an object whose `status` is neither "ok" nor "error"')
+
+
+def decode_matrix(members: Mapping[str, Any], count: int, dimension: int) -> bytes:
+    """Decode `embeddings_base64` into row-major little-endian float32, after checking that it is what was asked for.
+
+    Raises:
+        ProtocolError: `parse_error`: another count, dimension or length.
+    """
+    told = (members.get("count"), members.get("dimension"))
+    if told != (count, dimension):
+        raise ProtocolError(ErrorCode.PARSE_ERROR, f"count and dimension {told}, expected {(count, dimension)}")
+    encoded = members.get("embeddings_base64")
+    if not isinstance(encoded, str):
+        raise ProtocolError(ErrorCode.PARSE_ERROR, "no `embeddings_base64`")
+    try:
+        matrix = binascii.a2b_base64(encoded, strict_mode=True) if encoded else b""
+    except ValueError as error:  # binascii.Error is one; so is a character beyond ASCII
+        raise ProtocolError(ErrorCode.PARSE_ERROR, f"`embeddings_base64`: {error}") from None
+    if len(matrix) != count * dimension * 4:
+        message = f"{len(matrix)} bytes of vectors, expected {count} x {dimension} x 4"
+        raise ProtocolError(ErrorCode.PARSE_ERROR, message)
+    return matrix

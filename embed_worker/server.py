@@ -102,6 +102,7 @@ class Server:
         self._jobs_by_id: dict[str | int, Job] = {}
         self._started_s = self._clock()
         self._state = State.LOADING
+        self._has_no_model = False  # the default model failed at start
         self._is_deaf = False  # after a signal nothing more is read
         self._is_input_over = False
         self._refusal: tuple[ErrorCode, str] | None = None  # what new work is answered with, once there is none to be
@@ -219,6 +220,8 @@ class Server:
     def _close(self, status: int) -> int:
         """Let the line that is being handled and the one that is being written end; then nothing moves any more."""
         self._gate.acquire(timeout=_STUCK_WRITE_S)
+        if self._has_no_model:  # a drain for another reason may have been quicker
+            status = ExitCode.UNUSABLE_MODEL
         return status if self._writer.try_acquire(_STUCK_WRITE_S) else ExitCode.PIPE_FAILED
 
     # Reading
@@ -378,6 +381,7 @@ class Server:
             self.stop(Stop.OUT_OF_MEMORY)
             return
         # Whatever is wrong, also a name that is not found: the host asked for a worker with this model.
+        self._has_no_model = True
         self._refuse(ErrorCode.MODEL_LOAD_FAILED, str(slot.error))
         self._fail_everything(ErrorCode.MODEL_LOAD_FAILED, str(slot.error))
         self.stop(Stop.NO_MODEL)

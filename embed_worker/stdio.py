@@ -46,6 +46,8 @@ def claim() -> Wire:
             raise WireError(f"standard {name} is closed: the worker speaks over it")
     if not _is_open(2):
         _point(2, os.devnull, os.O_WRONLY)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", closefd=False)
     wire = Wire(reading=_private_copy(0), writing=_private_copy(1))
     # On Windows the C runtime's dup2 moves the process's standard handles along with descriptors 0 to 2.
     os.dup2(2, 1)
