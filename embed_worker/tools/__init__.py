@@ -1,0 +1,1 @@
+"""Commands beside the worker: nothing here is imported while serving."""
