@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from embed_worker.engine import LoadedModel
 
 _SUPERVISED_DRAIN_S = 10.0
+_MAX_LANES = 32  # beyond, the interpreter lock is what lanes wait for
 
 _DESCRIPTION = """\
 Turn texts into embeddings: JSON lines on standard input, JSON lines on standard output.
@@ -61,6 +62,7 @@ def serve(config: WorkerConfig, *, log_level: str = "warning", log_format: LogFo
 
     _exit_quietly_on_signals(is_supervised=config.is_supervised)
     is_parent_alive = machine.watch_parent()
+    machine.bound_kept_memory()
     try:
         wire = stdio.claim()
     except (stdio.WireError, OSError) as error:
@@ -85,7 +87,7 @@ def serve(config: WorkerConfig, *, log_level: str = "warning", log_format: LogFo
             writer_descriptor=wire.writing,
             is_parent_alive=is_parent_alive,
         ),
-        lanes=1,
+        lanes=min(threads, _MAX_LANES),
     )
     _stop_on_signals(lambda: worker.stop(server.Stop.TERMINATED), lambda: worker.stop(server.Stop.INTERRUPTED))
     try:
@@ -129,7 +131,15 @@ class _StartModel(argparse.Action):
     """`--model`: begin the next model; the options after it settle its folder."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        namespace.models = [*(namespace.models or []), {"name_or_path": values}]
+        models = namespace.models or []
+        if models and "name_or_path" not in models[-1]:
+            settled = ", ".join(f"--{name.replace('_', '-')}" for name in models[-1])
+            parser.error(f"{settled} must come after the --model that it settles")
+        if os.path.basename(os.path.abspath(values)) in (
+            os.path.basename(os.path.abspath(m["name_or_path"])) for m in models
+        ):
+            parser.error(f"two models have the name that {values!r} ends in: requests could not tell them apart")
+        namespace.models = [*models, {"name_or_path": values}]
 
 
 class _SettleModel(argparse.Action):
@@ -229,6 +239,13 @@ def make_parser() -> argparse.ArgumentParser:
         help="for programs that own the worker: ignore Ctrl-C, end with the parent, drain for 10 s at most",
     )
 
+    running.add_argument(
+        "--rss-limit-mb",
+        type=_positive,
+        metavar="MB",
+        help="above this resident memory: finish accepted work, exit with 79 to be restarted (none)",
+    )
+
     bounds = parser.add_argument_group("limits", "advertised in `info`")
     for name, what in (
         ("max_line_bytes", "bytes of a request line"),
@@ -276,6 +293,7 @@ def make_config(options: argparse.Namespace) -> WorkerConfig:
         ),
         is_supervised=options.supervised,
         drain_timeout_s=_SUPERVISED_DRAIN_S if options.supervised else None,
+        rss_limit_bytes=None if options.rss_limit_mb is None else options.rss_limit_mb * 10**6,
     )
 
 

@@ -52,7 +52,14 @@ class RuntimeOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerConfig:
-    """Everything that the command line settles."""
+    """Everything that the command line settles.
+
+    Attributes:
+        models: The first is the default.
+        models_dirs: Where names are looked for first.
+        drain_timeout_s: How long a drain may take; None: as long as it needs.
+        rss_limit_bytes: Resident memory above which the worker finishes what it has and exits, to be restarted.
+    """
 
     models: tuple[ModelOptions, ...] = (ModelOptions(),)
     models_dirs: tuple[Path, ...] = ()
@@ -60,3 +67,4 @@ class WorkerConfig:
     limits: Limits = field(default_factory=Limits)
     is_supervised: bool = False
     drain_timeout_s: float | None = None
+    rss_limit_bytes: int | None = None

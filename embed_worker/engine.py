@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed_worker.errors import ModelError
+from embed_worker.machine import release_freed_memory
 from embed_worker.model_folder import ModelPlan
 from embed_worker.pooling import Float32, are_usable, finish_vectors, norms, pool
 from embed_worker.session import Backend, TokenBatch
@@ -35,7 +36,7 @@ class Engine:
 
     @classmethod
     def warm_up(cls, plan: ModelPlan, tokenizer: TextTokenizer, backend: Backend) -> Engine:
-        """Run the model once, alone and in a batch, and learn its dimension.
+        """Run the model once and learn its dimension.
 
         Raises:
             ModelError: The model does not run, or what it gives cannot be embeddings of this folder.
@@ -43,7 +44,6 @@ class Engine:
         rows = tokenizer.encode(_WARM_UP, "")
         engine = cls(plan=plan, tokenizer=tokenizer, backend=backend, dimension=0, normalizes_itself=False)
         try:
-            engine.embed(rows[:1], is_alone=True)
             vectors = engine.embed(rows, is_alone=False)
         except ModelError:
             raise
@@ -128,6 +128,11 @@ class LoadedModel:
     def normalizes(self) -> bool:
         """Whether vectors have length 1 unless a request says otherwise."""
         return self.plan.normalize or self.engine.normalizes_itself
+
+    def widen(self) -> None:
+        """Do what may be done after the model has begun to serve; it never raises."""
+        self.engine.backend.widen()
+        release_freed_memory()  # reading a graph takes twice its size for a moment
 
     def finish(self, raw: Float32, dimensions: int | None, normalize: bool | None) -> Float32:
         """Cut and normalise the vectors of a request as it asks, or else as the model's folder says.

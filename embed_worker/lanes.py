@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from embed_worker.answers import Answer
 from embed_worker.errors import OutOfMemoryError, RequestFailed
+from embed_worker.machine import release_freed_memory
 from embed_worker.metrics import Metrics
 from embed_worker.model_store import ModelSlot
 from embed_worker.protocol import Embed, ErrorCode, encode_vectors
@@ -31,6 +32,7 @@ _log = logging.getLogger(__name__)
 
 _CHUNK_TEXTS = 128
 _CHUNK_CHARACTERS = 16 * 1024  # tokenising them takes a few milliseconds, so that a short request soon gets its turn
+_LONG_CHARACTERS = 64 * 1024  # a text of 1 MiB takes the tokenizer 100 MB, which the C library would keep
 _MAX_WAITING_ROWS = 8192  # enough to find rows of similar length; more would only take memory
 _PATIENCE = 8  # one choice in so many favours bulk over small
 _MAX_HELD_BYTES = 64 * 2**20  # of vectors of requests that have begun and are not answered
@@ -118,11 +120,6 @@ class Lanes:
             thread.start()
 
     @property
-    def unfinished(self) -> int:
-        """Jobs that are not over."""
-        return len(self._jobs)
-
-    @property
     def queued(self) -> int:
         """Jobs of which nothing has run yet."""
         with self._lock:
@@ -133,10 +130,8 @@ class Lanes:
         with self._lock:
             self._jobs[job] = None
             if job.deadline_s is not None:
-                if len(self._deadlines) > 2 * len(self._jobs) + 64:  # keep none for long that are met
-                    self._deadlines = [entry for entry in self._deadlines if not entry[2].is_over]
-                    heapq.heapify(self._deadlines)
                 heapq.heappush(self._deadlines, (job.deadline_s, next(self._ticket), job))
+                self._lock.notify()  # somebody must wait for it
 
     def begin(self, job: Job) -> None:
         """Start work on a submitted job: its model is ready now."""
@@ -160,7 +155,8 @@ class Lanes:
                 return
             if count:
                 self._scheduler.open(job, model=job.slot.uid, expected_tokens=expected_tokens)
-                if expected_tokens <= self._batch_tokens:
+                is_one_piece = count <= _CHUNK_TEXTS and job.characters_left <= _CHUNK_CHARACTERS
+                if expected_tokens <= self._batch_tokens and is_one_piece:
                     self._small.append(job)
                 else:
                     self._bulk.append(job)
@@ -206,6 +202,9 @@ class Lanes:
             self._jobs.pop(job, None)
             self._scheduler.close(job)
             job.waiting.clear()
+            if len(self._deadlines) > 2 * len(self._jobs):  # most are met long before they pass
+                self._deadlines = [entry for entry in self._deadlines if not entry[2].is_over]
+                heapq.heapify(self._deadlines)
             return True
 
     def _answer(self, job: Job, make_line: Callable[[], bytes]) -> None:
@@ -241,6 +240,7 @@ class Lanes:
                 _log.exception("a lane met a bug")
                 self.fail_all(ErrorCode.INTERNAL_ERROR, "the worker met a bug; its traceback is on standard error")
             finally:
+                del work  # it holds texts and a model, and the next may be long in coming
                 with self._lock:
                     self._busy -= 1
 
@@ -332,7 +332,14 @@ class Lanes:
         if job.is_over or model is None:
             return
         started = self._clock()
-        texts = model.engine.tokenizer.encode(job.request.inputs[first:last], job.prompt)
+        try:
+            texts = model.engine.tokenizer.encode(job.request.inputs[first:last], job.prompt)
+        except MemoryError:
+            raise
+        except Exception:  # noqa: BLE001 - it concerns this request alone
+            _log.exception("tokenising failed texts=%d", last - first)
+            self.fail(job, ErrorCode.INTERNAL_ERROR, f"the tokenizer failed on one of the inputs {first} to {last - 1}")
+            return
         rows = []
         for index, text in enumerate(texts, first):
             job.tokens[index] = text.count
@@ -348,6 +355,8 @@ class Lanes:
             message = f"input {index} has {job.tokens[index]} tokens, the limit is {limit}"
             self.fail(job, ErrorCode.INPUT_TOO_LONG, message, index)
             return
+        if max(map(len, job.request.inputs[first:last])) > _LONG_CHARACTERS:
+            release_freed_memory()
         with self._lock:
             job.tokenize_s += self._clock() - started
             job.characters_left -= sum(map(len, job.request.inputs[first:last])) + len(job.prompt) * (last - first)
@@ -359,7 +368,7 @@ class Lanes:
     # Running
 
     def _batch_to_run(self) -> Callable[[], None] | None:
-        rows = self._scheduler.next_batch()
+        rows = self._scheduler.next_batch(len(self._threads))
         if not rows:
             return None
         now = self._clock()

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from embed_worker.config import ModelOptions, RuntimeOptions
@@ -34,8 +35,10 @@ def load_model(folder: Path, options: ModelOptions, runtime: RuntimeOptions, thr
     except ManifestError as error:
         raise ModelError(str(error)) from error
     plan = read_model_folder(folder, options)
-    tokenizer = TextTokenizer.load(plan)
-    backend = OnnxBackend.load(plan.graph, plan.name, runtime, threads=threads)
+    with ThreadPoolExecutor(1) as beside:  # onnxruntime leaves the interpreter lock while it reads the graph
+        opening = beside.submit(OnnxBackend.load, plan.graph, plan.name, runtime, threads=threads)
+        tokenizer = TextTokenizer.load(plan)
+        backend = opening.result()
     engine = Engine.warm_up(plan, tokenizer, backend)
     model = LoadedModel(name=plan.name, engine=engine, fingerprint=fingerprint(plan, manifest))
     _log.info(

@@ -19,7 +19,7 @@ from typing import Any
 from embed_worker.config import ModelOptions
 from embed_worker.errors import ModelError, ModelNotFoundError
 
-_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 
 # Architectures with a table of positions, and how many of its rows no token can use.
 _POSITION_OFFSETS = {
@@ -134,8 +134,8 @@ def short_name(name: str) -> str:
     Raises:
         ModelNotFoundError: Not the form of a name; a path, for instance.
     """
-    organisation, _, last = name.rpartition("/")
-    if not _MODEL_NAME.fullmatch(last) or (organisation and not _MODEL_NAME.fullmatch(organisation)):
+    organisation, slash, last = name.rpartition("/")
+    if not _MODEL_NAME.fullmatch(last) or (slash and not _MODEL_NAME.fullmatch(organisation)):
         raise ModelNotFoundError(f"{name[:80]!a} is not a model's name, such as `org/name` or `name`")
     return last
 
@@ -148,7 +148,7 @@ def find_by_name(name: str, folders: Sequence[Path]) -> Path:
     """
     wanted = short_name(name)
     for folder in folders:
-        if (folder / wanted).is_dir():
+        if os.path.isdir(folder / wanted):  # False too where the folder may not be looked into
             return folder / wanted
     raise ModelNotFoundError(f"no model {wanted!r} in any models folder: install it there, or name one with --model")
 
@@ -159,7 +159,7 @@ def find_model(name_or_path: str, folders: Sequence[Path]) -> Path:
     Raises:
         ModelNotFoundError: Neither an existing folder nor a known name.
     """
-    path = Path(name_or_path).expanduser()
+    path = Path(os.path.expanduser(name_or_path))
     if path.is_dir():
         return Path(os.path.abspath(path))
     if path.exists():
@@ -197,6 +197,8 @@ class _Reader:
         self._sentence_config = self._read_object("config_sentence_transformers.json")
 
     def plan(self) -> ModelPlan:
+        if not self._folder.name.isprintable():
+            raise ModelError(f"the model folder {self._folder.name!a} has a name that is not text: rename it")
         if not (self._folder / "tokenizer.json").is_file():
             raise self._error("has no tokenizer.json: only fast tokenizers can be used")
         modules = list(self._modules())
@@ -300,9 +302,9 @@ class _Reader:
                 f"has modules that cannot be served: {', '.join(kinds)}; known are Transformer, Pooling and Normalize"
             )
         path = next(module.path for module in modules if module.kind == "Pooling")
-        config = self._read_object(f"{path}/config.json")
+        config = self._read_object(_config_of(path))
         if not config:
-            raise self._error(f"has no {path}/config.json, which says how to pool")
+            raise self._error(f"has no {_config_of(path)}, which says how to pool")
         return config
 
     def _pooling(self, config: dict[str, Any]) -> tuple[PoolingMode, ...]:
@@ -338,7 +340,7 @@ class _Reader:
         if module is None:
             source = "modules.json has no Normalize" if modules else "no modules.json, as sentence-transformers does"
             return bool(self._decide("normalize", False, source))
-        of = self._read_object(f"{module.path}/config.json").get("module_input_name", "sentence_embedding")
+        of = self._read_object(_config_of(module.path)).get("module_input_name", "sentence_embedding")
         if of != "sentence_embedding":
             raise self._error(f"normalises something else than the sentence embedding: {of!r}")
         return bool(self._decide("normalize", True, "modules.json: Normalize"))
@@ -378,7 +380,7 @@ class _Reader:
 
     def _position_table(self) -> int | None:
         rows = self._config.get("max_position_embeddings")
-        if self._config.get("model_type") not in _POSITION_OFFSETS or not isinstance(rows, int):
+        if str(self._config.get("model_type")) not in _POSITION_OFFSETS or not isinstance(rows, int):
             return None
         return rows - self._position_offset()
 
@@ -394,7 +396,7 @@ class _Reader:
         name = self._sentence_config.get("default_prompt_name")
         if name is None:
             return None
-        if name not in prompts:
+        if not isinstance(name, str) or name not in prompts:
             raise self._error(f"has a default_prompt_name that is not among its prompts: {name!r}")
         return str(self._decide("default_prompt_name", name, "config_sentence_transformers.json"))
 
@@ -410,3 +412,8 @@ class _Reader:
         if side == "left":
             self._decide(name, side, "tokenizer_config.json")
         return bool(side == "left")
+
+
+def _config_of(module_path: str) -> str:
+    """Name a module's configuration; the path may be empty."""
+    return (PurePosixPath(module_path) / "config.json").as_posix()

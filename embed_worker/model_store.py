@@ -73,7 +73,7 @@ class ModelStore:
     def open(self, options: ModelOptions, when_settled: Callable[[ModelSlot], None]) -> ModelSlot:
         """Load what `--model` names; the first one opened is the default."""
         # Not resolved: a link's own name is the one that people chose.
-        name = Path(os.path.abspath(Path(options.name_or_path).expanduser())).name
+        name = os.path.basename(os.path.abspath(os.path.expanduser(options.name_or_path)))
         slot = ModelSlot(name, when_settled=[when_settled])
         with self._lock:
             self._slots[name] = slot
@@ -101,7 +101,7 @@ class ModelStore:
         self.when_settled(slot, when_settled)
 
     def find(self, name: str | None) -> ModelSlot:
-        """Return the model that a request means, loaded or being loaded.
+        """Return the model that a request means, loaded or being loaded; the default model also when it has failed.
 
         Raises:
             ModelNotFoundError: It is not.
@@ -109,7 +109,7 @@ class ModelStore:
         with self._lock:
             wanted = self._default_name if name is None else short_name(name)
             slot = self._slots.get(wanted) if wanted is not None else None
-            if slot is None or slot.error is not None:
+            if slot is None or (slot.error is not None and wanted != self._default_name):
                 raise ModelNotFoundError(f"the model {wanted!r} is not loaded{self._loadable(wanted)}")
             return slot
 
@@ -193,8 +193,15 @@ class ModelStore:
         with self._lock:
             slot.model, slot.error = model, error
             waiting, slot.when_settled = slot.when_settled, []
+            slot.users += 1  # who hears of it first may unload it: not before all have heard
         for callback in waiting:
-            callback(slot)
+            try:
+                callback(slot)
+            except Exception:  # noqa: BLE001 - the others must hear, and the thread must survive
+                _log.exception("a callback met a bug name=%s", slot.name)
+        if model is not None:
+            model.widen()
+        self.release(slot)
 
     def _run(self) -> None:
         while True:

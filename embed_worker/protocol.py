@@ -587,7 +587,7 @@ def encode_request(request_id: str | int, request: Request) -> bytes:
     members: dict[str, Any] = {"id": request_id, "method": _METHOD_NAMES[kind]}
     for name in _MEMBER_NAMES[kind]:
         if (value := getattr(request, name)) is not None:
-            members[name] = value
+            members[name] = int(value) if name == "deadline_ms" else value
     try:
         return orjson.dumps(members, option=orjson.OPT_APPEND_NEWLINE)
     except orjson.JSONEncodeError as error:

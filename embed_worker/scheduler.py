@@ -1,7 +1,7 @@
 """Which rows run next: pure, without I/O, threads or a clock. The server guards it with its lock.
 
-A *job* is the work of one request, a *row* is one of its texts. A micro-batch is cut by a token budget (rows times the
-longest row) from rows of similar length, across all jobs of one model.
+A *job* is the work of one request, a *row* is one of its texts. A micro-batch is cut by a token budget (rows times what
+the longest row costs) from rows of similar length, across all jobs of one model.
 
 The job with the least work left leads, so that a short request overtakes a long one. Small jobs and bulk jobs are
 batched apart: a query never pays for riding along with a full micro-batch of somebody's import. Every so many
@@ -25,6 +25,10 @@ _PATIENCE = 8  # one micro-batch in so many is led by the oldest job
 # Measured: the fixed cost of a run is about that of 16 tokens (docs/decisions.md).
 _PADDING_TOKENS = 16
 _PADDING_SHARE = 4  # or a quarter of the longest
+# Matrix products cost 24·D² a token and layer, attention 4·D·T: together T·(1 + T / 6D). Here for D = 384; a larger
+# model's attention is then counted for more than it is.
+_QUADRATIC_TOKENS = 2304
+_MIN_SHARE_TOKENS = 64  # a micro-batch smaller than this is mostly fixed cost
 
 
 @dataclass(slots=True, eq=False)
@@ -51,6 +55,11 @@ class _Job(Generic[J]):
     waiting: int = 0
 
 
+def cost_of(tokens: int) -> float:
+    """Tell what a row of so many tokens costs, in tokens of a short row: attention grows with the square."""
+    return tokens * (1 + tokens / _QUADRATIC_TOKENS)
+
+
 class Scheduler(Generic[J]):
     """Rows in, micro-batches out. Every row that is added leaves in exactly one batch, unless its job is closed."""
 
@@ -70,6 +79,7 @@ class Scheduler(Generic[J]):
         self._added = 0
         self.waiting_rows = 0
         self.waiting_small_rows = 0
+        self._waiting_cost = 0.0
 
     def open(self, job: J, *, model: Hashable, expected_tokens: int) -> None:
         """Announce a job; its rows may follow in pieces.
@@ -90,7 +100,7 @@ class Scheduler(Generic[J]):
             job.pool.add(row)
             self._added += 1
             heapq.heappush(job.longest_first, (-row.tokens, self._added, row))
-            self._count(job, 1)
+            self._count(job, row, 1)
 
     def close(self, job: J) -> None:
         """Forget a job and drop those of its rows that have not left; closing an unknown job does nothing."""
@@ -100,11 +110,14 @@ class Scheduler(Generic[J]):
         dropped = [row for _, _, row in closed.longest_first if row.is_waiting]
         for row in dropped:
             row.is_waiting = False
-        self._count(closed, -len(dropped))
+            self._count(closed, row, -1)
         closed.pool.sweep({row.tokens for row in dropped})
 
-    def next_batch(self) -> list[Row[J]]:
-        """Take the rows to run next: at most the budget together, or one row that is longer than it alone.
+    def next_batch(self, lanes: int = 1) -> list[Row[J]]:
+        """Take the rows to run next: at most the budget together, or one row that costs more alone.
+
+        Args:
+            lanes: Who will ask. What waits is shared out when it is less than a full micro-batch for each.
 
         Returns:
             At least one row, or an empty list when none waits. All of one model.
@@ -113,12 +126,13 @@ class Scheduler(Generic[J]):
         if lead is None:
             return []
         self._batches += 1
+        budget = min(self._batch_tokens, max(self._waiting_cost / lanes, _MIN_SHARE_TOKENS))
         first = self._take_longest(lead)
         batch = [first]
         widest = first.tokens
         for row in lead.pool.similar(first.tokens):
             longest = max(widest, row.tokens)
-            if len(batch) >= self._max_rows or (len(batch) + 1) * longest > self._batch_tokens:
+            if len(batch) >= self._max_rows or (len(batch) + 1) * cost_of(longest) > budget:
                 break
             widest = longest
             self._take(row)
@@ -129,7 +143,8 @@ class Scheduler(Generic[J]):
         waiting = (job for job in self._jobs.values() if job.waiting)
         if self._batches % _PATIENCE == _PATIENCE - 1:
             return next(waiting, None)
-        return min(waiting, key=lambda job: job.tokens_left, default=None)
+        # A bulk job's estimate may be far too low: it stays behind the small ones whatever it says.
+        return min(waiting, key=lambda job: (not job.pool.is_small, job.tokens_left), default=None)
 
     def _take_longest(self, job: _Job[J]) -> Row[J]:
         while True:
@@ -142,10 +157,11 @@ class Scheduler(Generic[J]):
         row.is_waiting = False
         job = self._jobs[row.job]
         job.tokens_left -= row.tokens
-        self._count(job, -1)
+        self._count(job, row, -1)
 
-    def _count(self, job: _Job[J], change: int) -> None:
+    def _count(self, job: _Job[J], row: Row[J], change: int) -> None:
         job.waiting += change
+        self._waiting_cost += change * cost_of(row.tokens)
         self.waiting_rows += change
         if job.pool.is_small:
             self.waiting_small_rows += change

@@ -22,7 +22,7 @@ from embed_worker.answers import Answer, Answers
 from embed_worker.config import WorkerConfig
 from embed_worker.errors import ModelNotFoundError, OutOfMemoryError
 from embed_worker.lanes import Job, Lanes
-from embed_worker.machine import rss_bytes
+from embed_worker.machine import release_freed_memory, rss_bytes
 from embed_worker.metrics import Metrics
 from embed_worker.model_folder import short_name
 from embed_worker.model_store import ModelSlot, ModelStore
@@ -52,6 +52,8 @@ class Stop(Enum):
     INPUT_BROKEN = auto()
     OUT_OF_MEMORY = auto()
     NO_MODEL = auto()
+    RECYCLE = auto()
+    READER_FAILED = auto()
     NOTHING_OWED = auto()  # not a reason by itself: a drain may be complete
 
 
@@ -140,8 +142,17 @@ class Server:
                 return Stop.PARENT_DIED
             if self._writer.is_abandoned():
                 return Stop.OUTPUT_BROKEN
+            if self._is_too_large():
+                return Stop.RECYCLE
             if until is not None and time.monotonic() >= until:
                 return None
+
+    def _is_too_large(self) -> bool:
+        limit = self._config.rss_limit_bytes
+        if limit is None or self._state is not State.READY or rss_bytes() <= limit:
+            return False
+        release_freed_memory()  # it may only be kept, not used
+        return rss_bytes() > limit
 
     def _on_settled(self) -> None:
         if self._state is State.DRAINING:
@@ -160,6 +171,10 @@ class Server:
             case Stop.INTERRUPTED:
                 self._is_deaf = True
                 return self._drain(ExitCode.INTERRUPTED)
+            case Stop.RECYCLE:
+                _log.warning("recycling rss_bytes=%d", rss_bytes())
+                self._is_deaf = True
+                return self._drain(ExitCode.RECYCLED)
             case Stop.PARENT_DIED | Stop.OUTPUT_BROKEN:
                 return ExitCode.PIPE_FAILED
             case Stop.INPUT_BROKEN:
@@ -167,6 +182,9 @@ class Server:
             case Stop.OUT_OF_MEMORY:
                 self._abandon(ErrorCode.OUT_OF_MEMORY, "the worker ran out of memory and ends")
                 return self._close(ExitCode.OUT_OF_MEMORY)
+            case Stop.READER_FAILED:
+                self._abandon(ErrorCode.INTERNAL_ERROR, "the worker met a bug and ends")
+                return self._close(ExitCode.INTERNAL)
             case Stop.NO_MODEL:
                 return self._say_last_words()
             case _:
@@ -181,10 +199,13 @@ class Server:
             left = None if until is None else until - time.monotonic()
             why = None if left is not None and left <= 0 else self._wait(left)
             match why:
+                case Stop.TERMINATED | Stop.INTERRUPTED if not self._is_deaf:  # the first signal: only stop reading
+                    self._is_deaf = True
+                    status = ExitCode.INTERRUPTED if why is Stop.INTERRUPTED else status
                 case None | Stop.TERMINATED | Stop.INTERRUPTED:
                     self._abandon(ErrorCode.SHUTTING_DOWN, "the worker ended before this request's turn")
                     break
-                case Stop.END_OF_INPUT | Stop.INPUT_BROKEN | Stop.SHUTDOWN | Stop.NOTHING_OWED:
+                case Stop.END_OF_INPUT | Stop.INPUT_BROKEN | Stop.SHUTDOWN | Stop.NOTHING_OWED | Stop.RECYCLE:
                     continue
                 case _:
                     return self._end(why) or status
@@ -241,6 +262,9 @@ class Server:
             self.stop(Stop.INPUT_BROKEN)
         except MemoryError:
             self.stop(Stop.OUT_OF_MEMORY)
+        except Exception:  # noqa: BLE001 - a worker that no longer reads must not pretend to live
+            _log.exception("the reader met a bug")
+            self.stop(Stop.READER_FAILED)
 
     def _handle(self, line: Line) -> None:
         """Answer one line, or see to it that it will be."""
@@ -263,7 +287,7 @@ class Server:
         answer = self._answers.expect(envelope.id, line.number)
         try:
             request = protocol.decode_request(envelope, self._limits)
-            self._dispatch(request, answer, len(line.data))
+            self._dispatch(request, answer, line)
         except ProtocolError as error:
             self._fail(answer, error.code, str(error), error.index)
         except ModelNotFoundError as error:
@@ -280,7 +304,7 @@ class Server:
         if answer.fail(code, message, index):
             self._metrics.count_error(code)
 
-    def _dispatch(self, request: protocol.Request, answer: Answer, size_bytes: int) -> None:
+    def _dispatch(self, request: protocol.Request, answer: Answer, line: Line) -> None:
         refusal = self._refusal
         if refusal is not None and refusal[0] is ErrorCode.MODEL_LOAD_FAILED:
             self._fail(answer, *refusal)
@@ -300,7 +324,7 @@ class Server:
             case _ if refusal is not None:
                 self._fail(answer, *refusal)
             case protocol.Embed():
-                self._embed(request, answer, size_bytes)
+                self._embed(request, answer, line)
             case protocol.Info():
                 slot = self._store.find(request.model)
                 self._store.when_settled(slot, functools.partial(self._answer_info, answer))
@@ -314,8 +338,9 @@ class Server:
 
     # Embedding
 
-    def _embed(self, request: protocol.Embed, answer: Answer, size_bytes: int) -> None:
-        arrived_s = self._clock()
+    def _embed(self, request: protocol.Embed, answer: Answer, line: Line) -> None:
+        arrived_s = self._clock() if line.completed_s is None else line.completed_s
+        size_bytes = len(line.data or b"")
         slot = self._store.acquire(request.model)
         if not self._wait_for_flow(size_bytes):
             self._store.release(slot)
@@ -430,7 +455,7 @@ class Server:
             "default_prompt_name": plan.default_prompt_name,
             "provider": {"asked": report.asked, "chosen": report.chosen, "reason": report.reason},
             "precision": engine.backend.precision,
-            "batch_invariant": True,
+            "batch_invariant": engine.backend.is_batch_invariant or self._config.runtime.batch_invariant,
             "limits": {
                 "max_line_bytes": self._limits.max_line_bytes,
                 "max_inputs": self._limits.max_inputs,
@@ -441,6 +466,8 @@ class Server:
         }
 
     def _answer_load(self, answer: Answer, slot: ModelSlot) -> None:
+        if isinstance(slot.error, OutOfMemoryError):
+            self.stop(Stop.OUT_OF_MEMORY)
         if slot.model is None:
             assert slot.error is not None
             self._fail(answer, _code_of(slot.error), str(slot.error))
@@ -459,8 +486,6 @@ class Server:
 
 def _code_of(error: Exception) -> ErrorCode:
     match error:
-        case ModelNotFoundError():
-            return ErrorCode.MODEL_NOT_FOUND
         case OutOfMemoryError():
             return ErrorCode.OUT_OF_MEMORY
         case _:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from embed_worker.config import RuntimeOptions
 from embed_worker.errors import ConfigError, ModelError, OutOfMemoryError
+from embed_worker.onnx_file import Outline, read_outline
 from embed_worker.pooling import Float32, Int64
 
 _log = logging.getLogger(__name__)
@@ -58,8 +60,15 @@ class Backend(Protocol):
         """The type that the graph computes in."""
 
     @property
+    def is_batch_invariant(self) -> bool:
+        """Whether a text's vector is the same whatever else is in the batch, within 1e-6."""
+
+    @property
     def pools_itself(self) -> bool:
         """Whether `run` returns finished vectors, (B, D), instead of token vectors, (B, T, D)."""
+
+    def widen(self) -> None:
+        """Do what makes the model faster and may wait until it serves. It never raises."""
 
     def run(self, batch: TokenBatch, *, is_alone: bool) -> Float32:
         """Run a padded batch.
@@ -78,57 +87,136 @@ class Backend(Protocol):
 
 
 class OnnxBackend:
-    """An ONNX graph in onnxruntime. `run` is safe from several threads at once."""
+    """An ONNX graph in onnxruntime: one session for lanes that run side by side, one for a batch that runs alone.
 
-    def __init__(self, session: onnxruntime.InferenceSession, provider: ProviderReport, name: str) -> None:
-        self.provider = provider
-        self._session = session
-        outputs = {output.name: output for output in session.get_outputs()}
+    A session's threads are fixed when it is made. Lanes of one thread each give the best throughput, all cores on one
+    batch the best latency; the two sessions share the lookup tables, which are a third of a small model.
+    """
+
+    def __init__(
+        self,
+        open_session: _OpenSession,
+        provider: ProviderReport,
+        name: str,
+        *,
+        threads: int,
+        is_batch_invariant: bool,
+    ) -> None:
+        self.is_batch_invariant = is_batch_invariant
+        self._open_session = open_session
+        self._threads_alone = threads if provider.chosen == _CPU else 1
+        self._lane = open_session(1 if provider.chosen == _CPU else threads)
+        self._alone = self._lane
+        self._name = name
+        self.provider = _as_chosen(provider, self._lane.get_providers())
+        outputs = {output.name: output for output in self._lane.get_outputs()}
         self.pools_itself = _POOLED_OUTPUT in outputs
         self._output = _POOLED_OUTPUT if self.pools_itself else _hidden_output(outputs, name)
         # "tensor(float)" is 32 bits wide.
-        self.precision = {"tensor(float)": "float32"}.get(
-            outputs[self._output].type, outputs[self._output].type.removeprefix("tensor(").removesuffix(")")
-        )
-        self._inputs = [_feeder(node, name) for node in session.get_inputs()]
+        kind = outputs[self._output].type.removeprefix("tensor(").removesuffix(")")
+        self.precision = "float32" if kind == "float" else kind
+        self._inputs = [_feeder(node, name) for node in self._lane.get_inputs()]
 
     @classmethod
     def load(cls, graph: Path, name: str, options: RuntimeOptions, *, threads: int) -> OnnxBackend:
         """Open a graph.
 
+        Args:
+            graph: The ONNX file.
+            name: The model's, for messages.
+            options: The provider that is asked for.
+            threads: Cores that a batch alone may use.
+
         Raises:
             ModelError: Not a graph, or one whose inputs or outputs are not those of a text encoder.
             ConfigError: The provider that was asked for is not in this onnxruntime.
+            OutOfMemoryError: There is no memory for it.
         """
         providers, report = choose_provider(options.provider, onnxruntime.get_available_providers())
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = threads
-        settings.inter_op_num_threads = 1
-        # A worker waits most of its life: a pool that spins would burn the host's cores between requests.
-        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        settings.log_severity_level = 3
+        outline = read_outline(graph)
+        tables = _read_tables(graph, outline) if report.chosen == _CPU and threads > 1 else []
+
+        def open_session(threads: int) -> onnxruntime.InferenceSession:
+            settings = _session_options(threads)
+            for table in tables:  # kept by this function: a session does not hold the memory
+                settings.add_initializer(table.name, table.value)
+            return onnxruntime.InferenceSession(str(graph), settings, providers=providers)
+
         try:
-            session = onnxruntime.InferenceSession(str(graph), settings, providers=providers)
-        except MemoryError:
+            wide = min(threads, _MAX_THREADS_OF_ONE_BATCH)
+            return cls(open_session, report, name, threads=wide, is_batch_invariant=not outline.scales_by_batch)
+        except ModelError:
             raise
         except Exception as error:
             if is_out_of_memory(error):
                 raise OutOfMemoryError(f"no memory to load the model {name!r}") from error
-            raise ModelError(
-                f"the model {name!r} has a graph {graph.name!r} that cannot be used: {_brief(error)}"
-            ) from error
-        return cls(session, _as_chosen(report, session.get_providers()), name)
+            problem = f"has a graph {graph.name!r} that cannot be used: {_brief(error)}"
+            raise ModelError(f"the model {name!r} {problem}") from error
+
+    def widen(self) -> None:
+        """Open the session for batches that run alone; until then they run on one thread. It never raises.
+
+        Apart from `load`, because a worker should answer before it is there.
+        """
+        if self._threads_alone == 1:
+            return
+        try:
+            session = self._open_session(self._threads_alone)
+            one = np.ones((1, 1), np.int64)
+            self._run(session, TokenBatch(one, one))
+            self._alone = session
+        except Exception as error:  # noqa: BLE001 - the model serves without it
+            _log.warning("single texts stay on one thread model=%s reason=%s", self._name, _brief(error))
 
     def run(self, batch: TokenBatch, *, is_alone: bool) -> Float32:
         """Run a padded batch; see `Backend.run`."""
-        feeds = {name: feed(batch) for name, feed in self._inputs}
         try:
-            (output,) = self._session.run([self._output], feeds)
+            return self._run(self._alone if is_alone else self._lane, batch)
         except Exception as error:
             if is_out_of_memory(error):
                 raise OutOfMemoryError(f"no memory for a batch of {batch.ids.shape}") from error
             raise
+
+    def _run(self, session: onnxruntime.InferenceSession, batch: TokenBatch) -> Float32:
+        feeds = {name: feed(batch) for name, feed in self._inputs}
+        (output,) = session.run([self._output], feeds)
         return np.asarray(output, np.float32)
+
+
+_OpenSession: TypeAlias = Callable[[int], onnxruntime.InferenceSession]  # of so many threads
+
+# Beyond some threads a batch of one text is all synchronisation.
+_MAX_THREADS_OF_ONE_BATCH = 8
+
+
+def _session_options(threads: int) -> onnxruntime.SessionOptions:
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    settings.inter_op_num_threads = 1
+    settings.log_severity_level = 3
+    # Threads spin while a batch runs, which takes a third off a short text, and stop with it: idling costs nothing.
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
+    settings.add_session_config_entry("session.force_spinning_stop", "1")
+    return settings
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _SharedTable:
+    """A lookup table that all sessions of a model use; `value` points into `memory`."""
+
+    name: str
+    memory: NDArray[Any]
+    value: onnxruntime.OrtValue
+
+
+def _read_tables(graph: Path, outline: Outline) -> list[_SharedTable]:
+    """Read the lookup tables once for all sessions. Not memory-mapped: a file may be overwritten under a worker."""
+    tables = []
+    for table in outline.tables:
+        dtype = np.float16 if table.item_bytes == 2 else np.float32
+        values = np.fromfile(graph, dtype, count=math.prod(table.shape), offset=table.offset).reshape(table.shape)
+        tables.append(_SharedTable(table.name, values, onnxruntime.OrtValue.ortvalue_from_numpy(values)))
+    return tables
 
 
 def choose_provider(asked: str, available: Sequence[str]) -> tuple[list[str], ProviderReport]:

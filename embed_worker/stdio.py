@@ -11,8 +11,9 @@ import os
 import select
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 _READ_BYTES = 256 * 1024
 _BOM = b"\xef\xbb\xbf"
@@ -89,10 +90,17 @@ def _point(descriptor: int, path: str, flags: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line without its newline, and its 1-based number. `data` is None for a line over the limit."""
+    """One line without its newline.
+
+    Attributes:
+        number: 1-based; blank and over-long lines count too.
+        data: None for a line over the limit.
+        completed_s: When its newline was read, on the reader's clock.
+    """
 
     number: int
     data: bytes | None
+    completed_s: float | None = field(default=None, compare=False)
 
     @property
     def is_blank(self) -> bool:
@@ -111,9 +119,11 @@ class LineSplitter:
         self._pieces: list[bytes] = []  # of the line that has no newline yet
         self._length = 0  # of that line so far, dropped bytes included
         self._number = 1
+        self._now: float | None = None
 
-    def feed(self, chunk: bytes) -> list[Line]:
-        """Take the next piece of the stream; return the lines that it completes, in order."""
+    def feed(self, chunk: bytes, now: float | None = None) -> list[Line]:
+        """Take the next piece of the stream, read at `now`; return the lines that it completes, in order."""
+        self._now = now
         first, *others = chunk.split(b"\n")
         self._append(first)
         lines = []
@@ -147,14 +157,14 @@ class LineSplitter:
                 data = data.removeprefix(_BOM)
             if len(data) > self._max_line_bytes:
                 data = None
-        line = Line(self._number, data)
+        line = Line(self._number, data, self._now)
         self._pieces.clear()
         self._length = 0
         self._number += 1
         return line
 
 
-def read_lines(descriptor: int, max_line_bytes: int) -> Iterator[Line]:
+def read_lines(descriptor: int, max_line_bytes: int, clock: Callable[[], float] = time.monotonic) -> Iterator[Line]:
     """Yield the lines of a descriptor until its end; the last one needs no newline.
 
     Raises:
@@ -175,7 +185,7 @@ def read_lines(descriptor: int, max_line_bytes: int) -> Iterator[Line]:
         if not chunk:
             yield from splitter.finish()
             return
-        yield from splitter.feed(chunk)
+        yield from splitter.feed(chunk, clock())
 
 
 def _wait_until_ready(descriptor: int, *, for_writing: bool) -> None:

@@ -41,9 +41,10 @@ class TextTokenizer:
     Safe to use from several threads: encoding leaves the interpreter lock, and cuts never share state with it.
     """
 
-    def __init__(self, counting: Tokenizer, cutting: Tokenizer, plan: ModelPlan) -> None:
+    def __init__(self, counting: Tokenizer, plan: ModelPlan) -> None:
         self._counting = counting
-        self._cutting = cutting
+        self._cutting: Tokenizer | None = None  # most workers never see a text that is too long
+        self._plan = plan
         self._max_tokens = plan.max_tokens
         self._include_prompt = plan.include_prompt
         self._skipped_by_prompt: dict[str, int] = {}
@@ -64,10 +65,7 @@ class TextTokenizer:
                 f"the model {plan.name!r} has a limit of {plan.max_tokens} tokens, "
                 f"and {special} special tokens leave no room for a text"
             )
-        # A second instance, because truncation is a state of the tokenizer that other threads would see.
-        cutting = _read(plan.tokenizer_file, plan.name)
-        cutting.enable_truncation(plan.max_tokens, direction="left" if plan.truncate_left else "right")
-        return cls(counting, cutting, plan)
+        return cls(counting, plan)
 
     def encode(self, texts: Sequence[str], prompt: str) -> list[TokenizedText]:
         """Tokenise texts, each with the prompt put before it verbatim; nothing is stripped."""
@@ -81,8 +79,18 @@ class TextTokenizer:
         count = len(ids)
         if count > self._max_tokens:
             # Encoded again rather than cut here: only the tokenizer knows which special tokens must stay at the end.
-            ids = self._cutting.encode_batch_fast([text])[0].ids
+            ids = self._tokenizer_that_cuts().encode_batch_fast([text])[0].ids
         return TokenizedText(np.array(ids, np.int64), count, skipped)
+
+    def _tokenizer_that_cuts(self) -> Tokenizer:
+        """A second instance, because truncation is a state of the tokenizer that other threads would see."""
+        with self._lock:
+            if self._cutting is None:
+                cutting = Tokenizer.from_str(self._counting.to_str())
+                direction = "left" if self._plan.truncate_left else "right"
+                cutting.enable_truncation(self._max_tokens, direction=direction)
+                self._cutting = cutting
+            return self._cutting
 
     def _prompt_tokens(self, prompt: str) -> int:
         """Count the leading tokens of a prompt, the leading special tokens included.

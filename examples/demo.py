@@ -38,7 +38,7 @@ def ask(requests: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Run one worker over the requests; return its answers by id."""
     lines = "".join(json.dumps(request) + "\n" for request in requests)
     command = [sys.executable, "-m", "embed_worker"]
-    done = subprocess.run(command, input=lines.encode(), stdout=subprocess.PIPE, timeout=300, check=True)  # noqa: S603
+    done = subprocess.run(command, input=lines.encode(), stdout=subprocess.PIPE, timeout=300, check=True)
     return {answer["id"]: answer for answer in map(json.loads, done.stdout.splitlines())}
 
 

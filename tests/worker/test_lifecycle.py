@@ -191,7 +191,7 @@ def test_a_read_error_is_not_an_end_of_input() -> None:
     ours.close()
     done = subprocess.run(
         [sys.executable, "-m", "embed_worker", "--model", str(TINY_MODEL)],
-        stdin=theirs, capture_output=True, cwd=ROOT, timeout=WAIT_S, check=False,
+        stdin=theirs.fileno(), capture_output=True, cwd=ROOT, timeout=WAIT_S, check=False,
     )  # fmt: skip
     theirs.close()
     assert (done.returncode, done.stdout) == (74, b"")
@@ -208,7 +208,7 @@ def test_non_blocking_pipes_from_the_host_work() -> None:
     process = subprocess.Popen(command, stdin=in_read, stdout=out_write, cwd=ROOT)
     os.close(in_read)
     os.close(out_write)
-    received = []
+    received: list[bytes] = []
 
     def read() -> None:
         with os.fdopen(out_read, "rb") as stream:
@@ -279,6 +279,21 @@ def test_a_supervised_worker_is_gone_when_its_parent_was_killed(state: str, othe
         host.stdout.close()
         if gone is not None:
             os.close(gone)
+
+
+def test_a_worker_above_its_memory_limit_finishes_what_it_has_and_exits_with_79() -> None:
+    with WorkerProcess("--rss-limit-mb", "1", "--log-level", "error") as worker:
+        worker.send({"id": 1, **SLOW})
+        assert worker.receive()["count"] == 3000
+        assert worker.receive_rest() == []
+        assert worker.wait() == 79
+        assert worker.all_stderr() == ""
+
+
+def test_a_worker_below_its_memory_limit_lives_on() -> None:
+    data = lines_of({"id": 1, "inputs": "a"}, {"id": 2, "inputs": "b"})
+    status, answers, _ = run_worker(data, "--rss-limit-mb", "4000")
+    assert (status, len(answers)) == (0, 2)
 
 
 # Models that cannot be used
@@ -396,7 +411,14 @@ def test_a_second_model_that_fails_harms_nobody_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--nonsense"], ["--threads", "0"], ["--log-level", "loud"], ["--max-inputs", "x"]]
+    "arguments",
+    [
+        ["--nonsense"],
+        ["--threads", "0"],
+        ["--log-level", "loud"],
+        ["--max-inputs", "x"],
+        ["--model", "other/bert-mean"],
+    ],
 )
 def test_a_wrong_command_line_exits_with_2(arguments: list[str]) -> None:
     status, answers, stderr = run_worker(b"", *arguments)

@@ -1,0 +1,270 @@
+"""Who is compared: each turns the same texts into the same vectors, on the same model file, with the same cores."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnxruntime
+import orjson
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = ROOT / "models" / "all-MiniLM-L6-v2"
+MAX_TOKENS = 256
+
+Vectors = NDArray[np.float32]
+
+
+class Contestant(Protocol):
+    """One way to embed texts."""
+
+    name: str
+
+    def embed(self, texts: list[str]) -> Vectors:
+        """Return (texts, 384) float32 of length 1, in the order of the texts."""
+
+    def close(self) -> None:
+        """Give everything back."""
+
+
+class Worker:
+    """Our worker through its pipe, spoken to by hand: requests of some texts, pipelined, vectors as base64."""
+
+    name = "embed-worker"
+
+    def __init__(self, *arguments: str, request_texts: int = 64) -> None:
+        self._request_texts = request_texts
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "embed_worker", "--model", str(MODEL), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=ROOT,
+        )
+        self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        threading.Thread(target=self._read, daemon=True).start()
+        self.send({"id": "ready", "method": "info"})
+        self.receive()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._lines.put(line)
+
+    def send(self, message: dict[str, Any]) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(orjson.dumps(message) + b"\n")
+        self.process.stdin.flush()
+
+    def receive(self) -> dict[str, Any]:
+        answer: dict[str, Any] = orjson.loads(self._lines.get(timeout=600))
+        if answer["status"] != "ok":
+            raise RuntimeError(answer["message"])
+        return answer
+
+    def embed(self, texts: list[str]) -> Vectors:
+        starts = range(0, len(texts), self._request_texts)
+        writer = threading.Thread(target=self._send_all, args=(texts, starts))
+        writer.start()
+        pieces: dict[int, Vectors] = {}
+        for _ in starts:
+            answer = self.receive()
+            pieces[answer["id"]] = np.frombuffer(base64.b64decode(answer["embeddings_base64"]), np.float32)
+        writer.join()
+        return np.concatenate([pieces[start] for start in starts]).reshape(len(texts), -1)
+
+    def _send_all(self, texts: list[str], starts: range) -> None:
+        for start in starts:
+            inputs = texts[start : start + self._request_texts]
+            self.send({"id": start, "inputs": inputs, "encoding_format": "base64"})
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(60)
+
+
+class Direct:
+    """The runtime called directly, in the best arrangement found: rows sorted by length, cut by tokens, two lanes."""
+
+    name = "onnxruntime, direct"
+
+    def __init__(self, *, batch_tokens: int = 512, threads: int | None = None) -> None:
+        self._batch_tokens = batch_tokens
+        self._lanes = threads or len(os.sched_getaffinity(0))
+        self.tokenizer = plain_tokenizer()
+        self.tokenizer.enable_truncation(MAX_TOKENS)
+        self._session = open_session(1)
+
+    def embed(self, texts: list[str]) -> Vectors:
+        encoded = [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts)]
+        order = sorted(range(len(texts)), key=lambda index: -len(encoded[index]))
+        batches: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
+        batch: list[int] = []
+        for index in order:
+            if batch and (len(batch) + 1) * len(encoded[batch[0]]) > self._batch_tokens:
+                batches.put(batch)
+                batch = []
+            batch.append(index)
+        batches.put(batch)
+        vectors = np.empty((len(texts), 384), np.float32)
+
+        def lane() -> None:
+            while True:
+                try:
+                    rows = batches.get_nowait()
+                except queue.Empty:
+                    return
+                vectors[rows] = run_batch(self._session, [encoded[row] for row in rows])
+
+        threads = [threading.Thread(target=lane) for _ in range(self._lanes)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return vectors
+
+    def close(self) -> None:
+        del self._session
+
+
+class DirectAlone:
+    """One text at a time on all cores: the best latency that the runtime itself gives."""
+
+    name = "onnxruntime, direct, one text"
+
+    def __init__(self) -> None:
+        self._tokenizer = plain_tokenizer()
+        self._tokenizer.enable_truncation(MAX_TOKENS)
+        self._session = open_session(len(os.sched_getaffinity(0)), spin=True)
+
+    def embed(self, texts: list[str]) -> Vectors:
+        return np.concatenate(
+            [run_batch(self._session, [self._tokenizer.encode_batch_fast([text])[0].ids]) for text in texts]
+        )
+
+    def close(self) -> None:
+        del self._session
+
+
+class NaiveBridge:
+    """What a bridge usually is: a child, lock-step requests of 32 texts in the given order, json from the library."""
+
+    name = "naive JSON bridge"
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.benchmarks.naive_bridge"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=ROOT,
+            text=True,
+        )
+        self.embed(["ready"])
+
+    def embed(self, texts: list[str]) -> Vectors:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        vectors: list[list[float]] = []
+        for start in range(0, len(texts), 32):
+            self._process.stdin.write(json.dumps({"inputs": texts[start : start + 32]}) + "\n")
+            self._process.stdin.flush()
+            vectors += json.loads(self._process.stdout.readline())["embeddings"]
+        return np.array(vectors, np.float32)
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(60)
+
+
+class FastEmbed:
+    """fastembed on the same ONNX file."""
+
+    def __init__(self, batch_size: int) -> None:
+        from fastembed import TextEmbedding
+        from fastembed.common.model_description import ModelSource, PoolingType
+
+        self.name = f"fastembed, batches of {batch_size}"
+        self._batch_size = batch_size
+        name = f"local/minilm-{batch_size}"
+        TextEmbedding.add_custom_model(
+            model=name, pooling=PoolingType.MEAN, normalization=True, sources=ModelSource(hf=name), dim=384,
+            model_file="onnx/model.onnx",
+        )  # fmt: skip
+        self._model = TextEmbedding(name, specific_model_path=str(MODEL), threads=len(os.sched_getaffinity(0)))
+
+    def embed(self, texts: list[str]) -> Vectors:
+        return np.stack(list(self._model.embed(texts, batch_size=self._batch_size))).astype(np.float32)
+
+    def close(self) -> None:
+        del self._model
+
+
+class SentenceTransformers:
+    """sentence-transformers on torch, float32, batches of 32; needs a folder with the published weights."""
+
+    name = "sentence-transformers, torch"
+
+    def __init__(self, folder: Path) -> None:
+        from sentence_transformers import SentenceTransformer
+
+        self._model = SentenceTransformer(str(folder), device="cpu")
+
+    def embed(self, texts: list[str]) -> Vectors:
+        return np.asarray(self._model.encode(texts, batch_size=32, show_progress_bar=False), np.float32)
+
+    def close(self) -> None:
+        del self._model
+
+
+def contestants(torch_folder: Path | None) -> list[Callable[[], Contestant]]:
+    """List everybody who can take part here."""
+    found: list[Callable[[], Contestant]] = [Worker, Direct, lambda: Direct(batch_tokens=256), NaiveBridge]
+    if find_spec("fastembed") is not None:
+        found += [lambda: FastEmbed(32), lambda: FastEmbed(256)]
+    if torch_folder is not None and find_spec("sentence_transformers") is not None:
+        found.append(lambda: SentenceTransformers(torch_folder))
+    return found
+
+
+def plain_tokenizer() -> Tokenizer:
+    tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def open_session(threads: int, *, spin: bool = False) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    return onnxruntime.InferenceSession(str(MODEL / "onnx" / "model.onnx"), options, providers=["CPUExecutionProvider"])
+
+
+def run_batch(session: onnxruntime.InferenceSession, rows: list[list[int]]) -> Vectors:
+    """Pad, run, average, normalise: (rows, 384)."""
+    longest = max(map(len, rows))
+    ids = np.zeros((len(rows), longest), np.int64)
+    mask = np.zeros((len(rows), longest), np.int64)
+    for place, row in enumerate(rows):
+        ids[place, : len(row)] = row
+        mask[place, : len(row)] = 1
+    feeds = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+    (hidden,) = session.run(["last_hidden_state"], feeds)
+    weights = mask.astype(np.float32)
+    pooled = np.matmul(weights[:, None, :], hidden)[:, 0, :] / weights.sum(axis=1, keepdims=True)
+    vectors: Vectors = pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
+    return vectors

@@ -1,0 +1,114 @@
+"""Who may import what: looked up in the syntax trees, and tried in fresh interpreters."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.worker.harness import ROOT
+
+PACKAGE = ROOT / "embed_worker"
+SERVING = sorted(path for path in PACKAGE.glob("*.py"))
+HEAVY = {"numpy", "onnxruntime", "tokenizers"}
+NETWORK = {
+    "aiohttp",
+    "asyncio",
+    "ftplib",
+    "http",
+    "httpx",
+    "huggingface_hub",
+    "requests",
+    "smtplib",
+    "socket",
+    "socketserver",
+    "ssl",
+    "urllib",
+    "urllib3",
+    "xmlrpc",
+}
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Yield the dotted names that a file imports anywhere, also inside functions."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        match node:
+            case ast.Import():
+                yield from (alias.name for alias in node.names)
+            case ast.ImportFrom(module=str() as module, level=0):
+                yield module
+                yield from (f"{module}.{alias.name}" for alias in node.names)
+            case ast.ImportFrom():
+                raise AssertionError(f"{path.name} has a relative import")
+            case _:
+                pass
+
+
+def top_level(path: Path) -> set[str]:
+    return {name.partition(".")[0] for name in imports_of(path)}
+
+
+def loaded_after(statement: str) -> set[str]:
+    """Run a statement in a fresh interpreter; return the modules that it added."""
+    found = "sorted(set(sys.modules) - before)"
+    code = f"import json, sys; before = set(sys.modules)\n{statement}\nprint(json.dumps({found}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    return set(json.loads(done.stdout))
+
+
+def test_importing_the_package_imports_nothing_else() -> None:
+    assert loaded_after("import embed_worker") - {"__future__"} == {"embed_worker"}
+
+
+@pytest.mark.parametrize("module", ["protocol", "server", "stdio", "answers", "lanes", "scheduler", "model_store"])
+def test_what_runs_before_the_model_is_there_imports_nothing_heavy(module: str) -> None:
+    loaded = {name.partition(".")[0] for name in loaded_after(f"import embed_worker.{module}")}
+    assert not loaded & HEAVY
+
+
+def test_the_protocol_needs_the_standard_library_and_orjson_only() -> None:
+    ours = {name for name in loaded_after("import embed_worker.protocol") if name.startswith("embed_worker")}
+    assert ours == {"embed_worker", "embed_worker.protocol"}
+    assert top_level(PACKAGE / "protocol.py") - sys.stdlib_module_names == {"orjson"}
+
+
+def test_the_arguments_are_parsed_before_anything_heavy_is_imported() -> None:
+    loaded = {name.partition(".")[0] for name in loaded_after("import embed_worker.__main__")}
+    assert not loaded & HEAVY
+
+
+@pytest.mark.parametrize("module", ["scheduler", "stdio", "machine", "model_folder"])
+def test_pure_modules_stay_pure(module: str) -> None:
+    outside = top_level(PACKAGE / f"{module}.py") - sys.stdlib_module_names - {"embed_worker"}
+    assert outside == set()
+
+
+@pytest.mark.parametrize(("package", "owner"), [("onnxruntime", "session.py"), ("tokenizers", "tokenizer.py")])
+def test_a_native_library_has_one_owner(package: str, owner: str) -> None:
+    assert {path.name for path in SERVING if package in top_level(path)} == {owner}
+
+
+def test_the_worker_knows_nothing_of_its_client() -> None:
+    assert [path for path in PACKAGE.rglob("*.py") if "bridge_client" in top_level(path)] == []
+
+
+def test_serving_imports_no_network() -> None:
+    found = {path.name: sorted(top_level(path) & NETWORK) for path in SERVING if top_level(path) & NETWORK}
+    assert found == {}
+
+
+def test_serving_imports_no_tool_but_by_its_command() -> None:
+    users = {path.name for path in SERVING if any(name.startswith("embed_worker.tools") for name in imports_of(path))}
+    assert users <= {"__main__.py"}
+
+
+def test_run_time_dependencies_are_four_and_no_others() -> None:
+    outside = set().union(*(top_level(path) for path in SERVING)) - sys.stdlib_module_names - {"embed_worker"}
+    assert outside <= HEAVY | {"orjson"}

@@ -1,0 +1,139 @@
+"""The command line: every option changes the setting it should, and what cannot be meant exits with 2."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embed_worker.__main__ import make_config, make_parser
+from embed_worker.config import DEFAULT_MODEL, LogFormat, ModelOptions, RuntimeOptions, WorkerConfig
+from embed_worker.manifest import Verify
+from embed_worker.protocol import Limits
+
+
+@pytest.fixture(autouse=True)
+def _no_models_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EMBED_WORKER_MODELS", raising=False)
+
+
+def config_of(*arguments: str) -> WorkerConfig:
+    return make_config(make_parser().parse_args(arguments))
+
+
+def test_without_options_everything_has_its_default() -> None:
+    assert config_of() == WorkerConfig()
+    assert config_of().models == (ModelOptions(name_or_path=DEFAULT_MODEL),)
+    options = make_parser().parse_args([])
+    assert (options.log_level, LogFormat(options.log_format)) == ("warning", LogFormat.TEXT)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--provider", "cuda"], RuntimeOptions(provider="cuda")),
+        (["--threads", "3"], RuntimeOptions(threads=3)),
+        (["--batch-tokens", "99"], RuntimeOptions(batch_tokens=99)),
+        (["--batch-invariant"], RuntimeOptions(batch_invariant=True)),
+        (["--verify", "always"], RuntimeOptions(verify=Verify.ALWAYS)),
+        (["--verify", "never"], RuntimeOptions(verify=Verify.NEVER)),
+    ],
+)
+def test_an_option_of_the_runtime_changes_its_setting_only(arguments: list[str], expected: RuntimeOptions) -> None:
+    assert config_of(*arguments) == WorkerConfig(runtime=expected)
+
+
+@pytest.mark.parametrize("name", Limits.__dataclass_fields__)
+def test_a_limit_changes_its_setting_only(name: str) -> None:
+    changes: dict[str, Any] = {name: 7}
+    assert config_of(f"--{name.replace('_', '-')}", "7") == WorkerConfig(limits=Limits(**changes))
+
+
+def test_a_supervised_worker_drains_for_ten_seconds_at_most() -> None:
+    assert config_of("--supervised") == WorkerConfig(is_supervised=True, drain_timeout_s=10.0)
+
+
+def test_logs_have_a_level_and_a_format() -> None:
+    options = make_parser().parse_args(["--log-level", "debug", "--log-format", "json"])
+    assert (options.log_level, options.log_format) == ("debug", "json")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--onnx-file", "f"], ModelOptions(onnx_file="f")),
+        (["--variant", "int8"], ModelOptions(variant="int8")),
+        (["--pooling", "cls,max"], ModelOptions(pooling="cls,max")),
+        (["--normalize"], ModelOptions(normalize=True)),
+        (["--no-normalize"], ModelOptions(normalize=False)),
+        (["--max-tokens", "9"], ModelOptions(max_tokens=9)),
+        (["--model", "m"], ModelOptions(name_or_path="m")),
+        (["--model", "m", "--normalize", "--no-normalize"], ModelOptions(name_or_path="m", normalize=False)),
+    ],
+)
+def test_an_option_of_a_model_settles_the_only_model(arguments: list[str], expected: ModelOptions) -> None:
+    assert config_of(*arguments) == WorkerConfig(models=(expected,))
+
+
+def test_options_settle_the_model_before_them() -> None:
+    arguments = "--model a --pooling cls --threads 2 --no-normalize --model b --model c --max-tokens 5 --pooling max"
+    assert config_of(*arguments.split()).models == (
+        ModelOptions(name_or_path="a", pooling="cls", normalize=False),
+        ModelOptions(name_or_path="b"),
+        ModelOptions(name_or_path="c", max_tokens=5, pooling="max"),
+    )
+
+
+def test_parsing_twice_starts_afresh() -> None:
+    parser = make_parser()
+    first = parser.parse_args(["--model", "a", "--models-dir", "x"])
+    second = parser.parse_args(["--model", "b", "--models-dir", "y"])
+    assert [len(options.models) for options in (first, second)] == [1, 1]
+    assert second.models_dirs == [Path("y")]
+
+
+def test_models_folders_of_the_command_line_come_before_those_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("EMBED_WORKER_MODELS", os.pathsep.join(["c", "", "d"]))
+    assert config_of("--models-dir", "a", "--models-dir", "b").models_dirs == tuple(map(Path, "abcd"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--nonsense"],
+        ["stray"],
+        ["--threads", "0"],
+        ["--threads", "-1"],
+        ["--threads", "many"],
+        ["--threads", "1.5"],
+        ["--batch-tokens", "0"],
+        ["--max-tokens", "0"],
+        ["--max-inputs", "none"],
+        ["--verify", "sometimes"],
+        ["--log-level", "loud"],
+        ["--log-format", "xml"],
+        ["--model"],
+        ["--mod", "m"],
+        ["--supervised=yes"],
+    ],
+)
+def test_what_cannot_be_meant_is_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        config_of(*arguments)
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("usage: embed-worker")
+
+
+def test_help_names_every_option_and_every_request(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        make_parser().parse_args(["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    for word in ("--model ", "--pooling", "--supervised", "--max-in-flight-bytes", "unload_model", "exit status"):
+        assert word in text

@@ -1,0 +1,179 @@
+"""Whole models in this process against sentence-transformers' vectors, and what an engine refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embed_worker.config import ModelOptions, RuntimeOptions
+from embed_worker.engine import Engine, LoadedModel
+from embed_worker.errors import ModelError
+from embed_worker.loading import load_model
+from embed_worker.pooling import Float32
+from embed_worker.session import ProviderReport, TokenBatch
+from embed_worker.tokenizer import TextTokenizer
+from tests.worker.harness import cosines
+from tests.worker.test_model_folder import EXPECTED, MODELS
+from tests.worker.test_tokenizer import plan_for, prompt_of
+
+_loaded: dict[tuple[str, str | None], LoadedModel] = {}
+
+
+def model_of(name: str, onnx_file: str | None = None) -> LoadedModel:
+    """Load a fixture once."""
+    is_bare = not (MODELS / name / "modules.json").exists()
+    options = ModelOptions(name_or_path=name, onnx_file=onnx_file, pooling="mean" if is_bare else None)
+    try:
+        if (name, onnx_file) not in _loaded:
+            _loaded[name, onnx_file] = load_model(MODELS / name, options, RuntimeOptions(), 1)
+    except ModelError as refused:
+        if "Dense" in str(refused):
+            pytest.skip("this worker does not serve Dense modules")
+        raise
+    return _loaded[name, onnx_file]
+
+
+def embed(model: LoadedModel, case: dict[str, Any], *, together: bool) -> Float32:
+    rows = model.engine.tokenizer.encode(case["texts"], prompt_of(case, model.plan))
+    groups = [rows] if together else [[row] for row in rows]
+    raw = np.concatenate([model.engine.embed(group, is_alone=not together) for group in groups])
+    assert raw.dtype == np.float32
+    return model.finish(raw, case["dimensions"], case["normalize"])
+
+
+GRAPHS = [(name, graph) for name, expected in EXPECTED.items() for graph in expected["graphs"]]
+
+
+@pytest.mark.parametrize(("name", "graph"), GRAPHS)
+@pytest.mark.parametrize("together", [True, False], ids=["in one batch", "alone"])
+def test_vectors_are_those_of_sentence_transformers(name: str, graph: str, together: bool) -> None:
+    model = model_of(name, graph)
+    assert model.engine.dimension == EXPECTED[name]["model"]["dimension"]
+    for case in EXPECTED[name]["cases"]:
+        vectors = embed(model, case, together=together)
+        np.testing.assert_allclose(
+            vectors, case["embeddings"], rtol=0, atol=EXPECTED[name]["tolerance"], err_msg=case["name"]
+        )
+
+
+VARIANTS = [(name, variant["file"]) for name, expected in EXPECTED.items() for variant in expected["variants"]]
+
+
+@pytest.mark.parametrize(("name", "graph"), VARIANTS)
+def test_reduced_precision_stays_within_what_was_measured(name: str, graph: str) -> None:
+    model = model_of(name, graph)
+    variant = next(variant for variant in EXPECTED[name]["variants"] if variant["file"] == graph)
+    for case in EXPECTED[name]["cases"]:
+        alone, batched = embed(model, case, together=False), embed(model, case, together=True)
+        assert np.abs(alone - np.array(case["embeddings"])).max() <= variant["tolerance"], case["name"]
+        assert np.abs(batched - np.array(case["embeddings"])).max() <= variant["tolerance_batched"], case["name"]
+        assert cosines(alone, case["embeddings"]).min() >= variant["min_cosine"], case["name"]
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_text_does_not_depend_on_its_neighbours(name: str) -> None:
+    model = model_of(name)
+    case = next(case for case in EXPECTED[name]["cases"] if case["name"] == "mixed-lengths")
+    assert (1 - cosines(embed(model, case, together=True), embed(model, case, together=False))).max() < 1e-6
+
+
+def test_a_graph_that_normalises_by_itself_is_recognised() -> None:
+    model = model_of("gemma-graph-pooled")
+    assert model.engine.normalizes_itself
+    assert model.normalizes
+    assert not model_of("bert-mean").engine.normalizes_itself
+
+
+def test_a_fingerprint_names_the_space_and_not_the_machine() -> None:
+    names = ("bert-mean", "e5-prefix", "qwen3-last", "no-normalize-dot")
+    assert len({model_of(name).fingerprint for name in names}) == len(names)
+    again = load_model(MODELS / "bert-mean", ModelOptions(name_or_path="bert-mean"), RuntimeOptions(threads=2), 2)
+    assert again.fingerprint == model_of("bert-mean").fingerprint
+    cut = load_model(MODELS / "bert-mean", ModelOptions(max_tokens=9), RuntimeOptions(), 1)
+    pooled = load_model(MODELS / "bert-mean", ModelOptions(pooling="cls"), RuntimeOptions(), 1)
+    assert len({again.fingerprint, cut.fingerprint, pooled.fingerprint}) == 3
+    assert all(len(found.fingerprint) == 16 and int(found.fingerprint, 16) >= 0 for found in (cut, pooled))
+
+
+# What cannot be embeddings, with a backend that gives what a test says
+
+
+class FakeBackend:
+    """Gives token vectors, or finished ones, of any shape and value."""
+
+    provider = ProviderReport(asked="cpu", chosen="Fake", reason="it is a fake")
+    precision = "float32"
+    is_batch_invariant = True
+
+    def __init__(self, shape: tuple[int | str, ...], value: float = 1.0, *, pools_itself: bool = False) -> None:
+        self.shape = shape
+        self.value = value
+        self.pools_itself = pools_itself
+        self.batches: list[TokenBatch] = []
+
+    def widen(self) -> None:
+        """Open nothing more."""
+
+    def run(self, batch: TokenBatch, *, is_alone: bool) -> Float32:
+        self.batches.append(batch)
+        sizes = {"B": batch.ids.shape[0], "T": batch.ids.shape[1]}
+        if self.value > 1e300:
+            raise RuntimeError("the graph\nfailed")
+        return np.full([sizes.get(str(size), size) for size in self.shape], self.value, np.float32)
+
+
+def warm_up(backend: FakeBackend, **changes: Any) -> Engine:
+    plan = plan_for("bert-mean", **{"pooling_dimension": None, **changes})
+    return Engine.warm_up(plan, TextTokenizer.load(plan), backend)
+
+
+@pytest.mark.parametrize(
+    ("backend", "words"),
+    [
+        (FakeBackend(("B", "T", 4), float("nan")), "not finite or have no length"),
+        (FakeBackend(("B", "T", 4), 0.0), "not finite or have no length"),
+        (FakeBackend(("B", "T", 4), 1e301), "does not run: the graph failed"),
+        (FakeBackend(("B", 4)), "an output of shape"),
+        (FakeBackend((1, 2, 3, 4)), "an output of shape"),
+        (FakeBackend(("B", "T", 4), pools_itself=True), "an output of shape"),
+        (FakeBackend((7, 4), pools_itself=True), "an output of shape"),
+    ],
+)
+def test_what_cannot_be_embeddings_is_refused_at_warm_up(backend: FakeBackend, words: str) -> None:
+    with pytest.raises(ModelError) as refused:
+        warm_up(backend)
+    assert words in str(refused.value)
+
+
+def test_a_dimension_other_than_the_folders_is_refused() -> None:
+    with pytest.raises(ModelError, match="pooling configuration says 5"):
+        warm_up(FakeBackend(("B", "T", 4)), pooling_dimension=5)
+    assert warm_up(FakeBackend(("B", "T", 5)), pooling_dimension=5).dimension == 5
+
+
+@pytest.mark.parametrize(("value", "normalizes"), [(0.5, True), (0.6, False)])
+def test_finished_vectors_of_length_one_cannot_be_had_without(value: float, normalizes: bool) -> None:
+    engine = warm_up(FakeBackend(("B", 4), value, pools_itself=True))
+    assert (engine.dimension, engine.normalizes_itself) == (4, normalizes)
+
+
+@pytest.mark.parametrize("pad_left", [False, True])
+def test_rows_are_padded_to_the_longest_on_the_folders_side(pad_left: bool) -> None:
+    backend = FakeBackend(("B", "T", 4))
+    engine = warm_up(backend, pad_left=pad_left)
+    short, long = engine.tokenizer.encode(["a", "a b c"], "")
+    engine.embed([short, long], is_alone=False)
+    batch = backend.batches[-1]
+    padding = [0] * (len(long.ids) - len(short.ids))
+    ones = [1] * len(short.ids)
+    assert batch.mask.tolist() == [padding + ones if pad_left else ones + padding, [1] * len(long.ids)]
+    assert batch.ids[0][batch.mask[0] == 1].tolist() == short.ids.tolist()
+    assert set(batch.ids[0][batch.mask[0] == 0].tolist()) <= {engine.tokenizer.pad_id}
+
+
+def test_an_engine_makes_room_and_tells_what_is_usable() -> None:
+    engine = warm_up(FakeBackend(("B", "T", 4)))
+    assert engine.new_matrix(3).shape == (3, 4)
+    assert engine.are_usable(np.array([[0, 0], [1, 0]], np.float32)).tolist() == [False, True]

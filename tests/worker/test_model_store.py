@@ -1,0 +1,183 @@
+"""Loaded models by name: who waits, who uses, and when a model may go."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from embed_worker.config import ModelOptions
+from embed_worker.errors import ConfigError, ModelError, ModelNotFoundError, OutOfMemoryError
+from embed_worker.model_store import ModelSlot, ModelStore
+from tests.worker.fakes import WAIT_S, FakeLoader, models_folder
+
+
+class Store:
+    """A store with a fake loader, and the slots that were settled."""
+
+    def __init__(self, root: Path) -> None:
+        self.loader = FakeLoader()
+        self.store = ModelStore(self.loader, [models_folder(root)])
+        self.settled: queue.SimpleQueue[ModelSlot] = queue.SimpleQueue()
+        self.store.start()
+
+    def open(self, name: str) -> ModelSlot:
+        self.store.open(ModelOptions(name_or_path=name), self.settled.put)
+        return self.settled.get(timeout=WAIT_S)
+
+    def load(self, name: str) -> ModelSlot:
+        self.store.load(name, self.settled.put)
+        return self.settled.get(timeout=WAIT_S)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    made = Store(tmp_path)
+    yield made
+    made.loader.gate.set()
+
+
+def test_the_first_model_opened_is_the_default(store: Store) -> None:
+    first, second = store.open("first"), store.open("second")
+    assert store.store.find(None) is first is store.store.find("org/first")
+    assert store.store.find("second") is second
+    assert store.store.names() == ["first", "second"]
+    assert first.uid != second.uid
+
+
+def test_a_model_may_be_opened_by_its_path(store: Store, tmp_path: Path) -> None:
+    slot = store.open(str(tmp_path / "first"))
+    assert (slot.name, slot.error) == ("first", None)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ModelError("damaged"), ModelError),
+        (ConfigError("no such provider"), ConfigError),
+        (OutOfMemoryError("none left"), OutOfMemoryError),
+        (MemoryError(), OutOfMemoryError),
+        (RuntimeError("a bug"), ModelError),
+    ],
+)
+def test_who_waits_hears_why_a_model_failed_and_the_loader_goes_on(
+    store: Store, error: Exception, kind: type[Exception]
+) -> None:
+    store.loader.error = error
+    slot = store.open("first")
+    assert isinstance(slot.error, kind)
+    assert slot.model is None
+    store.loader.error = None
+    assert store.load("first").model is not None
+
+
+@pytest.mark.parametrize("name", ["nowhere", "./nowhere", "/nowhere/at/all", "~nobody-of-this-name/model"])
+def test_a_model_that_is_nowhere_settles_as_not_found(store: Store, name: str) -> None:
+    assert isinstance(store.open(name).error, ModelNotFoundError)
+
+
+def test_a_model_is_loaded_once_for_all_who_ask(store: Store) -> None:
+    store.loader.gate.clear()
+    for _ in range(3):
+        store.store.load("second", store.settled.put)
+    store.loader.gate.set()
+    slots = {store.settled.get(timeout=WAIT_S) for _ in range(3)}
+    assert len(slots) == 1
+    assert store.load("org/second") in slots
+    assert store.loader.entered.get(timeout=WAIT_S) == "second"
+    assert store.loader.entered.empty()
+
+
+@pytest.mark.parametrize("name", ["nowhere", "../first", "a/b/c", "", ".hidden", "-x", "x" * 300, "x" * 5000, "a\0b"])
+def test_a_name_is_never_a_path_and_never_another_error(store: Store, name: str) -> None:
+    store.open("first")
+    asks: tuple[Callable[[str], object], ...] = (store.load, store.store.find, store.store.acquire)
+    for ask in asks:
+        with pytest.raises(ModelNotFoundError) as refused:
+            ask(name)
+        assert len(str(refused.value)) < 500
+
+
+def test_what_is_not_loaded_says_whether_it_could_be(store: Store) -> None:
+    store.open("first")
+    with pytest.raises(ModelNotFoundError, match="`load_model` loads it"):
+        store.store.find("second")
+    with pytest.raises(ModelNotFoundError, match=r"'nowhere' is not loaded$"):
+        store.store.find("nowhere")
+
+
+def test_before_anything_is_opened_there_is_no_default(store: Store) -> None:
+    with pytest.raises(ModelNotFoundError):
+        store.store.find(None)
+
+
+def test_a_model_in_use_goes_when_its_last_user_is_done(store: Store) -> None:
+    slot = store.open("first")
+    done: list[str] = []
+    users = [store.store.acquire(None) for _ in range(2)]
+    store.store.unload("first", lambda: done.append("gone"))
+    for ask in (lambda: store.store.find("first"), lambda: store.store.unload("first", lambda: None)):
+        with pytest.raises(ModelNotFoundError):
+            ask()
+    store.store.release(users[0])
+    assert (done, slot.model is None) == ([], False)
+    store.store.release(users[1])
+    assert (done, slot.model) == (["gone"], None)
+    assert store.load("first") is not slot
+
+
+def test_an_unused_model_goes_at_once_and_a_loading_one_cannot(store: Store) -> None:
+    store.open("first")
+    done: list[str] = []
+    store.store.unload("first", lambda: done.append("gone"))
+    assert done == ["gone"]
+    store.loader.gate.clear()
+    store.store.load("second", store.settled.put)
+    with pytest.raises(ModelNotFoundError):
+        store.store.unload("second", lambda: None)
+    store.loader.gate.set()
+    assert store.settled.get(timeout=WAIT_S).error is None
+
+
+def test_a_model_that_is_going_cannot_be_acquired_any_more(store: Store) -> None:
+    slot = store.open("first")
+    slot.when_unused = lambda: None  # what another thread has just decided
+    with pytest.raises(ModelNotFoundError, match="being unloaded"):
+        store.store.acquire("first")
+
+
+def test_settled_models_call_back_at_once(store: Store) -> None:
+    slot = store.open("first")
+    called: list[ModelSlot] = []
+    store.store.when_settled(slot, called.append)
+    assert called == [slot]
+
+
+def test_everybody_who_waited_sees_the_model_even_when_the_first_of_them_unloads_it(store: Store) -> None:
+    # A host that hears that its model is loaded may unload it while others are still being told.
+    store.loader.gate.clear()
+    seen: queue.SimpleQueue[bool] = queue.SimpleQueue()
+
+    def unload(slot: ModelSlot) -> None:
+        store.store.unload("second", lambda: None)
+
+    store.store.load("second", unload)
+    store.store.load("second", lambda slot: seen.put(slot.model is not None or slot.error is not None))
+    store.loader.gate.set()
+    assert seen.get(timeout=WAIT_S)
+    assert store.load("second").model is not None
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_callback_that_fails_does_not_end_the_loader(store: Store) -> None:
+    def fail(slot: ModelSlot) -> None:
+        raise RuntimeError("a bug")
+
+    store.loader.gate.clear()
+    store.store.load("second", fail)
+    store.store.load("second", store.settled.put)
+    store.loader.gate.set()
+    assert store.settled.get(timeout=WAIT_S).model is not None
+    assert store.load("third").model is not None

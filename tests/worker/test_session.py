@@ -1,0 +1,193 @@
+"""The choice of a provider, what a graph must look like, and what its failures mean."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from embed_worker import session
+from embed_worker.config import RuntimeOptions
+from embed_worker.errors import ConfigError, ModelError, OutOfMemoryError
+from embed_worker.session import OnnxBackend, TokenBatch, choose_provider, is_out_of_memory
+from tests.worker.test_model_folder import EXPECTED, MODELS
+
+CPU = "CPUExecutionProvider"
+AVAILABLE = ["CUDAExecutionProvider", "CoreMLExecutionProvider", CPU]
+
+
+@pytest.mark.parametrize(
+    ("asked", "providers"),
+    [
+        ("auto", [CPU]),
+        ("cpu", [CPU]),
+        ("CPUExecutionProvider", [CPU]),
+        ("cuda", ["CUDAExecutionProvider", CPU]),
+        ("CoreML", ["CoreMLExecutionProvider", CPU]),
+        ("coremlexecutionprovider", ["CoreMLExecutionProvider", CPU]),
+    ],
+)
+def test_a_provider_is_known_by_its_short_or_long_name(asked: str, providers: list[str]) -> None:
+    chosen, report = choose_provider(asked, AVAILABLE)
+    assert chosen == providers
+    assert (report.asked, report.chosen) == (asked, providers[0])
+    assert report.reason
+
+
+def test_a_provider_that_is_not_there_is_refused_with_those_that_are() -> None:
+    with pytest.raises(ConfigError, match="no provider 'tpu'; it has: coreml, cpu, cuda"):
+        choose_provider("tpu", AVAILABLE)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("BFCArena: Failed to allocate memory for requested buffer"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("bad allocation"), True),
+        (RuntimeError("invalid indices"), False),
+    ],
+)
+def test_a_failed_allocation_is_told_from_other_failures(error: Exception, is_memory: bool) -> None:
+    assert is_out_of_memory(error) is is_memory
+
+
+def load(graph: Path, threads: int = 1) -> OnnxBackend:
+    return OnnxBackend.load(graph, "m", RuntimeOptions(), threads=threads)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a graph", b"\x08\x07"])
+def test_a_file_that_is_no_graph_is_refused_with_a_sentence(tmp_path: Path, content: bytes | None) -> None:
+    graph = tmp_path / "model.onnx"
+    if content is not None:
+        graph.write_bytes(content)
+    with pytest.raises(ModelError, match=r"'model\.onnx' that cannot be used") as refused:
+        load(graph)
+    assert "\n" not in str(refused.value)
+
+
+def test_no_memory_for_a_graph_is_no_fault_of_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("std::bad_alloc")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
+    with pytest.raises(OutOfMemoryError):
+        load(MODELS / "bert-mean/onnx/model.onnx")
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_every_family_runs_alone_and_in_lanes(name: str, threads: int) -> None:
+    backend = load(MODELS / name / "onnx/model.onnx", threads)
+    ids = np.array([[2, 5, 3], [2, 3, 0]], np.int64)
+    mask = np.array([[1, 1, 1], [1, 1, 0]], np.int64)
+    before = backend.run(TokenBatch(ids, mask), is_alone=True)
+    backend.widen()
+    outputs = [backend.run(TokenBatch(ids, mask), is_alone=is_alone) for is_alone in (True, False)]
+    assert backend.pools_itself == (name == "gemma-graph-pooled")
+    assert before.shape[:1] == (2,) if backend.pools_itself else before.shape[:2] == (2, 3)
+    assert {output.dtype for output in (before, *outputs)} == {np.dtype(np.float32)}
+    np.testing.assert_allclose(outputs[0], before, atol=1e-5)
+    np.testing.assert_allclose(outputs[1], before, atol=1e-5)
+
+
+def test_a_session_that_cannot_be_widened_serves_on_one_thread(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = load(MODELS / "bert-mean/onnx/model.onnx", 2)
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no threads left")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
+    backend.widen()
+    ids = np.array([[2, 3]], np.int64)
+    assert backend.run(TokenBatch(ids, np.ones_like(ids)), is_alone=True).shape[:2] == (1, 2)
+
+
+def test_a_precision_is_named_in_bits() -> None:
+    assert load(MODELS / "bert-mean/onnx/model.onnx").precision == "float32"
+    assert load(MODELS / "qwen3-last/onnx/model_fp16.onnx").precision in ("float16", "float32")
+
+
+def test_an_id_beyond_the_vocabulary_fails_the_batch_and_nothing_else() -> None:
+    backend = load(MODELS / "bert-mean/onnx/model.onnx")
+    one = np.ones((1, 1), np.int64)
+    with pytest.raises(Exception, match="indices element out of data bounds"):
+        backend.run(TokenBatch(one * 10**6, one), is_alone=True)
+    assert np.isfinite(backend.run(TokenBatch(one, one), is_alone=True)).all()
+
+
+# Graphs as onnxruntime would describe them
+
+
+def node(name: str, kind: str = "tensor(int64)", shape: tuple[int | str, ...] = ("B", "T")) -> Any:
+    return SimpleNamespace(name=name, type=kind, shape=list(shape))
+
+
+BATCH = TokenBatch(np.array([[0, 7, 8], [9, 7, 8]]), np.array([[0, 1, 1], [1, 1, 1]]))
+
+
+def feed(described: Any) -> np.ndarray[Any, Any]:
+    name, make = session._feeder(described, "m")
+    assert name == described.name
+    return make(BATCH)
+
+
+@pytest.mark.parametrize("kind", ["tensor(int64)", "tensor(int32)"])
+def test_inputs_are_made_in_the_type_that_the_graph_states(kind: str) -> None:
+    values = {name: feed(node(name, kind)) for name in session._KNOWN_INPUTS}
+    assert values["input_ids"].tolist() == BATCH.ids.tolist()
+    assert values["attention_mask"].tolist() == BATCH.mask.tolist()
+    assert values["token_type_ids"].tolist() == [[0, 0, 0], [0, 0, 0]]
+    assert values["position_ids"].tolist() == [[0, 0, 1], [0, 1, 2]]
+    assert {str(value.dtype) for value in values.values()} == {kind[len("tensor(") : -1]}
+
+
+@pytest.mark.parametrize("kind", ["tensor(float)", "tensor(float16)", "tensor(int64)"])
+def test_what_a_decoder_carries_is_empty(kind: str) -> None:
+    value = feed(node("past_key_values.0.key", kind, ("B", 2, "past", 16)))
+    assert value.shape == (2, 2, 0, 16)
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        node("input_ids", "tensor(float)"),
+        node("attention_mask", "tensor(bool)"),
+        node("mystery", "tensor(float)", ("B", 4)),
+        node("mystery", "tensor(string)", ("B", "T")),
+        node("scalar", "tensor(float)", ()),
+    ],
+)
+def test_an_input_that_is_not_known_is_refused(described: Any) -> None:
+    with pytest.raises(ModelError, match=described.name):
+        session._feeder(described, "m")
+
+
+def test_the_output_is_the_hidden_state_or_its_other_name() -> None:
+    hidden, tokens = (node(name, "tensor(float)", ("B", "T", 4)) for name in session._HIDDEN_OUTPUTS)
+    pooler = node("pooler_output", "tensor(float)", ("B", 4))
+    assert session._hidden_output({"pooler_output": pooler, "last_hidden_state": hidden}, "m") == "last_hidden_state"
+    assert session._hidden_output({"token_embeddings": tokens}, "m") == "token_embeddings"
+    with pytest.raises(ModelError, match="it has pooler_output"):
+        session._hidden_output({"pooler_output": pooler}, "m")
+    flat = node("last_hidden_state", "tensor(float)", ("B", 4))
+    with pytest.raises(ModelError, match="has 2 dimensions"):
+        session._hidden_output({"last_hidden_state": flat}, "m")
+
+
+def test_the_report_says_what_really_runs() -> None:
+    _, report = choose_provider("cuda", AVAILABLE)
+    fallen_back = session._as_chosen(report, [CPU])
+    assert (fallen_back.asked, fallen_back.chosen) == ("cuda", CPU)
+    assert "CUDAExecutionProvider" in fallen_back.reason
+    assert session._as_chosen(report, ["CUDAExecutionProvider", CPU]) is report
+    assert os.linesep not in fallen_back.reason
