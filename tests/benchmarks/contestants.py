@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import os
 import queue
@@ -25,6 +26,8 @@ MODEL = ROOT / "models" / "all-MiniLM-L6-v2"
 MAX_TOKENS = 256
 
 Vectors = NDArray[np.float32]
+
+_names = itertools.count()
 
 
 class Contestant(Protocol):
@@ -98,9 +101,8 @@ class Worker:
 class Direct:
     """The runtime called directly, in the best arrangement found: rows sorted by length, cut by tokens, two lanes."""
 
-    name = "onnxruntime, direct"
-
     def __init__(self, *, batch_tokens: int = 512, threads: int | None = None) -> None:
+        self.name = f"onnxruntime, direct, {batch_tokens} tokens"
         self._batch_tokens = batch_tokens
         self._lanes = threads or len(os.sched_getaffinity(0))
         self.tokenizer = plain_tokenizer()
@@ -198,7 +200,7 @@ class FastEmbed:
 
         self.name = f"fastembed, batches of {batch_size}"
         self._batch_size = batch_size
-        name = f"local/minilm-{batch_size}"
+        name = f"local/minilm-{batch_size}-{next(_names)}"  # a name can be registered once
         TextEmbedding.add_custom_model(
             model=name, pooling=PoolingType.MEAN, normalization=True, sources=ModelSource(hf=name), dim=384,
             model_file="onnx/model.onnx",

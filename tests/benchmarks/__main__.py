@@ -1,0 +1,137 @@
+"""`make bench`: measure the worker against the runtime itself and its peers, on the same model, texts and cores."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks import measures
+from tests.benchmarks.contestants import contestants, plain_tokenizer
+from tests.benchmarks.corpus import PROFILES, docstring_corpus, read_corpus
+
+
+def main() -> None:
+    options = parse_arguments()
+    texts = load_texts(options)
+    short = next(iter(texts.values()))
+    only = set(options.only.split(",")) if options.only else None
+    results: dict[str, Any] = {
+        "machine": measures.machine(),
+        "python": platform.python_version(),
+        "onnxruntime": version("onnxruntime"),
+        "rounds": options.rounds,
+    }
+
+    def wanted(name: str) -> bool:
+        return only is None or name in only
+
+    if wanted("throughput"):
+        makers = contestants(options.torch_folder)
+        for profile, corpus in texts.items():
+            say(f"throughput, {profile}: {len(corpus)} texts, {options.rounds} rounds")
+            results[f"throughput {profile}"] = measures.throughput(makers, corpus, options.rounds)
+    steps = {
+        "latency": lambda: measures.single_latency(short, options.singles),
+        "concurrency": lambda: measures.concurrency(short[:1000], options.rounds),
+        "load": lambda: measures.latency_under_load(short, short[0]),
+        "start": lambda: measures.start_up(2 * options.rounds + 1),
+        "memory": lambda: measures.memory(list(texts.values())[-1], first=10_000, then=options.memory_texts),
+        "idle": lambda: measures.idle_cpu(10),
+    }
+    for name, step in steps.items():
+        if wanted(name):
+            say(name)
+            results[name] = step()
+    write(results, options.output)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("--corpus", type=Path, action="append", default=[], help="a file of texts, one a line")
+    parser.add_argument("--texts", type=int, default=1024, help="texts of each built-in profile (1024)")
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (5)")
+    parser.add_argument("--singles", type=int, default=300, help="texts of the latency measure (300)")
+    parser.add_argument("--memory-texts", type=int, default=10_000, help="texts after the first 10,000 (10,000)")
+    parser.add_argument("--torch-folder", type=Path, help="published weights, for sentence-transformers if installed")
+    parser.add_argument("--only", help="some of throughput,latency,concurrency,load,start,memory,idle")
+    parser.add_argument("--output", type=Path, default=Path("bench-results"), help="folder of the results")
+    return parser.parse_args()
+
+
+def load_texts(options: argparse.Namespace) -> dict[str, list[str]]:
+    if options.corpus:
+        return {file.stem: read_corpus(file) for file in options.corpus}
+    tokenizer = plain_tokenizer()
+    return {profile: docstring_corpus(profile, options.texts, tokenizer) for profile in PROFILES}
+
+
+def say(what: str) -> None:
+    print(f"… {what}", flush=True)
+
+
+def write(results: dict[str, Any], folder: Path) -> None:
+    """Leave the figures as JSON, as a Markdown table and as a picture where matplotlib is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", "utf-8")
+    table = markdown(results)
+    (folder / "results.md").write_text(table, "utf-8")
+    print(f"\n{table}\nwritten to {folder}/")
+    draw(results, folder / "results.png")
+
+
+def markdown(results: dict[str, Any]) -> str:
+    head = (results[key] for key in ("machine", "python", "onnxruntime", "rounds"))
+    lines = ["{}, Python {}, onnxruntime {}, medians of {} interleaved rounds".format(*head), ""]
+    for key, value in results.items():
+        if key.startswith("throughput "):
+            lines += [f"| {key.removeprefix('throughput ')} | texts/s | worker ÷ it |", "|---|---|---|"]
+            lines += [f"| {row['name']} | {row['texts_per_s']:.0f} | {row['vs_worker']:.2f} |" for row in value]
+            lines.append("")
+        elif isinstance(value, dict):
+            lines += [f"{key}: `{json.dumps(value)}`", ""]
+    return "\n".join(lines)
+
+
+def draw(results: dict[str, Any], file: Path) -> None:
+    """Draw throughput as bars and the latencies beside them."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        say("no picture: install the extra `bench`")
+        return
+    groups = {key.removeprefix("throughput "): rows for key, rows in results.items() if key.startswith("throughput ")}
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[3, 2])
+    names = [row["name"] for row in next(iter(groups.values()), [])]
+    width = 0.8 / max(1, len(groups))
+    for number, (profile, rows) in enumerate(groups.items()):
+        places = [place + number * width for place in range(len(rows))]
+        left.barh(places, [row["texts_per_s"] for row in rows], height=width, label=profile)
+    left.set_yticks([place + 0.4 - width / 2 for place in range(len(names))], names)
+    left.invert_yaxis()
+    left.set_xlabel("texts per second")
+    left.set_title("throughput")
+    bars = {}
+    if "latency" in results:
+        bars["one text, direct"] = results["latency"]["direct"]
+        bars["one text, worker"] = results["latency"]["worker"]
+    if "load" in results:
+        bars["one text, worker, during 10,000"] = results["load"]["under_load"]
+    for number, share in enumerate(("p50", "p95")):
+        places = [place + number * 0.4 for place in range(len(bars))]
+        right.barh(places, [row[share] for row in bars.values()], height=0.4, label=share)
+    right.set_yticks([place + 0.2 for place in range(len(bars))], list(bars))
+    right.invert_yaxis()
+    right.set_xlabel("milliseconds")
+    right.set_title("latency")
+    for axes in (left, right):
+        axes.legend()
+    figure.savefig(file, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
