@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def main() -> None:
         for profile, corpus in texts.items():
             say(f"throughput, {profile}: {len(corpus)} texts, {options.rounds} rounds")
             results[f"throughput {profile}"] = measures.throughput(makers, corpus, options.rounds)
-    steps = {
+    steps: dict[str, Callable[[], Any]] = {
         "latency": lambda: measures.single_latency(short, options.singles),
         "concurrency": lambda: measures.concurrency(short[:1000], options.rounds),
         "load": lambda: measures.latency_under_load(short, short[0]),

@@ -1,6 +1,6 @@
 """What is measured: throughput, latency alone, in a crowd and under load, start-up, memory, idleness.
 
-Every comparison is made in interleaved rounds and told as a ratio of medians: machines are noisy, and their speed drifts.
+Every comparison is made in interleaved rounds and told as a ratio of medians: machines are noisy, their speed drifts.
 """
 
 from __future__ import annotations
