@@ -45,7 +45,7 @@ class RuntimeOptions:
 
     provider: str = "auto"
     threads: int | None = None
-    batch_tokens: int = 512
+    batch_tokens: int = 384
     batch_invariant: bool = False
     verify: Verify = Verify.AUTO
 

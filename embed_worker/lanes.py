@@ -217,7 +217,8 @@ class Lanes:
                 job.vectors = None
                 with self._lock:
                     self._held_bytes -= job.held_bytes
-                    self._lock.notify()  # a bulk job may have waited for the memory
+                    if self._bulk:
+                        self._lock.notify()  # one may have waited for the memory
                 self._on_over(job)
 
         job.answer.settle(make_and_release)
@@ -361,9 +362,9 @@ class Lanes:
             job.tokenize_s += self._clock() - started
             job.characters_left -= sum(map(len, job.request.inputs[first:last])) + len(job.prompt) * (last - first)
             if not job.is_over:
+                # Nobody is woken: this lane comes back for them, and wakes others if there is more than it takes.
                 job.waiting.update(enumerate(texts, first))
                 self._scheduler.add(rows)
-                self._lock.notify()
 
     # Running
 

@@ -21,7 +21,8 @@ import numpy as np
 import orjson
 
 from bridge_client import EmbedClient
-from bridge_client.requests import Job, Parameters, Piece, Served, read_answer
+from bridge_client.handshake import Served
+from bridge_client.requests import Job, Parameters, Piece, read_answer
 from bridge_client.testing import fake_client
 from embed_worker import protocol
 from embed_worker.protocol import EncodingFormat, Limits, Success
@@ -69,7 +70,7 @@ def decoding(count: int = 1000, dimension: int = 384) -> None:
         "timing_ms": {"queue": 1.0, "tokenize": 1.0, "inference": 1.0, "total": 3.0},
     }
     line = protocol.encode_success(1, 1, members)
-    served = Served(model="m", fingerprint="f", dimension=dimension, limits=Limits(), info={})
+    served = Served(model="m", fingerprint="f", dimension=dimension, limits=Limits())
     texts = ["x" * 80] * count
 
     def bare() -> None:

@@ -252,7 +252,9 @@ def open_session(threads: int, *, spin: bool = False) -> onnxruntime.InferenceSe
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    # Spinning that goes on after a run would disturb whoever is measured next.
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     return onnxruntime.InferenceSession(str(MODEL / "onnx" / "model.onnx"), options, providers=["CPUExecutionProvider"])
 
 
