@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from embed_worker.dense import DenseLayer
 from embed_worker.errors import ModelError
 from embed_worker.machine import release_freed_memory
 from embed_worker.model_folder import ModelPlan
@@ -33,16 +34,19 @@ class Engine:
     backend: Backend
     dimension: int
     normalizes_itself: bool
+    dense: Sequence[DenseLayer] = ()
 
     @classmethod
-    def warm_up(cls, plan: ModelPlan, tokenizer: TextTokenizer, backend: Backend) -> Engine:
+    def warm_up(
+        cls, plan: ModelPlan, tokenizer: TextTokenizer, backend: Backend, dense: Sequence[DenseLayer] = ()
+    ) -> Engine:
         """Run the model once and learn its dimension.
 
         Raises:
             ModelError: The model does not run, or what it gives cannot be embeddings of this folder.
         """
         rows = tokenizer.encode(_WARM_UP, "")
-        engine = cls(plan=plan, tokenizer=tokenizer, backend=backend, dimension=0, normalizes_itself=False)
+        engine = cls(plan=plan, tokenizer=tokenizer, backend=backend, dimension=0, normalizes_itself=False, dense=dense)
         try:
             vectors = engine.embed(rows, is_alone=False)
         except ModelError:
@@ -59,6 +63,7 @@ class Engine:
             backend=backend,
             dimension=vectors.shape[1],
             normalizes_itself=backend.pools_itself and bool(np.abs(lengths - 1).max() < 1e-3),
+            dense=dense,
         )
 
     def embed(self, rows: Sequence[TokenizedText], *, is_alone: bool) -> Float32:
@@ -85,7 +90,10 @@ class Engine:
         skipped = None
         if any(row.skipped for row in rows):
             skipped = np.array([row.skipped for row in rows], np.int64)
-        return pool(output, batch.mask, self.plan.pooling, skipped)
+        vectors = pool(output, batch.mask, self.plan.pooling, skipped)
+        for layer in self.dense:
+            vectors = layer(vectors)
+        return vectors
 
     def _checked(self, output: Float32, *, rows: int, rank: int) -> Float32:
         if output.ndim != rank or len(output) != rows:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from embed_worker.config import ModelOptions, RuntimeOptions
+from embed_worker.dense import load_dense
 from embed_worker.engine import Engine, LoadedModel
 from embed_worker.errors import ModelError
 from embed_worker.manifest import Manifest, ManifestError, Verify, file_sha256, verify
@@ -39,7 +40,8 @@ def load_model(folder: Path, options: ModelOptions, runtime: RuntimeOptions, thr
         opening = beside.submit(OnnxBackend.load, plan.graph, plan.name, runtime, threads=threads)
         tokenizer = TextTokenizer.load(plan)
         backend = opening.result()
-    engine = Engine.warm_up(plan, tokenizer, backend)
+    # A graph that pools itself has its Dense modules inside.
+    engine = Engine.warm_up(plan, tokenizer, backend, () if backend.pools_itself else load_dense(plan))
     model = LoadedModel(name=plan.name, engine=engine, fingerprint=fingerprint(plan, manifest))
     _log.info(
         "model loaded name=%s dimension=%d fingerprint=%s provider=%s ms=%.0f",
@@ -58,11 +60,13 @@ def fingerprint(plan: ModelPlan, manifest: Manifest | None) -> str:
     The provider, the precision it computes in and the machine have no part in it.
     """
     graph = plan.graph
-    files = [graph, *sorted(graph.parent.glob(f"{graph.name}[_.]data")), plan.tokenizer_file]
+    data = sorted(graph.parent.glob(f"{graph.name}[_.]data"))
+    files = [graph, *data, plan.tokenizer_file, *(layer.weights for layer in plan.dense if layer.weights.is_file())]
     shape = {
         "files": [_content_hash(file, plan.folder, manifest) for file in files],
         "pooling": list(plan.pooling),
         "include_prompt": plan.include_prompt,
+        "dense": [[layer.activation, layer.use_residual] for layer in plan.dense],
         "normalize": plan.normalize,
         "max_tokens": plan.max_tokens,
         "truncate_left": plan.truncate_left,

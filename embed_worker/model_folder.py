@@ -68,6 +68,15 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DensePlan:
+    """A `Dense` module: `activation` is the last component of its class's name."""
+
+    weights: Path
+    activation: str
+    use_residual: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelPlan:
     """How to run a model as its folder says.
 
@@ -77,6 +86,7 @@ class ModelPlan:
         pooling: The modes whose vectors are concatenated, in order.
         pooling_dimension: What the pooling configuration says the token vectors have; None where it does not.
         include_prompt: Whether the prompt's tokens take part in the pooling.
+        dense: Linear layers after the pooling, in order.
         normalize: Whether answers are L2-normalised unless the request says otherwise.
         max_tokens: Longer texts are cut, special tokens included.
         prompts: By name; `query` and `document` always exist.
@@ -92,6 +102,7 @@ class ModelPlan:
     pooling: tuple[PoolingMode, ...]
     pooling_dimension: int | None
     include_prompt: bool
+    dense: tuple[DensePlan, ...]
     normalize: bool
     max_tokens: int
     prompts: Mapping[str, str]
@@ -211,6 +222,7 @@ class _Reader:
             pooling=self._pooling(pooling_config),
             pooling_dimension=self._pooling_dimension(pooling_config),
             include_prompt=pooling_config.get("include_prompt") is not False,
+            dense=tuple(self._dense(module) for module in modules if module.kind == "Dense"),
             normalize=self._normalize(modules),
             max_tokens=self._max_tokens(),
             prompts=prompts,
@@ -297,10 +309,11 @@ class _Reader:
         kinds = [module.kind for module in modules if module.kind != "Dropout"]
         if not kinds:
             return {}
-        if kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in ([], ["Normalize"]):
-            raise self._error(
-                f"has modules that cannot be served: {', '.join(kinds)}; known are Transformer, Pooling and Normalize"
-            )
+        after = [kind for kind in kinds[2:] if kind != "Dense"]
+        is_known = kinds[:2] == ["Transformer", "Pooling"] and after in ([], ["Normalize"])
+        if not is_known or (after and kinds[-1] != "Normalize"):
+            known = "Transformer, Pooling, any number of Dense, and Normalize at the end"
+            raise self._error(f"has modules that cannot be served: {', '.join(kinds)}; known are {known}")
         path = next(module.path for module in modules if module.kind == "Pooling")
         config = self._read_object(_config_of(path))
         if not config:
@@ -332,6 +345,17 @@ class _Reader:
     def _pooling_dimension(self, config: dict[str, Any]) -> int | None:
         value = config.get("embedding_dimension", config.get("word_embedding_dimension"))
         return value if isinstance(value, int) else None
+
+    def _dense(self, module: _Module) -> DensePlan:
+        config = self._read_object(_config_of(module.path))
+        of = config.get("module_input_name", "sentence_embedding")
+        to = config.get("module_output_name") or of
+        if (of, to) != ("sentence_embedding", "sentence_embedding"):
+            raise self._error(f"has a Dense module over something else than the sentence embedding: {of!r} → {to!r}")
+        weights = self._folder / module.path / "model.safetensors"  # not needed where the graph pools itself
+        activation = str(config.get("activation_function", "Tanh")).rpartition(".")[2]
+        self._decide("dense", activation, f"modules.json: {module.path}")
+        return DensePlan(weights=weights, activation=activation, use_residual=config.get("use_residual") is True)
 
     def _normalize(self, modules: list[_Module]) -> bool:
         if self._options.normalize is not None:

@@ -168,6 +168,7 @@ class FakeModel:
             pooling=(PoolingMode.MEAN,),
             pooling_dimension=None,
             include_prompt=True,
+            dense=(),
             normalize=True,
             max_tokens=MAX_TOKENS,
             prompts={"query": "ask ", "document": ""},

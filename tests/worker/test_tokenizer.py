@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,37 +12,15 @@ import pytest
 
 from embed_worker.config import ModelOptions
 from embed_worker.errors import ModelError
-from embed_worker.model_folder import ModelPlan, PoolingMode, read_model_folder
+from embed_worker.model_folder import ModelPlan, read_model_folder
 from embed_worker.tokenizer import TextTokenizer
 from tests.worker.test_model_folder import EXPECTED, MODELS
 
 
 def plan_for(name: str, **changes: Any) -> ModelPlan:
-    """Read a folder's plan, or make as much of one as a tokenizer needs where the folder is not served yet."""
-    folder = MODELS / name
-    try:
-        plan = read_model_folder(folder, ModelOptions(name_or_path=name, pooling="mean"))
-        values = {field: getattr(plan, field) for field in ModelPlan.__dataclass_fields__}
-    except ModelError:
-        expected = EXPECTED[name]["model"]
-        config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
-        values = {
-            "name": name,
-            "folder": folder,
-            "graph": folder / "onnx/model.onnx",
-            "pooling": (PoolingMode.MEAN,),
-            "pooling_dimension": None,
-            "include_prompt": True,
-            "normalize": True,
-            "max_tokens": expected["max_seq_length"],
-            "prompts": expected["prompts"],
-            "default_prompt_name": None,
-            "pad_token": config["pad_token"],
-            "pad_left": False,
-            "truncate_left": False,
-            "decisions": (),
-        }
-    return ModelPlan(**(values | changes))
+    """Read a folder's plan and change some of it."""
+    plan = read_model_folder(MODELS / name, ModelOptions(name_or_path=name, pooling="mean"))
+    return dataclasses.replace(plan, **changes)
 
 
 def prompt_of(case: dict[str, Any], plan: ModelPlan) -> str:
