@@ -18,9 +18,9 @@ _ACTIVATIONS: dict[str, Callable[[Float32], Float32]] = {
     "Identity": lambda x: x,
     "Tanh": np.tanh,
     "ReLU": lambda x: np.maximum(x, 0),
-    "Sigmoid": lambda x: 1 / (1 + np.exp(-x)),
-    "SiLU": lambda x: x / (1 + np.exp(-x)),
-    "GELU": lambda x: (x * (1 + _erf(x / math.sqrt(2))) / 2).astype(np.float32),
+    "Sigmoid": lambda x: _sigmoid(x),
+    "SiLU": lambda x: x * _sigmoid(x),
+    "GELU": lambda x: x * (1 + _erf(x / np.float32(math.sqrt(2)))) / 2,
 }
 
 
@@ -84,6 +84,11 @@ def _tensor(file: SafetensorsFile, name: str, *, rank: int) -> Float32:
     if tensor.ndim != rank:
         raise ValueError(f"the tensor {name} has {tensor.ndim} dimensions, not {rank}")
     return tensor
+
+
+def _sigmoid(x: Float32) -> Float32:
+    sigmoid: Float32 = 1 / (1 + np.exp(-x))
+    return sigmoid
 
 
 def _erf(x: Float32) -> Float32:

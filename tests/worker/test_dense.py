@@ -18,7 +18,10 @@ from embed_worker.dense import load_dense
 from embed_worker.errors import ModelError
 from embed_worker.loading import load_model
 from embed_worker.model_folder import DensePlan, ModelPlan
-from tests.worker.test_tokenizer import MODELS, plan_for
+from tests.worker.harness import ROOT
+from tests.worker.test_tokenizer import plan_for
+
+MODELS = ROOT / "tests" / "models"
 
 ACTIVATIONS: dict[str, Callable[[float], float]] = {
     "Identity": lambda x: x,
