@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from embed_worker.errors import ModelError
 from embed_worker.model_folder import DensePlan, ModelPlan
@@ -20,7 +22,7 @@ _ACTIVATIONS: dict[str, Callable[[Float32], Float32]] = {
     "ReLU": lambda x: np.maximum(x, 0),
     "Sigmoid": lambda x: _sigmoid(x),
     "SiLU": lambda x: x * _sigmoid(x),
-    "GELU": lambda x: x * (1 + _erf(x / np.float32(math.sqrt(2)))) / 2,
+    "GELU": lambda x: np.asarray(x * (1 + _erf(x / math.sqrt(2))) / 2, np.float32),
 }
 
 
@@ -87,11 +89,10 @@ def _tensor(file: SafetensorsFile, name: str, *, rank: int) -> Float32:
 
 
 def _sigmoid(x: Float32) -> Float32:
-    sigmoid: Float32 = 1 / (1 + np.exp(-x))
-    return sigmoid
+    return np.asarray(1 / (1 + np.exp(-x)), np.float32)
 
 
-def _erf(x: Float32) -> Float32:
+def _erf(x: NDArray[Any]) -> Float32:
     """Compute the error function; numpy has none."""
     erf: Float32 = np.vectorize(math.erf, otypes=[np.float32])(x)
     return erf
