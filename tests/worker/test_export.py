@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from embed_worker.manifest import Manifest, Verify, verify
-from embed_worker.tools import export
-from embed_worker.tools.export import Storage
+from embed_worker.tools import bert, export, onnx_writer
+from embed_worker.tools.onnx_writer import Storage
 from tests.worker.test_safetensors import file_of_tensors
 
 FIXTURES = Path(__file__).parents[1] / "models"
@@ -418,16 +418,16 @@ def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFi
 # The check, tested by breaking what it guards -----------------------------------------------------------------------
 
 
-def unmasked(self: export.Bert, graph: export.GraphWriter) -> str:
+def unmasked(self: bert.Bert, graph: onnx_writer.GraphWriter) -> str:
     return graph.scalar(0)
 
 
-def misnormed(self: export.Bert, graph: export.GraphWriter, scope: str, x: str) -> str:
+def misnormed(self: bert.Bert, graph: onnx_writer.GraphWriter, scope: str, x: str) -> str:
     scale = graph.constant(f"{scope}.weight", self.tensors[f"{scope}.weight"])
     return graph.node(scope, "LayerNormalization", x, scale, epsilon=0.1)
 
 
-def not_a_number(self: export.Bert, graph: export.GraphWriter) -> str:
+def not_a_number(self: bert.Bert, graph: onnx_writer.GraphWriter) -> str:
     return graph.scalar(float("nan"))
 
 
@@ -451,7 +451,7 @@ def test_a_wrong_graph_fails_the_check_and_what_was_there_stays(
     assert run(folder, "--weights", weights) == 0
     capsys.readouterr()
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-    monkeypatch.setattr(export.Bert, method, broken)
+    monkeypatch.setattr(bert.Bert, method, broken)
     assert refusal(capsys, folder, "--weights", weights, status=1).startswith("The graph differs from its weights: ")
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
 
@@ -460,6 +460,6 @@ def test_a_graph_that_does_not_load_fails_the_check(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Adding integers to floats passes the checker of onnx, which infers no types.
-    monkeypatch.setattr(export.Bert, "_write_attention_bias", lambda self, graph: "input_ids")
+    monkeypatch.setattr(bert.Bert, "_write_attention_bias", lambda self, graph: "input_ids")
     assert refusal(capsys, folder, status=1).startswith("onnxruntime cannot load the graph: ")
     assert list((folder / "onnx").iterdir()) == []

@@ -1,0 +1,326 @@
+"""One call of a host and the pieces of it that travel: how inputs are cut, and how vectors are joined again.
+
+No I/O, no threads, no clock. The caller's lock guards everything here but `deliver`, which runs without any.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass
+from typing import Any, Generic, NoReturn, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bridge_client.errors import BridgeError, PoisonedInputError, RequestError
+from bridge_client.handshake import Served
+from embed_worker import protocol
+from embed_worker.protocol import EncodingFormat, ErrorCode, Limits
+
+Matrix: TypeAlias = NDArray[np.float32]
+T = TypeVar("T")
+
+# A piece is a second or two of work on a small machine: long enough to be batched well, short enough that a bulk call
+# neither outlives the time limit of its pieces in the worker's queue nor keeps others waiting behind it.
+PIECE_TOKENS = 16_384
+_MOST_INPUTS = Limits().max_inputs  # a worker with less says so, and its pieces are cut again
+PIECE_BYTES = 4 * 2**20  # times six, for the escapes of control characters, still a legal line
+_BYTES_PER_TOKEN = 4
+_MOST_TOKENS = 512  # a text is truncated at the model's limit, and few models go further
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Embeddings:
+    """What `embed_detailed` returns.
+
+    Attributes:
+        vectors: (B, D) float32, one row for each input, in order.
+        tokens: Real tokens of each input, special tokens included, before truncation.
+        truncated: The indexes of the inputs that were cut.
+        model: The model's name.
+        fingerprint: Names the vector space; vectors of two fingerprints must not be mixed.
+        timing_ms: Milliseconds inside the worker: `queue`, `tokenize`, `inference`, `total`. Of the slowest piece,
+            where the call was split.
+    """
+
+    vectors: Matrix
+    tokens: tuple[int, ...]
+    truncated: tuple[int, ...]
+    model: str
+    fingerprint: str
+    timing_ms: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters:
+    """What an `embed` asks for beside its inputs. None: what the model's folder says."""
+
+    normalize: bool | None = None
+    dimensions: int | None = None
+    prompt_name: str | None = None
+    prompt: str | None = None
+    truncate: bool = True
+
+
+class Promise(Generic[T]):
+    """A future that is settled once, under the lock, and delivered once, without it."""
+
+    def __init__(self) -> None:
+        self.future: Future[T] = Future()
+        self._outcome: Callable[[], T] | BridgeError | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the outcome is known, or nobody wants it any more."""
+        return self._outcome is not None or self.future.cancelled()
+
+    def settle(self, outcome: Callable[[], T] | BridgeError) -> bool:
+        """Decide the outcome; False when it had been decided before."""
+        if self.is_over:
+            return False
+        self._outcome = outcome
+        return True
+
+    def deliver(self) -> None:
+        """Complete the future; a host that cancels at the same moment wins."""
+        assert self._outcome is not None
+        with contextlib.suppress(InvalidStateError):
+            if isinstance(self._outcome, BridgeError):
+                self.future.set_exception(self._outcome)
+                return
+            try:
+                result = self._outcome()
+            except Exception as error:  # noqa: BLE001 - out of memory, at worst; the caller must not wait for ever
+                self.future.set_exception(error)
+            else:
+                self.future.set_result(result)
+
+
+class Job(Promise[Embeddings]):
+    """One call: its inputs, and what has come back so far.
+
+    Raises:
+        TypeError: An input is not a string.
+        RequestError: An input holds a lone surrogate, which no line can carry.
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[str],
+        parameters: Parameters,
+        *,
+        timeout_s: float,
+        deadline: float | None = None,
+        calls_back: bool = False,
+    ) -> None:
+        super().__init__()
+        self.inputs = inputs
+        self.parameters = parameters
+        self.timeout_s = timeout_s  # for each piece, from being sent first; the deadline goes before it
+        self.deadline = deadline
+        self.calls_back = calls_back  # the future is the host's: its callbacks run on the thread for such
+        self.sizes = _sizes(inputs)
+        self.bytes = sum(self.sizes)
+        self.submitted_at = 0.0
+        self.missing = max(1, len(inputs))  # inputs without a result; an empty call waits for one answer, too
+        self.unsent = 0  # of those, the ones that wait here
+        self.lone_deaths = 0  # of workers, with one of its pieces alone
+        self._guilty: list[int] = []
+        self._vectors: Matrix | None = None
+        self._tokens = [0] * len(inputs)
+        self._truncated: list[int] = []
+        self._served: Served | None = None
+        self._timing_ms: dict[str, float] = {}
+
+    def pieces(self) -> Iterator[Piece]:
+        """Cut the call into pieces of bounded cost; at least one, also when there is no input."""
+        start = tokens = size = 0
+        for index, text_bytes in enumerate(self.sizes):
+            cost = _cost(text_bytes)
+            is_full = tokens + cost > PIECE_TOKENS or size + text_bytes > PIECE_BYTES
+            if index > start and (is_full or index - start == _MOST_INPUTS):
+                yield Piece(job=self, start=start, stop=index)
+                start, tokens, size = index, 0, 0
+            tokens += cost
+            size += text_bytes
+        yield Piece(job=self, start=start, stop=len(self.sizes))
+
+    def request(self, start: int, stop: int) -> protocol.Embed:
+        """Return the request for a range of the inputs."""
+        wanted = self.parameters
+        return protocol.Embed(
+            inputs=list(self.inputs[start:stop]),
+            normalize=wanted.normalize,
+            dimensions=wanted.dimensions,
+            prompt_name=wanted.prompt_name,
+            prompt=wanted.prompt,
+            truncate=wanted.truncate,
+            encoding_format=EncodingFormat.BASE64,
+        )
+
+    def take(self, piece: Piece, answer: Answer) -> bool:
+        """Put the vectors of a piece in their place; False where they would mix two vector spaces."""
+        if self._served is not None and self._served.fingerprint != answer.served.fingerprint:
+            return False
+        if self._vectors is None:
+            self._vectors = np.zeros((len(self.inputs), answer.vectors.shape[1]), np.float32)
+        self._vectors[piece.start : piece.stop] = answer.vectors
+        self._tokens[piece.start : piece.stop] = answer.tokens
+        self._truncated.extend(piece.start + index for index in answer.truncated)
+        self._served = answer.served
+        if answer.timing_ms.get("total", 0.0) >= self._timing_ms.get("total", 0.0):
+            self._timing_ms = dict(answer.timing_ms)
+        self.missing -= piece.weight
+        return True
+
+    def convict(self, index: int) -> None:
+        """Note a guilty input."""
+        self._guilty.append(index)
+        self.missing -= 1
+
+    def conclude(self) -> bool:
+        """Settle a call of which nothing is missing: with its vectors, or with the inputs that are guilty."""
+        if self.missing:
+            return False
+        if not self._guilty:
+            return self.settle(self._embeddings)
+        others = self._embeddings() if self._served is not None else None
+        return self.settle(PoisonedInputError(tuple(sorted(self._guilty)), others))
+
+    def _embeddings(self) -> Embeddings:
+        assert self._vectors is not None
+        assert self._served is not None
+        guilty = set(self._guilty)
+        kept = [index for index in range(len(self.inputs)) if index not in guilty]
+        place = {index: number for number, index in enumerate(kept)} if guilty else None
+        return Embeddings(
+            vectors=self._vectors if place is None else self._vectors[kept],
+            tokens=tuple(self._tokens if place is None else (self._tokens[index] for index in kept)),
+            truncated=tuple(sorted(self._truncated if place is None else (place[index] for index in self._truncated))),
+            model=self._served.model,
+            fingerprint=self._served.fingerprint,
+            timing_ms=self._timing_ms,
+        )
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Piece:
+    """A range of a call's inputs that travels as one request.
+
+    Attributes:
+        lone_deaths: How often a worker died with this, or with the larger piece that it was cut from, alone.
+        sent_at: When its inputs were sent first; their time-out counts from then, whatever happens to the worker.
+    """
+
+    job: Job
+    start: int
+    stop: int
+    is_suspect: bool = False
+    lone_deaths: int = 0
+    attempts: int = 0
+    sent_at: float | None = None
+    tokens: int = 0
+    bytes: int = 0
+
+    def __post_init__(self) -> None:
+        sizes = self.job.sizes[self.start : self.stop]
+        self.tokens = sum(map(_cost, sizes))
+        self.bytes = sum(sizes)
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def weight(self) -> int:
+        """How much of its call it is; an empty call has one empty piece."""
+        return max(1, len(self))
+
+    @property
+    def texts(self) -> Sequence[str]:
+        """Its inputs."""
+        return self.job.inputs[self.start : self.stop]
+
+    @property
+    def deadline(self) -> float:
+        """When its time is over."""
+        if self.job.deadline is not None:
+            return self.job.deadline
+        return math.inf if self.sent_at is None else self.sent_at + self.job.timeout_s
+
+    def cut(self, size: int) -> tuple[Piece, Piece]:
+        """Cut off the first `size` inputs; both parts keep the history."""
+        return self._part(self.start, self.start + size), self._part(self.start + size, self.stop)
+
+    def _part(self, start: int, stop: int) -> Piece:
+        return Piece(
+            job=self.job,
+            start=start,
+            stop=stop,
+            is_suspect=self.is_suspect,
+            lone_deaths=self.lone_deaths,
+            attempts=self.attempts,
+            sent_at=self.sent_at,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Answer:
+    """The checked answer to a piece: (B, D) vectors and what belongs to them."""
+
+    vectors: Matrix
+    tokens: list[int]
+    truncated: list[int]
+    timing_ms: Mapping[str, float]
+    served: Served
+
+
+def read_answer(members: Mapping[str, Any], piece: Piece, served: Served) -> Answer:
+    """Check an answer against what was asked for and what the worker promised, and decode it.
+
+    Raises:
+        ProtocolError: It does not fit: nothing of it may be used.
+    """
+    count, dimension = len(piece), piece.job.parameters.dimensions or served.dimension
+    flat = np.frombuffer(protocol.decode_matrix(members, count, dimension), "<f4")
+    if not np.isfinite(flat).all():
+        _refuse("a vector is not finite")
+    if members.get("fingerprint") != served.fingerprint:
+        _refuse("the fingerprint is not the one of `info`")
+    tokens, truncated = members.get("tokens"), members.get("truncated")
+    if not isinstance(tokens, list) or len(tokens) != count or not set(map(type, tokens)) <= {int}:
+        _refuse("`tokens` are not one number for each input")
+    if not isinstance(truncated, list) or not all(type(index) is int and 0 <= index < count for index in truncated):
+        _refuse("`truncated` are not indexes of inputs")
+    timing_ms = members.get("timing_ms")
+    return Answer(
+        vectors=flat.reshape(count, dimension),
+        tokens=tokens,
+        truncated=truncated,
+        timing_ms=timing_ms if isinstance(timing_ms, dict) else {},
+        served=served,
+    )
+
+
+def _refuse(message: str) -> NoReturn:
+    raise protocol.ProtocolError(ErrorCode.PARSE_ERROR, message)
+
+
+def _cost(text_bytes: int) -> int:
+    """Estimate the tokens of a text: its own and the two special ones."""
+    return 2 + min(text_bytes // _BYTES_PER_TOKEN, _MOST_TOKENS)
+
+
+def _sizes(inputs: Sequence[str]) -> list[int]:
+    sizes = []
+    for index, text in enumerate(inputs):
+        if not isinstance(text, str):
+            raise TypeError(f"input {index} must be a string, not {type(text).__name__}")
+        try:
+            sizes.append(len(text.encode()))
+        except UnicodeEncodeError:
+            message = f"input {index} holds a lone surrogate, which is not Unicode text"
+            raise RequestError(ErrorCode.INVALID_REQUEST, message, retryable=False, index=index) from None
+    return sizes

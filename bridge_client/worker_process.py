@@ -1,0 +1,313 @@
+"""One worker process and the four threads around it: dropped whole when it dies, so that nothing late counts.
+
+*writer*: queue → standard input. *reader*: standard output → lines. *stderr*: drained in chunks, its end kept.
+*waiter*: the only one that reaps. It knows nothing of requests; whoever owns it does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import re
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Protocol
+
+from bridge_client.exits import Cause, ExitReport, cause_of
+
+_log = logging.getLogger(__name__)
+
+_READ_BYTES = 256 * 1024
+_STDERR_KEPT_BYTES = 64 * 1024
+_STDERR_TOLD_BYTES = 8 * 1024
+_STDERR_LINE_BYTES = 4 * 1024  # longer ones are logged in parts: a progress bar never ends its line
+_MAX_ANSWER_BYTES = 256 * 2**20
+_PIPE_GRACE_S = 0.25  # a grandchild may hold the pipes of a dead worker open
+
+
+class Owner(Protocol):
+    """Who hears what happens to a process, on the process's own threads."""
+
+    def on_line(self, process: WorkerProcess, line: bytes) -> None:
+        """Take one complete line of standard output."""
+
+    def on_nonsense(self, process: WorkerProcess, why: str) -> None:
+        """Hear that standard output cannot be trusted any more."""
+
+    def on_pipe_lost(self, process: WorkerProcess) -> None:
+        """Hear that standard input or output is gone; usually the process is about to follow."""
+
+    def on_gone(self, process: WorkerProcess, report: ExitReport) -> None:
+        """Hear, last of all and once, that the process is dead and reaped."""
+
+    def on_stderr(self, process: WorkerProcess, text: str) -> None:
+        """Take a line, or a part of a long one, of standard error."""
+
+
+class LineBuffer:
+    """Cut a stream into lines in time linear in its length. Only a newline completes a line."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self.partial_bytes = 0
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """Take the next piece of the stream; return the lines that it completes, blank ones left out."""
+        first, *others = chunk.split(b"\n")
+        lines = []
+        self._pieces.append(first)
+        self.partial_bytes += len(first)
+        for piece in others:
+            line = b"".join(self._pieces)
+            if line.strip():
+                lines.append(line)
+            self._pieces = [piece]
+            self.partial_bytes = len(piece)
+        return lines
+
+
+class WorkerProcess:
+    """A running worker. `spawn` makes one; `owner.on_gone` is the last that is heard of it."""
+
+    def __init__(self, popen: subprocess.Popen[bytes], owner: Owner, number: int) -> None:
+        assert popen.stdin is not None
+        assert popen.stdout is not None
+        assert popen.stderr is not None
+        self.number = number
+        self.pid = popen.pid
+        self._popen = popen
+        self._stdin: IO[bytes] = popen.stdin
+        self._stdout: IO[bytes] = popen.stdout
+        self._stderr: IO[bytes] = popen.stderr
+        self._owner = owner
+        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._queued = self._written = 0  # lines; each has one thread that counts it
+        self._stdin_lock = threading.Lock()  # held to close it, and for the writes that cannot block
+        self._room = _poll_for_writing(popen.stdin)
+        self._ours: Cause | None = None
+        self._detail = ""
+        self._stderr_kept = bytearray()
+        self._lines = LineBuffer()
+        self._reap_lock = threading.Lock()
+        self._is_reaped = False
+        self._threads = {
+            name: threading.Thread(target=target, name=f"bridge-{name}-{number}", daemon=True)
+            for name, target in (
+                ("stderr", self._drain_stderr),
+                ("reader", self._read),
+                ("writer", self._write),
+                ("waiter", self._wait),
+            )
+        }
+
+    @classmethod
+    def spawn(
+        cls,
+        argv: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        cwd: str | os.PathLike[str] | None,
+        owner: Owner,
+        number: int,
+    ) -> WorkerProcess:
+        """Start a worker in a process group of its own, where the terminal's Ctrl-C does not reach it.
+
+        Raises:
+            OSError: The system could not start it.
+        """
+        popen = subprocess.Popen(  # noqa: S603 - the host's own command, and no shell
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            close_fds=True,
+            cwd=cwd,
+            env=dict(environment),
+            start_new_session=os.name == "posix",
+            creationflags=_creation_flags(),
+        )
+        process = cls(popen, owner, number)
+        try:
+            for thread in process._threads.values():
+                thread.start()
+        except RuntimeError:  # the interpreter is shutting down, or there are too many threads
+            process.kill(Cause.ASKED)
+            popen.wait()
+            process._close_pipes()
+            raise OSError("no thread for the worker's pipes") from None
+        return process
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """The command line."""
+        return tuple(map(str, self._popen.args)) if isinstance(self._popen.args, (list, tuple)) else ()
+
+    def send(self, line: bytes) -> None:
+        """Write or queue one line, its newline included; never blocks. One caller at a time."""
+        if not self._write_at_once(line):
+            self._queued += 1
+            self._outbox.put(line)
+
+    def _write_at_once(self, line: bytes) -> bool:
+        """Spare a short line the way over the writer's thread, where the system promises that it cannot block."""
+        if self._queued != self._written or self._room is None or len(line) > select.PIPE_BUF:
+            return False
+        if not self._stdin_lock.acquire(blocking=False):
+            return False
+        try:
+            if self._stdin.closed or self._room.poll(0) != [(self._stdin.fileno(), select.POLLOUT)]:
+                return False
+            return os.write(self._stdin.fileno(), line) == len(line)  # up to PIPE_BUF bytes: all or nothing
+        except OSError:
+            return False  # the writer will meet the same error, and tell
+        finally:
+            self._stdin_lock.release()
+
+    # Ending
+
+    def end_input(self) -> None:
+        """Close standard input once everything queued is written: the worker's sign to finish and leave."""
+        self._ours = self._ours or Cause.ASKED
+        self._outbox.put(None)
+
+    def terminate(self) -> None:
+        """Ask for an end, the whole group."""
+        self._signal_group(signal.SIGTERM)
+
+    def kill(self, cause: Cause, detail: str = "") -> None:
+        """End the whole group; `cause` will stand in the report unless the worker ended in its own way before."""
+        if self._ours is None:
+            self._ours, self._detail = cause, detail
+        self._signal_group(signal.SIGKILL if os.name == "posix" else signal.SIGTERM)
+
+    def forget_in_child(self) -> None:
+        """Let go of the pipes in a forked child: no flush, no lock, no signal."""
+        self._popen.returncode = 0  # not this process's child
+        self._close_pipes()
+
+    def report(self, status: int | None, ours: Cause | None = None) -> ExitReport:
+        """Describe the end; without a status, of a process that would not die."""
+        cause = ours if ours is not None else self._ours
+        return ExitReport(
+            cause=cause_of(status, cause) if status is not None else (cause or Cause.EXITED),
+            pid=self.pid,
+            status=status,
+            argv=self.argv,
+            stderr_tail=printable(self._stderr_kept[-_STDERR_TOLD_BYTES:].decode("utf-8", "replace")),
+            partial_line_bytes=self._lines.partial_bytes,
+            detail=self._detail,
+        )
+
+    def _signal_group(self, number: signal.Signals) -> None:
+        with self._reap_lock:
+            if self._is_reaped:
+                return  # its number may be somebody else's by now
+            if sys.platform == "win32":
+                self._popen.terminate()
+                return
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, number)
+
+    def _close_pipes(self) -> None:
+        for pipe in (self._stdin, self._stdout, self._stderr):
+            with contextlib.suppress(OSError):
+                pipe.close()
+
+    # Threads
+
+    def _write(self) -> None:
+        try:
+            while (line := self._outbox.get()) is not None:
+                rest = memoryview(line)
+                while rest:
+                    rest = rest[os.write(self._stdin.fileno(), rest) :]
+                self._written += 1
+        except (OSError, ValueError):
+            self._owner.on_pipe_lost(self)
+        finally:
+            with self._stdin_lock, contextlib.suppress(OSError):
+                self._stdin.close()
+
+    def _read(self) -> None:
+        for chunk in _chunks(self._stdout):
+            for line in self._lines.feed(chunk):
+                try:
+                    self._owner.on_line(self, line)
+                except Exception as error:  # noqa: BLE001 - whoever waits for this line must not wait for ever
+                    _log.exception("an answer met a bug")
+                    self._owner.on_nonsense(self, f"{type(error).__name__} while an answer was read")
+            if self._lines.partial_bytes > _MAX_ANSWER_BYTES:
+                self._owner.on_nonsense(self, f"a line of more than {_MAX_ANSWER_BYTES} bytes")
+                break
+        self._owner.on_pipe_lost(self)
+
+    def _drain_stderr(self) -> None:
+        rest = b""
+        for chunk in _chunks(self._stderr):
+            self._stderr_kept += chunk
+            del self._stderr_kept[:-_STDERR_KEPT_BYTES]
+            *lines, rest = re.split(rb"[\r\n]+", rest + chunk)
+            if len(rest) > _STDERR_LINE_BYTES:
+                lines, rest = [*lines, rest], b""
+            for line in filter(None, lines):
+                self._owner.on_stderr(self, printable(line[:_STDERR_LINE_BYTES].decode("utf-8", "replace")))
+
+    def _wait(self) -> None:
+        if hasattr(os, "waitid"):
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+            # Its children, if it left any: until it is reaped, the group's number is certainly ours.
+            self._signal_group(signal.SIGKILL)
+            with self._reap_lock:
+                status = self._popen.wait()
+                self._is_reaped = True
+        else:  # Windows, and macOS before Python 3.13
+            status = self._popen.wait()
+            if os.name == "posix":
+                self._signal_group(signal.SIGKILL)
+            self._is_reaped = True
+        self._outbox.put(None)
+        # What it had said before it died counts; but the pipes may be held open by somebody else.
+        for name in ("reader", "stderr", "writer"):
+            self._threads[name].join(_PIPE_GRACE_S)
+        self._owner.on_gone(self, self.report(status))
+
+
+def _chunks(pipe: IO[bytes]) -> Iterator[bytes]:
+    """Yield raw reads until the end, which an error is, too; then close the pipe."""
+    while True:
+        try:
+            chunk = os.read(pipe.fileno(), _READ_BYTES)
+        except (OSError, ValueError):
+            chunk = b""
+        if not chunk:
+            with contextlib.suppress(OSError):
+                pipe.close()
+            return
+        yield chunk
+
+
+def _poll_for_writing(pipe: IO[bytes]) -> select.poll | None:
+    if sys.platform == "win32":
+        return None
+    poll = select.poll()
+    poll.register(pipe, select.POLLOUT)
+    return poll
+
+
+def printable(text: str) -> str:
+    """Escape what could act on a terminal or forge a log line; newlines stay."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text).strip("\n")
+
+
+def _creation_flags() -> int:
+    if sys.platform == "win32":
+        return subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
+    return 0

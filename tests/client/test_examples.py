@@ -1,0 +1,52 @@
+"""The examples run as they stand, and say what they promise."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bridge_client.testing import fake_command
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(name: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / name), *arguments],
+        cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_quickstart() -> None:
+    said = run("quickstart.py")
+    assert "(3, 384) float32" in said
+    assert "embedded 1000 lines" in said
+
+
+def test_semantic_search_finds_what_is_meant() -> None:
+    said = run("semantic_search.py", "can I send it back and be repaid?")
+    assert "refund policy" in said.splitlines()[1]
+
+
+def test_the_service_keeps_answering_while_its_worker_is_killed(capsys: pytest.CaptureFixture[str]) -> None:
+    spec = importlib.util.spec_from_file_location("async_service", ROOT / "examples" / "async_service.py")
+    assert spec is not None
+    assert spec.loader is not None
+    service = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(service)
+    command = fake_command(latency=0.02)
+    asyncio.run(asyncio.wait_for(service.main(4, 20, 0.4, command), 60))
+    said = capsys.readouterr().out
+    assert said.startswith("80 of 80 answered")
+    assert " 0 restarts" not in said
