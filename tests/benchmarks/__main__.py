@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -44,7 +45,9 @@ def main() -> None:
         "idle": lambda: measures.idle_cpu(10),
     }
     for name, step in steps.items():
-        if wanted(name):
+        if name in ("memory", "idle") and sys.platform != "linux":
+            say(f"{name}: left out, it is read from /proc")
+        elif wanted(name):
             say(name)
             results[name] = step()
     write(results, options.output)
@@ -130,7 +133,8 @@ def draw(results: dict[str, Any], file: Path) -> None:
     right.set_xlabel("milliseconds")
     right.set_title("latency")
     for axes in (left, right):
-        axes.legend()
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
     figure.savefig(file, dpi=120)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import itertools
 import json
-import os
 import queue
 import subprocess
 import sys
@@ -20,6 +19,8 @@ import onnxruntime
 import orjson
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
+
+from embed_worker.machine import available_cores
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models" / "all-MiniLM-L6-v2"
@@ -104,7 +105,7 @@ class Direct:
     def __init__(self, *, batch_tokens: int = 512, threads: int | None = None) -> None:
         self.name = f"onnxruntime, direct, {batch_tokens} tokens"
         self._batch_tokens = batch_tokens
-        self._lanes = threads or len(os.sched_getaffinity(0))
+        self._lanes = threads or available_cores()
         self.tokenizer = plain_tokenizer()
         self.tokenizer.enable_truncation(MAX_TOKENS)
         self._session = open_session(1)
@@ -149,7 +150,7 @@ class DirectAlone:
     def __init__(self) -> None:
         self._tokenizer = plain_tokenizer()
         self._tokenizer.enable_truncation(MAX_TOKENS)
-        self._session = open_session(len(os.sched_getaffinity(0)), spin=True)
+        self._session = open_session(available_cores(), spin=True)
 
     def embed(self, texts: list[str]) -> Vectors:
         return np.concatenate(
@@ -205,7 +206,7 @@ class FastEmbed:
             model=name, pooling=PoolingType.MEAN, normalization=True, sources=ModelSource(hf=name), dim=384,
             model_file="onnx/model.onnx",
         )  # fmt: skip
-        self._model = TextEmbedding(name, specific_model_path=str(MODEL), threads=len(os.sched_getaffinity(0)))
+        self._model = TextEmbedding(name, specific_model_path=str(MODEL), threads=available_cores())
 
     def embed(self, texts: list[str]) -> Vectors:
         return np.stack(list(self._model.embed(texts, batch_size=self._batch_size))).astype(np.float32)

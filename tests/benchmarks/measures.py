@@ -5,7 +5,7 @@ Every comparison is made in interleaved rounds and told as a ratio of medians: m
 
 from __future__ import annotations
 
-import os
+import platform
 import queue
 import random
 import resource
@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from embed_worker.machine import available_cores
 from tests.benchmarks.contestants import MODEL, ROOT, Contestant, DirectAlone, Worker
 
 Row = dict[str, Any]
@@ -256,9 +257,9 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
 
 def machine() -> str:
     """Name the machine that the figures are of."""
-    models = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-        if line.startswith("model name")
-    ]
-    return f"{len(os.sched_getaffinity(0))} cores of {models[0] if models else 'an unknown processor'}"
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{available_cores()} cores of {models[0] if models else platform.processor()}"
