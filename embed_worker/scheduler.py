@@ -3,15 +3,15 @@
 A *job* is the work of one request, a *row* is one of its texts. A micro-batch is cut by a token budget (rows times what
 the longest row costs) from rows of similar length, across all jobs of one model.
 
-The job with the least work left leads, so that a short request overtakes a long one. Small jobs and bulk jobs are
-batched apart: a query never pays for riding along with a full micro-batch of somebody's import. Every so many
-micro-batches the oldest job leads instead, so that nobody starves.
+Small jobs lead, the oldest first, and then the bulk job with the least work left, so that a short request overtakes a
+long one. The two kinds are batched apart: a query never pays for riding along with a full micro-batch of somebody's
+import. Every so many micro-batches the oldest job of all leads instead, so that nobody starves.
 """
 
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_right, insort
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -21,10 +21,8 @@ from weakref import WeakValueDictionary
 J = TypeVar("J", bound=Hashable)
 
 _PATIENCE = 8  # one micro-batch in so many is led by the oldest job
-# Rows this much shorter than the longest are padded to it; for the others a micro-batch of their own is cheaper.
-# Measured: the fixed cost of a run is about that of 16 tokens (docs/decisions.md).
-_PADDING_TOKENS = 16
-_PADDING_SHARE = 4  # or a quarter of the longest
+# What a run costs whatever is in it, in tokens. Measured: docs/decisions.md.
+_FIXED_TOKENS = 22
 # Matrix products cost 24·D² a token and layer, attention 4·D·T: together T·(1 + T / 6D). Here for D = 384; a larger
 # model's attention is then counted for more than it is.
 _QUADRATIC_TOKENS = 2304
@@ -127,24 +125,32 @@ class Scheduler(Generic[J]):
             return []
         self._batches += 1
         budget = min(self._batch_tokens, max(self._waiting_cost / lanes, _MIN_SHARE_TOKENS))
-        first = self._take_longest(lead)
-        batch = [first]
-        widest = first.tokens
-        for row in lead.pool.similar(first.tokens):
-            longest = max(widest, row.tokens)
-            if len(batch) >= self._max_rows or (len(batch) + 1) * cost_of(longest) > budget:
-                break
-            widest = longest
-            self._take(row)
-            batch.append(row)
+        batch = [self._take_longest(lead)]
+        tokens = widest = batch[0].tokens
+        for neighbours in (lead.pool.shorter(widest), lead.pool.longer(widest)):
+            for row in neighbours:
+                longest = max(widest, row.tokens)
+                padded = (len(batch) + 1) * cost_of(longest)
+                if len(batch) >= self._max_rows or padded > budget:
+                    break
+                # A row may ride along as long as the share of real tokens in the cost of the run does not fall.
+                if (tokens + row.tokens) * (len(batch) * cost_of(widest) + _FIXED_TOKENS) < tokens * (
+                    padded + _FIXED_TOKENS
+                ):
+                    break
+                self._take(row)
+                batch.append(row)
+                tokens += row.tokens
+                widest = longest
         return batch
 
     def _lead(self) -> _Job[J] | None:
         waiting = (job for job in self._jobs.values() if job.waiting)
         if self._batches % _PATIENCE == _PATIENCE - 1:
             return next(waiting, None)
-        # A bulk job's estimate may be far too low: it stays behind the small ones whatever it says.
-        return min(waiting, key=lambda job: (not job.pool.is_small, job.tokens_left), default=None)
+        # Small jobs come first, the oldest of them: lengths around any one text are denser than around the shortest,
+        # and micro-batches fuller. A bulk job's estimate may be far too low, so it stays behind whatever it says.
+        return min(waiting, key=lambda job: 0.0 if job.pool.is_small else 1.0 + max(0, job.tokens_left), default=None)
 
     def _take_longest(self, job: _Job[J]) -> Row[J]:
         while True:
@@ -182,16 +188,17 @@ class _Pool(Generic[J]):
             insort(self._lengths, row.tokens)
         rows.append(row)
 
-    def similar(self, tokens: int) -> Iterator[Row[J]]:
-        """Yield waiting rows that go well with one of this length: shorter ones, the longest first, then longer ones.
+    def shorter(self, tokens: int) -> Iterator[Row[J]]:
+        """Yield waiting rows of at most this length, the longest first.
 
         The caller takes each row it is given before it asks for the next.
         """
-        margin = max(_PADDING_TOKENS, tokens // _PADDING_SHARE)
-        low = bisect_left(self._lengths, tokens - margin)
-        here = bisect_right(self._lengths, tokens)
-        high = bisect_right(self._lengths, tokens + margin)
-        for length in self._lengths[low:here][::-1] + self._lengths[here:high]:
+        for length in self._lengths[: bisect_right(self._lengths, tokens)][::-1]:
+            yield from self._waiting(length)
+
+    def longer(self, tokens: int) -> Iterator[Row[J]]:
+        """Yield waiting rows of more than this length, the shortest first; see `shorter`."""
+        for length in self._lengths[bisect_right(self._lengths, tokens) :]:
             yield from self._waiting(length)
 
     def sweep(self, lengths: Iterable[int]) -> None:
