@@ -62,7 +62,7 @@ def serve(config: WorkerConfig, *, log_level: str = "warning", log_format: LogFo
 
     _exit_quietly_on_signals(is_supervised=config.is_supervised)
     is_parent_alive = machine.watch_parent()
-    machine.bound_kept_memory()
+    machine.share_heaps()
     try:
         wire = stdio.claim()
     except (stdio.WireError, OSError) as error:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from embed_worker.dense import DenseLayer
 from embed_worker.errors import ModelError
-from embed_worker.machine import release_freed_memory
+from embed_worker.machine import release_freed_memory, return_large_blocks
 from embed_worker.model_folder import ModelPlan
 from embed_worker.pooling import Float32, are_usable, finish_vectors, norms, pool
 from embed_worker.session import Backend, TokenBatch
@@ -140,6 +140,7 @@ class LoadedModel:
     def widen(self) -> None:
         """Do what may be done after the model has begun to serve; it never raises."""
         self.engine.backend.widen()
+        return_large_blocks()
         release_freed_memory()  # reading a graph takes twice its size for a moment
 
     def finish(self, raw: Float32, dimensions: int | None, normalize: bool | None) -> Float32:

@@ -114,17 +114,25 @@ def _working_set_bytes() -> int:
     return int(counters.working_set) if done else 0
 
 
-def bound_kept_memory() -> None:
-    """Keep the C library from holding on to large blocks and from a heap for every thread; only glibc can be asked.
+def share_heaps() -> None:
+    """Keep the C library from making a heap for every thread; only glibc can be asked, and only early."""
+    _mallopt(_M_ARENA_MAX, 2)
 
-    Without it, an answer of 50 MB stays in the heap for good, once for each thread that ever wrote one.
+
+def return_large_blocks() -> None:
+    """Keep the C library from holding on to large blocks that were freed; only glibc can be asked.
+
+    Without it, an answer of 50 MB stays in the heap for good. Call it once a model is loaded: loading takes and frees
+    many such blocks, and is a sixth slower when each is mapped anew.
     """
+    _mallopt(_M_MMAP_THRESHOLD, 2**20)
+    _mallopt(_M_TRIM_THRESHOLD, 16 * 2**20)
+
+
+def _mallopt(parameter: int, value: int) -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
-            mallopt = ctypes.CDLL(None).mallopt
-            mallopt(_M_MMAP_THRESHOLD, 2**20)
-            mallopt(_M_TRIM_THRESHOLD, 16 * 2**20)
-            mallopt(_M_ARENA_MAX, 2)
+            ctypes.CDLL(None).mallopt(parameter, value)
 
 
 # <malloc.h>
