@@ -37,11 +37,11 @@ def children() -> list[int]:
     """Return the pids of this process's children, zombies included."""
     if Path("/proc/self/task").is_dir():  # a hundredth of what `ps` costs, before and after every test
         tasks = Path("/proc/self/task").glob("*/children")
-        found = []
-    for task in tasks:
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended meanwhile
-            found += [int(pid) for pid in task.read_text("ascii").split()]
-    return found
+        found: list[int] = []
+        for task in tasks:
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended meanwhile
+                found += [int(pid) for pid in task.read_text("ascii").split()]
+        return found
     told = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,comm="], capture_output=True, text=True)
     rows = [line.split(maxsplit=2) for line in told.stdout.splitlines()]
     return [int(pid) for pid, parent, name in rows if parent == str(os.getpid()) and not name.endswith("ps")]
