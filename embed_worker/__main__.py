@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import logging
 import os
 import signal
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 _SUPERVISED_DRAIN_S = 10.0
 _MAX_LANES = 32  # beyond, the interpreter lock is what lanes wait for
 
+# Each is a module of that name in embed_worker.tools, imported when it is called.
+_TOOLS = ("inspect", "check", "pull", "export", "quantize")
+
 _DESCRIPTION = """\
 Turn texts into embeddings: JSON lines on standard input, JSON lines on standard output.
 
@@ -33,7 +37,7 @@ Turn texts into embeddings: JSON lines on standard input, JSON lines on standard
 
 _EPILOG = """\
 requests: embed, info, ping, metrics, cancel, load_model, unload_model, shutdown; docs/protocol.md describes them.
-other commands: `embed-worker export --help`.
+other commands: inspect, check, pull, export, quantize; `embed-worker inspect --help` and so on.
 exit status: 0 end of input, shutdown or SIGTERM; 2 usage; 70 internal error; 74 the pipe failed; 75 out of memory;
 78 the model or the configuration cannot be used; 79 recycled; 130 Ctrl-C.
 """
@@ -42,18 +46,23 @@ exit status: 0 end of input, shutdown or SIGTERM; 2 usage; 70 internal error; 74
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command and end the process."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    if arguments[:1] == ["export"]:
-        from embed_worker.tools import export
-
-        parser = argparse.ArgumentParser(prog="embed-worker export", description=export.__doc__)
-        export.add_arguments(parser)
-        sys.exit(export.run(parser.parse_args(arguments[1:])))
+    if arguments and arguments[0] in _TOOLS:
+        sys.exit(_run_tool(arguments[0], arguments[1:]))
     options = make_parser().parse_args(arguments[1:] if arguments[:1] == ["serve"] else arguments)
     status = serve(make_config(options), log_level=options.log_level, log_format=LogFormat(options.log_format))
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.flush()
     # Quickly: threads may be blocked in a read of standard input or deep in a library.
     os._exit(status)
+
+
+def _run_tool(name: str, arguments: Sequence[str]) -> int:
+    tool = importlib.import_module(f"embed_worker.tools.{name}")
+    parser = argparse.ArgumentParser(
+        prog=f"embed-worker {name}", description=tool.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    tool.add_arguments(parser)
+    return int(tool.run(parser.parse_args(arguments)))
 
 
 def serve(config: WorkerConfig, *, log_level: str = "warning", log_format: LogFormat = LogFormat.TEXT) -> int:

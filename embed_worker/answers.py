@@ -35,13 +35,19 @@ class Answers:
         self._sequence: deque[Answer] = deque()  # unnumbered, in input order
         self._is_flushing = False
         self._unsettled: set[Answer] = set()
-        self._owed = 0
+        self._owed = 0  # their answers are not written whole
+        self._pending = 0  # not begun to be written
         self._sequence_moved = threading.Condition(self._lock)
 
     @property
     def owed(self) -> int:
-        """How many request lines have not been answered."""
+        """How many request lines have an answer that is not written whole."""
         return self._owed
+
+    @property
+    def pending(self) -> int:
+        """How many request lines have an answer that has not begun to be written."""
+        return self._pending
 
     def is_outstanding(self, request_id: RequestId) -> bool:
         """Whether this id's answer has not begun to be written."""
@@ -52,6 +58,7 @@ class Answers:
         answer = Answer(self, request_id, line_number)
         with self._lock:
             self._owed += 1
+            self._pending += 1
             self._unsettled.add(answer)
             if request_id is None:
                 self._sequence.append(answer)
@@ -111,8 +118,9 @@ class Answers:
             self._on_settled()
 
     def _release(self, request_id: RequestId) -> None:
-        if request_id is not None:
-            with self._lock:
+        with self._lock:
+            self._pending -= 1
+            if request_id is not None:
                 self._outstanding.discard(request_id)
 
 

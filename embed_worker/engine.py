@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from embed_worker.dense import DenseLayer
 from embed_worker.errors import ModelError
 from embed_worker.machine import release_freed_memory, return_large_blocks
 from embed_worker.model_folder import ModelPlan
-from embed_worker.pooling import Float32, are_usable, finish_vectors, norms, pool
+from embed_worker.pooling import Float32, are_usable, cosine_distances, finish_vectors, norms
 from embed_worker.session import Backend, TokenBatch
 from embed_worker.tokenizer import TextTokenizer, TokenizedText
 
@@ -27,6 +27,8 @@ class Engine:
     Attributes:
         dimension: Components of a vector.
         normalizes_itself: The graph's own vectors have length 1 and cannot be had without.
+        is_batch_invariant: At the warm-up a text's vector did not depend on its neighbours, and nothing in the graph
+            says that it may.
     """
 
     plan: ModelPlan
@@ -34,6 +36,7 @@ class Engine:
     backend: Backend
     dimension: int
     normalizes_itself: bool
+    is_batch_invariant: bool
     dense: Sequence[DenseLayer] = ()
 
     @classmethod
@@ -46,9 +49,18 @@ class Engine:
             ModelError: The model does not run, or what it gives cannot be embeddings of this folder.
         """
         rows = tokenizer.encode(_WARM_UP, "")
-        engine = cls(plan=plan, tokenizer=tokenizer, backend=backend, dimension=0, normalizes_itself=False, dense=dense)
+        engine = cls(
+            plan=plan,
+            tokenizer=tokenizer,
+            backend=backend,
+            dimension=0,
+            normalizes_itself=False,
+            is_batch_invariant=False,
+            dense=dense,
+        )
         try:
             vectors = engine.embed(rows, is_alone=False)
+            alone = engine.embed(rows[:1], is_alone=False)
         except ModelError:
             raise
         except Exception as error:
@@ -57,13 +69,11 @@ class Engine:
         if not are_usable(vectors).all():
             raise ModelError(f"the model {plan.name!r} gives vectors that are not finite or have no length")
         lengths = norms(vectors)
-        return cls(
-            plan=plan,
-            tokenizer=tokenizer,
-            backend=backend,
+        return replace(
+            engine,
             dimension=vectors.shape[1],
-            normalizes_itself=backend.pools_itself and bool(np.abs(lengths - 1).max() < 1e-3),
-            dense=dense,
+            normalizes_itself=backend.is_end_to_end and bool(np.abs(lengths - 1).max() < 1e-3),
+            is_batch_invariant=not backend.scales_by_batch and bool(cosine_distances(vectors[:1], alone)[0] < 1e-6),
         )
 
     def embed(self, rows: Sequence[TokenizedText], *, is_alone: bool) -> Float32:
@@ -76,29 +86,13 @@ class Engine:
         Returns:
             (rows, dimension) float32 as pooled: not cut, not normalised, not checked.
         """
-        batch = self._pad(rows)
-        output = self.backend.run(batch, is_alone=is_alone)
-        if self.backend.pools_itself:
-            return self._checked(output, rows=len(rows), rank=2)
-        self._checked(output, rows=len(rows), rank=3)
-        stated = self.plan.pooling_dimension
-        if stated is not None and output.shape[2] != stated:
-            raise ModelError(
-                f"the model {self.plan.name!r} has a graph of dimension {output.shape[2]}, "
-                f"but its pooling configuration says {stated}"
-            )
-        skipped = None
-        if any(row.skipped for row in rows):
-            skipped = np.array([row.skipped for row in rows], np.int64)
-        vectors = pool(output, batch.mask, self.plan.pooling, skipped)
+        vectors = self.backend.embed(self._pad(rows), is_alone=is_alone)
+        if vectors.ndim != 2 or len(vectors) != len(rows):
+            problem = f"gives an output of shape {vectors.shape} for {len(rows)} texts"
+            raise ModelError(f"the model {self.plan.name!r} {problem}")
         for layer in self.dense:
             vectors = layer(vectors)
         return vectors
-
-    def _checked(self, output: Float32, *, rows: int, rank: int) -> Float32:
-        if output.ndim != rank or len(output) != rows:
-            raise ModelError(f"the model {self.plan.name!r} gives an output of shape {output.shape} for {rows} texts")
-        return output
 
     def _pad(self, rows: Sequence[TokenizedText]) -> TokenBatch:
         longest = max(len(row.ids) for row in rows)
@@ -108,7 +102,8 @@ class Engine:
             here = slice(longest - len(row.ids), None) if self.plan.pad_left else slice(len(row.ids))
             ids[place, here] = row.ids
             mask[place, here] = 1
-        return TokenBatch(ids, mask)
+        skipped = np.array([row.skipped for row in rows], np.int64) if any(row.skipped for row in rows) else None
+        return TokenBatch(ids, mask, skipped)
 
     def are_usable(self, vectors: Float32) -> NDArray[np.bool_]:
         """Tell which vectors are finite and have a length: (B, D) → (B,)."""

@@ -15,6 +15,7 @@ from embed_worker.engine import Engine, LoadedModel
 from embed_worker.errors import ModelError
 from embed_worker.manifest import Manifest, ManifestError, Verify, file_sha256, verify
 from embed_worker.model_folder import ModelPlan, read_model_folder
+from embed_worker.providers import accelerate
 from embed_worker.session import OnnxBackend
 from embed_worker.tokenizer import TextTokenizer
 
@@ -37,11 +38,12 @@ def load_model(folder: Path, options: ModelOptions, runtime: RuntimeOptions, thr
         raise ModelError(str(error)) from error
     plan = read_model_folder(folder, options)
     with ThreadPoolExecutor(1) as beside:  # onnxruntime leaves the interpreter lock while it reads the graph
-        opening = beside.submit(OnnxBackend.load, plan.graph, plan.name, runtime, threads=threads)
+        opening = beside.submit(OnnxBackend.load, plan, runtime, threads=threads)
         tokenizer = TextTokenizer.load(plan)
-        backend = opening.result()
+        cpu = opening.result()
+    backend = accelerate(cpu, plan, tokenizer, runtime, threads)
     # A graph that pools itself has its Dense modules inside.
-    engine = Engine.warm_up(plan, tokenizer, backend, () if backend.pools_itself else load_dense(plan))
+    engine = Engine.warm_up(plan, tokenizer, backend, () if backend.is_end_to_end else load_dense(plan))
     model = LoadedModel(name=plan.name, engine=engine, fingerprint=fingerprint(plan, manifest))
     _log.info(
         "model loaded name=%s dimension=%d fingerprint=%s provider=%s ms=%.0f",

@@ -133,6 +133,14 @@ def norms(vectors: Float32) -> NDArray[np.float64]:
     return lengths
 
 
+def cosine_distances(a: Float32, b: Float32) -> NDArray[np.float64]:
+    """Compute 1 - cosine in float64, row by row: (B, D), (B, D) → (B,). NaN where a vector has no length."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cosines = np.einsum("bd,bd->b", a.astype(np.float64), b.astype(np.float64)) / (norms(a) * norms(b))
+    distances: NDArray[np.float64] = 1 - cosines
+    return distances
+
+
 def are_usable(vectors: Float32) -> NDArray[np.bool_]:
     """Tell which vectors are finite and have a length: (B, D) → (B,)."""
     lengths = norms(vectors)

@@ -317,7 +317,7 @@ class Server:
             case protocol.Cancel():
                 answer.succeed({"cancelled": self._cancel(request.target)})
             case protocol.Shutdown():
-                pending = self._answers.owed - 1
+                pending = self._answers.pending - 1
                 self._refuse(ErrorCode.SHUTTING_DOWN, "the worker is shutting down")
                 answer.succeed({"pending": pending})
                 self.stop(Stop.SHUTDOWN)
@@ -455,7 +455,7 @@ class Server:
             "default_prompt_name": plan.default_prompt_name,
             "provider": {"asked": report.asked, "chosen": report.chosen, "reason": report.reason},
             "precision": engine.backend.precision,
-            "batch_invariant": engine.backend.is_batch_invariant or self._config.runtime.batch_invariant,
+            "batch_invariant": engine.is_batch_invariant or self._config.runtime.batch_invariant,
             "limits": {
                 "max_line_bytes": self._limits.max_line_bytes,
                 "max_inputs": self._limits.max_inputs,

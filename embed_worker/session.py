@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from embed_worker.config import RuntimeOptions
 from embed_worker.errors import ConfigError, ModelError, OutOfMemoryError
+from embed_worker.model_folder import ModelPlan
 from embed_worker.onnx_file import Outline, read_outline
-from embed_worker.pooling import Float32, Int64
+from embed_worker.pooling import Float32, Int64, pool
 
 _log = logging.getLogger(__name__)
 
@@ -30,10 +31,17 @@ _TYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.flo
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenBatch:
-    """Padded token ids: `ids` and `mask` are (B, T) int64; the mask is 1 for a token and 0 for padding."""
+    """Padded token ids of some texts.
+
+    Attributes:
+        ids: (B, T) int64.
+        mask: (B, T) int64, 1 for a token and 0 for padding.
+        skipped: (B,) int64, the leading tokens of each text that pooling leaves out; None where there are none.
+    """
 
     ids: Int64
     mask: Int64
+    skipped: Int64 | None = None
 
 
 _Feed: TypeAlias = Callable[[TokenBatch], NDArray[Any]]
@@ -49,7 +57,7 @@ class ProviderReport:
 
 
 class Backend(Protocol):
-    """A loaded graph. CPU fulfils it here; CoreML and MLX in files of their own."""
+    """A loaded model, from token ids to one vector a text. onnxruntime fulfils it here, others elsewhere."""
 
     @property
     def provider(self) -> ProviderReport:
@@ -60,28 +68,29 @@ class Backend(Protocol):
         """The type that the graph computes in."""
 
     @property
-    def is_batch_invariant(self) -> bool:
-        """Whether a text's vector is the same whatever else is in the batch, within 1e-6."""
+    def scales_by_batch(self) -> bool:
+        """Whether it is known to quantise by the values of the whole batch, so that neighbours matter."""
 
     @property
-    def pools_itself(self) -> bool:
-        """Whether `run` returns finished vectors, (B, D), instead of token vectors, (B, T, D)."""
+    def is_end_to_end(self) -> bool:
+        """Whether `embed` gives the model's final vectors: `Dense` modules, and perhaps L2, are inside the graph."""
 
     def widen(self) -> None:
         """Do what makes the model faster and may wait until it serves. It never raises."""
 
-    def run(self, batch: TokenBatch, *, is_alone: bool) -> Float32:
-        """Run a padded batch.
+    def embed(self, batch: TokenBatch, *, is_alone: bool) -> Float32:
+        """Run a padded batch and pool it.
 
         Args:
             batch: At least one row of at least one token.
             is_alone: Nothing else runs: all cores may be used for it.
 
         Returns:
-            (B, T, D) token vectors, or (B, D) where the graph pools.
+            (B, D) float32 as pooled: not cut, not normalised, not checked.
 
         Raises:
             OutOfMemoryError: An allocation failed.
+            ModelError: The model gives something else than vectors of its folder.
             Exception: Whatever the runtime raises for this batch.
         """
 
@@ -97,33 +106,32 @@ class OnnxBackend:
         self,
         open_session: _OpenSession,
         provider: ProviderReport,
-        name: str,
+        plan: ModelPlan,
         *,
         threads: int,
-        is_batch_invariant: bool,
+        scales_by_batch: bool,
     ) -> None:
-        self.is_batch_invariant = is_batch_invariant
+        self.scales_by_batch = scales_by_batch
+        self._plan = plan
         self._open_session = open_session
         self._threads_alone = threads if provider.chosen == _CPU else 1
         self._lane = open_session(1 if provider.chosen == _CPU else threads)
         self._alone = self._lane
-        self._name = name
         self.provider = _as_chosen(provider, self._lane.get_providers())
         outputs = {output.name: output for output in self._lane.get_outputs()}
-        self.pools_itself = _POOLED_OUTPUT in outputs
-        self._output = _POOLED_OUTPUT if self.pools_itself else _hidden_output(outputs, name)
+        self.is_end_to_end = _POOLED_OUTPUT in outputs
+        self._output = _POOLED_OUTPUT if self.is_end_to_end else _hidden_output(outputs, plan.name)
         # "tensor(float)" is 32 bits wide.
         kind = outputs[self._output].type.removeprefix("tensor(").removesuffix(")")
         self.precision = "float32" if kind == "float" else kind
-        self._inputs = [_feeder(node, name) for node in self._lane.get_inputs()]
+        self._inputs = [_feeder(node, plan.name) for node in self._lane.get_inputs()]
 
     @classmethod
-    def load(cls, graph: Path, name: str, options: RuntimeOptions, *, threads: int) -> OnnxBackend:
-        """Open a graph.
+    def load(cls, plan: ModelPlan, options: RuntimeOptions, *, threads: int) -> OnnxBackend:
+        """Open the graph of a model.
 
         Args:
-            graph: The ONNX file.
-            name: The model's, for messages.
+            plan: Its graph and pooling.
             options: The provider that is asked for.
             threads: Cores that a batch alone may use.
 
@@ -133,6 +141,7 @@ class OnnxBackend:
             OutOfMemoryError: There is no memory for it.
         """
         providers, report = choose_provider(options.provider, onnxruntime.get_available_providers())
+        graph, name = plan.graph, plan.name
         outline = read_outline(graph)
         tables = _read_tables(graph, outline) if report.chosen == _CPU and threads > 1 else []
 
@@ -144,7 +153,7 @@ class OnnxBackend:
 
         try:
             wide = min(threads, _MAX_THREADS_OF_ONE_BATCH)
-            return cls(open_session, report, name, threads=wide, is_batch_invariant=not outline.scales_by_batch)
+            return cls(open_session, report, plan, threads=wide, scales_by_batch=outline.scales_by_batch)
         except ModelError:
             raise
         except Exception as error:
@@ -166,16 +175,28 @@ class OnnxBackend:
             self._run(session, TokenBatch(one, one))
             self._alone = session
         except Exception as error:  # noqa: BLE001 - the model serves without it
-            _log.warning("single texts stay on one thread model=%s reason=%s", self._name, _brief(error))
+            _log.warning("single texts stay on one thread model=%s reason=%s", self._plan.name, _brief(error))
 
-    def run(self, batch: TokenBatch, *, is_alone: bool) -> Float32:
-        """Run a padded batch; see `Backend.run`."""
+    def embed(self, batch: TokenBatch, *, is_alone: bool) -> Float32:
+        """Run a padded batch and pool it; see `Backend.embed`."""
         try:
-            return self._run(self._alone if is_alone else self._lane, batch)
+            output = self._run(self._alone if is_alone else self._lane, batch)
         except Exception as error:
             if is_out_of_memory(error):
                 raise OutOfMemoryError(f"no memory for a batch of {batch.ids.shape}") from error
             raise
+        if self.is_end_to_end:
+            return output
+        if output.ndim != 3 or output.shape[:2] != batch.ids.shape:
+            problem = f"an output of shape {output.shape} for token ids of shape {batch.ids.shape}"
+            raise ModelError(f"the model {self._plan.name!r} gives {problem}")
+        stated = self._plan.pooling_dimension
+        if stated is not None and output.shape[2] != stated:
+            raise ModelError(
+                f"the model {self._plan.name!r} has a graph of dimension {output.shape[2]}, "
+                f"but its pooling configuration says {stated}"
+            )
+        return pool(output, batch.mask, self._plan.pooling, batch.skipped)
 
     def _run(self, session: onnxruntime.InferenceSession, batch: TokenBatch) -> Float32:
         feeds = {name: feed(batch) for name, feed in self._inputs}

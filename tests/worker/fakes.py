@@ -118,6 +118,7 @@ class FakeEngine:
 
     dimension = DIMENSION
     normalizes_itself = False
+    is_batch_invariant = True
 
     def __init__(self) -> None:
         self.gate = _open_gate()
@@ -125,9 +126,7 @@ class FakeEngine:
         self.runs: list[int] = []
         self.tokenizer = FakeTokenizer(_open_gate(), queue.SimpleQueue())
         report = SimpleNamespace(asked="auto", chosen="FakeProvider", reason="it is a fake")
-        self.backend = SimpleNamespace(
-            provider=report, precision="float32", pools_itself=False, is_batch_invariant=True
-        )
+        self.backend = SimpleNamespace(provider=report, precision="float32")
 
     def embed(self, rows: Sequence[FakeText], **_: Any) -> Float32:
         self.runs.append(len(rows))

@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -62,6 +63,23 @@ def test_unnumbered_answers_wait_for_those_before_them(written: Written) -> None
     answers[0].succeed({})
     assert written.answers.owed == 0
     assert [answer["line"] for answer in written.close()] == [1, 2, 3]
+
+
+def test_an_answer_is_pending_until_just_before_its_first_byte(written: Written) -> None:
+    seen: list[tuple[int, int]] = []
+    writer = written.answers._writer
+    write = writer.write
+
+    def look(line: bytes, before_first_byte: Callable[[], None] | None = None) -> None:
+        write(line, before_first_byte)
+        seen.append((written.answers.pending, written.answers.owed))
+
+    writer.write = look  # type: ignore[method-assign]
+    first, second = (written.answers.expect(name, line) for line, name in enumerate(("a", None), 1))
+    assert written.answers.pending == 2
+    first.succeed({})
+    second.succeed({})
+    assert seen == [(1, 2), (0, 1)]
 
 
 def test_only_the_first_call_settles(written: Written) -> None:

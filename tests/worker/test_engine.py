@@ -96,27 +96,37 @@ def test_a_fingerprint_names_the_space_and_not_the_machine() -> None:
 
 
 class FakeBackend:
-    """Gives token vectors, or finished ones, of any shape and value."""
+    """Gives vectors of any shape and value; each of them depends on the batch where a test says so."""
 
     provider = ProviderReport(asked="cpu", chosen="Fake", reason="it is a fake")
     precision = "float32"
-    is_batch_invariant = True
+    scales_by_batch = False
 
-    def __init__(self, shape: tuple[int | str, ...], value: float = 1.0, *, pools_itself: bool = False) -> None:
+    def __init__(
+        self,
+        shape: tuple[int | str, ...],
+        value: float = 1.0,
+        *,
+        is_end_to_end: bool = False,
+        dependence: float = 0.0,
+    ) -> None:
         self.shape = shape
         self.value = value
-        self.pools_itself = pools_itself
+        self.is_end_to_end = is_end_to_end
+        self.dependence = dependence
         self.batches: list[TokenBatch] = []
 
     def widen(self) -> None:
         """Open nothing more."""
 
-    def run(self, batch: TokenBatch, *, is_alone: bool) -> Float32:
+    def embed(self, batch: TokenBatch, *, is_alone: bool) -> Float32:
         self.batches.append(batch)
-        sizes = {"B": batch.ids.shape[0], "T": batch.ids.shape[1]}
+        sizes = {"B": batch.ids.shape[0]}
         if self.value > 1e300:
             raise RuntimeError("the graph\nfailed")
-        return np.full([sizes.get(str(size), size) for size in self.shape], self.value, np.float32)
+        vectors = np.full([sizes.get(str(size), size) for size in self.shape], self.value, np.float32)
+        vectors[..., 0] += self.dependence * len(batch.ids)
+        return vectors
 
 
 def warm_up(backend: FakeBackend, **changes: Any) -> Engine:
@@ -127,13 +137,11 @@ def warm_up(backend: FakeBackend, **changes: Any) -> Engine:
 @pytest.mark.parametrize(
     ("backend", "words"),
     [
-        (FakeBackend(("B", "T", 4), float("nan")), "not finite or have no length"),
-        (FakeBackend(("B", "T", 4), 0.0), "not finite or have no length"),
-        (FakeBackend(("B", "T", 4), 1e301), "does not run: the graph failed"),
-        (FakeBackend(("B", 4)), "an output of shape"),
-        (FakeBackend((1, 2, 3, 4)), "an output of shape"),
-        (FakeBackend(("B", "T", 4), pools_itself=True), "an output of shape"),
-        (FakeBackend((7, 4), pools_itself=True), "an output of shape"),
+        (FakeBackend(("B", 4), float("nan")), "not finite or have no length"),
+        (FakeBackend(("B", 4), 0.0), "not finite or have no length"),
+        (FakeBackend(("B", 4), 1e301), "does not run: the graph failed"),
+        (FakeBackend(("B", 2, 4)), "an output of shape"),
+        (FakeBackend((7, 4)), "an output of shape"),
     ],
 )
 def test_what_cannot_be_embeddings_is_refused_at_warm_up(backend: FakeBackend, words: str) -> None:
@@ -142,21 +150,27 @@ def test_what_cannot_be_embeddings_is_refused_at_warm_up(backend: FakeBackend, w
     assert words in str(refused.value)
 
 
-def test_a_dimension_other_than_the_folders_is_refused() -> None:
-    with pytest.raises(ModelError, match="pooling configuration says 5"):
-        warm_up(FakeBackend(("B", "T", 4)), pooling_dimension=5)
-    assert warm_up(FakeBackend(("B", "T", 5)), pooling_dimension=5).dimension == 5
-
-
 @pytest.mark.parametrize(("value", "normalizes"), [(0.5, True), (0.6, False)])
 def test_finished_vectors_of_length_one_cannot_be_had_without(value: float, normalizes: bool) -> None:
-    engine = warm_up(FakeBackend(("B", 4), value, pools_itself=True))
+    engine = warm_up(FakeBackend(("B", 4), value, is_end_to_end=True))
     assert (engine.dimension, engine.normalizes_itself) == (4, normalizes)
+
+
+@pytest.mark.parametrize(
+    ("dependence", "scales_by_batch", "expected"),
+    [(0.0, False, True), (1e-5, False, True), (0.1, False, False), (0.0, True, False)],
+)
+def test_batch_invariance_is_measured_and_a_graph_that_scales_by_batch_never_has_it(
+    dependence: float, scales_by_batch: bool, expected: bool
+) -> None:
+    backend = FakeBackend(("B", 4), dependence=dependence)
+    backend.scales_by_batch = scales_by_batch
+    assert warm_up(backend).is_batch_invariant is expected
 
 
 @pytest.mark.parametrize("pad_left", [False, True])
 def test_rows_are_padded_to_the_longest_on_the_folders_side(pad_left: bool) -> None:
-    backend = FakeBackend(("B", "T", 4))
+    backend = FakeBackend(("B", 4))
     engine = warm_up(backend, pad_left=pad_left)
     short, long = engine.tokenizer.encode(["a", "a b c"], "")
     engine.embed([short, long], is_alone=False)
@@ -169,6 +183,6 @@ def test_rows_are_padded_to_the_longest_on_the_folders_side(pad_left: bool) -> N
 
 
 def test_an_engine_makes_room_and_tells_what_is_usable() -> None:
-    engine = warm_up(FakeBackend(("B", "T", 4)))
+    engine = warm_up(FakeBackend(("B", 4)))
     assert engine.new_matrix(3).shape == (3, 4)
     assert engine.are_usable(np.array([[0, 0], [1, 0]], np.float32)).tolist() == [False, True]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from embed_worker.config import RuntimeOptions
 from embed_worker.errors import ConfigError, ModelError, OutOfMemoryError
 from embed_worker.session import OnnxBackend, TokenBatch, choose_provider, is_out_of_memory
 from tests.worker.test_model_folder import EXPECTED, MODELS
+from tests.worker.test_tokenizer import plan_for
 
 CPU = "CPUExecutionProvider"
 AVAILABLE = ["CUDAExecutionProvider", "CoreMLExecutionProvider", CPU]
@@ -59,8 +61,9 @@ def test_a_failed_allocation_is_told_from_other_failures(error: Exception, is_me
     assert is_out_of_memory(error) is is_memory
 
 
-def load(graph: Path, threads: int = 1) -> OnnxBackend:
-    return OnnxBackend.load(graph, "m", RuntimeOptions(), threads=threads)
+def load(graph: Path, threads: int = 1, **changes: Any) -> OnnxBackend:
+    plan = replace(plan_for("bert-mean"), name="m", graph=graph, pooling_dimension=None, **changes)
+    return OnnxBackend.load(plan, RuntimeOptions(), threads=threads)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a graph", b"\x08\x07"])
@@ -88,11 +91,11 @@ def test_every_family_runs_alone_and_in_lanes(name: str, threads: int) -> None:
     backend = load(MODELS / name / "onnx/model.onnx", threads)
     ids = np.array([[2, 5, 3], [2, 3, 0]], np.int64)
     mask = np.array([[1, 1, 1], [1, 1, 0]], np.int64)
-    before = backend.run(TokenBatch(ids, mask), is_alone=True)
+    before = backend.embed(TokenBatch(ids, mask), is_alone=True)
     backend.widen()
-    outputs = [backend.run(TokenBatch(ids, mask), is_alone=is_alone) for is_alone in (True, False)]
-    assert backend.pools_itself == (name == "gemma-graph-pooled")
-    assert before.shape[:1] == (2,) if backend.pools_itself else before.shape[:2] == (2, 3)
+    outputs = [backend.embed(TokenBatch(ids, mask), is_alone=is_alone) for is_alone in (True, False)]
+    assert backend.is_end_to_end == (name == "gemma-graph-pooled")
+    assert (before.ndim, len(before)) == (2, 2)
     assert {output.dtype for output in (before, *outputs)} == {np.dtype(np.float32)}
     np.testing.assert_allclose(outputs[0], before, atol=1e-5)
     np.testing.assert_allclose(outputs[1], before, atol=1e-5)
@@ -109,7 +112,17 @@ def test_a_session_that_cannot_be_widened_serves_on_one_thread(
     monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
     backend.widen()
     ids = np.array([[2, 3]], np.int64)
-    assert backend.run(TokenBatch(ids, np.ones_like(ids)), is_alone=True).shape[:2] == (1, 2)
+    assert backend.embed(TokenBatch(ids, np.ones_like(ids)), is_alone=True).shape == (1, 32)
+
+
+def test_a_dimension_other_than_the_folders_is_refused() -> None:
+    one = TokenBatch(np.ones((1, 1), np.int64), np.ones((1, 1), np.int64))
+    graph = MODELS / "bert-mean/onnx/model.onnx"
+    backend = OnnxBackend.load(
+        replace(plan_for("bert-mean"), graph=graph, pooling_dimension=5), RuntimeOptions(), threads=1
+    )
+    with pytest.raises(ModelError, match="pooling configuration says 5"):
+        backend.embed(one, is_alone=True)
 
 
 def test_a_precision_is_named_in_bits() -> None:
@@ -121,8 +134,8 @@ def test_an_id_beyond_the_vocabulary_fails_the_batch_and_nothing_else() -> None:
     backend = load(MODELS / "bert-mean/onnx/model.onnx")
     one = np.ones((1, 1), np.int64)
     with pytest.raises(Exception, match="indices element out of data bounds"):
-        backend.run(TokenBatch(one * 10**6, one), is_alone=True)
-    assert np.isfinite(backend.run(TokenBatch(one, one), is_alone=True)).all()
+        backend.embed(TokenBatch(one * 10**6, one), is_alone=True)
+    assert np.isfinite(backend.embed(TokenBatch(one, one), is_alone=True)).all()
 
 
 # Graphs as onnxruntime would describe them
