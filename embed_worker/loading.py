@@ -13,8 +13,10 @@ from embed_worker.config import ModelOptions, RuntimeOptions
 from embed_worker.dense import load_dense
 from embed_worker.engine import Engine, LoadedModel
 from embed_worker.errors import ModelError
+from embed_worker.external_data import external_files
 from embed_worker.manifest import Manifest, ManifestError, Verify, file_sha256, verify
 from embed_worker.model_folder import ModelPlan, read_model_folder
+from embed_worker.onnx_file import read_outline
 from embed_worker.providers import accelerate
 from embed_worker.session import OnnxBackend
 from embed_worker.tokenizer import TextTokenizer
@@ -61,9 +63,13 @@ def fingerprint(plan: ModelPlan, manifest: Manifest | None) -> str:
 
     The provider, the precision it computes in and the machine have no part in it.
     """
-    graph = plan.graph
-    data = sorted(graph.parent.glob(f"{graph.name}[_.]data"))
-    files = [graph, *data, plan.tokenizer_file, *(layer.weights for layer in plan.dense if layer.weights.is_file())]
+    data = external_files(plan.graph, read_outline(plan.graph).external)
+    files = [
+        plan.graph,
+        *data,
+        plan.tokenizer_file,
+        *(layer.weights for layer in plan.dense if layer.weights.is_file()),
+    ]
     shape = {
         "files": [_content_hash(file, plan.folder, manifest) for file in files],
         "pooling": list(plan.pooling),

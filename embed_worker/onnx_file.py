@@ -1,7 +1,7 @@
-"""Where the large lookup tables of an ONNX file lie, so that several sessions can share one copy of them.
+"""A look into an ONNX file without loading it: its operators, its large lookup tables, its data in other files.
 
-Reads just enough of the protobuf encoding, with bounds checked. It is an optimisation: whatever it does not understand
-it leaves to onnxruntime. Field numbers are those of `onnx.proto`.
+Reads just enough of the protobuf encoding, with bounds checked: whatever it does not understand it leaves to
+onnxruntime. Field numbers are those of `onnx.proto`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _MIN_TABLE_BYTES = 2**20
+_MAX_REFERENCE_BYTES = 4096  # what says where a tensor lies is short
+_EXTERNAL = 1  # TensorProto.DataLocation
 _ITEM_BYTES = {1: 4, 10: 2}  # TensorProto.FLOAT, FLOAT16
 
 _MODEL_GRAPH = 7
@@ -31,11 +33,31 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
+class ExternalTensor:
+    """An initializer whose data lie in another file.
+
+    Attributes:
+        kind: A number of `TensorProto.DataType`.
+        location: The file as the graph names it, relative to the graph's folder.
+        offset: In bytes.
+        length: In bytes; None for what the shape takes.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kind: int
+    location: str
+    offset: int
+    length: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Outline:
-    """The operators of a graph, and those of its lookup tables that are worth sharing."""
+    """The operators of a graph, its lookup tables that are worth sharing, and its tensors in other files."""
 
     operators: frozenset[str] = frozenset()
     tables: tuple[Table, ...] = ()
+    external: tuple[ExternalTensor, ...] = ()
 
     @property
     def scales_by_batch(self) -> bool:
@@ -59,7 +81,8 @@ def _outline(data: mmap.mmap) -> Outline:
     operators: set[str] = set()
     gathered: set[str] = set()
     used_otherwise: set[str] = set()
-    tables: list[Table | None] = []
+    tables: list[Table] = []
+    external: list[ExternalTensor] = []
     for field, span in _fields(data, graph.start, graph.stop):
         if field == _GRAPH_NODE and isinstance(span, range):
             inputs, operator = _node(data, span)
@@ -67,11 +90,17 @@ def _outline(data: mmap.mmap) -> Outline:
             first = 1 if operator == "Gather" else 0
             gathered.update(inputs[:first])
             used_otherwise.update(inputs[first:])
-        elif field == _GRAPH_INITIALIZER and isinstance(span, range) and len(span) >= _MIN_TABLE_BYTES:
-            tables.append(_table(data, span))
+        elif field == _GRAPH_INITIALIZER and isinstance(span, range):
+            match _initializer(data, span):
+                case Table() as table:
+                    tables.append(table)
+                case ExternalTensor() as tensor:
+                    external.append(tensor)
+                case None:
+                    pass
     shared = gathered - used_otherwise
-    found = tuple(table for table in tables if table is not None and table.name in shared)
-    return Outline(frozenset(operators), found)
+    found = tuple(table for table in tables if table.name in shared)
+    return Outline(frozenset(operators), found, tuple(external))
 
 
 def _node(data: mmap.mmap, span: range) -> tuple[list[str], str]:
@@ -86,9 +115,14 @@ def _node(data: mmap.mmap, span: range) -> tuple[list[str], str]:
     return inputs, operator
 
 
-def _table(data: mmap.mmap, span: range) -> Table | None:
+def _initializer(data: mmap.mmap, span: range) -> Table | ExternalTensor | None:
+    """Read an initializer that is large, or that lies elsewhere; None for any other."""
+    if _MAX_REFERENCE_BYTES < len(span) < _MIN_TABLE_BYTES:
+        return None
     shape: list[int] = []
     name, kind, raw = "", 0, range(0)
+    where: dict[str, str] = {}
+    is_external = False
     for field, value in _fields(data, span.start, span.stop):
         match field, value:
             case 1, int():  # dims, one by one
@@ -101,12 +135,32 @@ def _table(data: mmap.mmap, span: range) -> Table | None:
                 name = data[value.start : value.stop].decode("utf-8")
             case 9, range():  # raw_data
                 raw = value
+            case 13, range():  # external_data
+                key, text = _entry(data, value)
+                where[key] = text
+            case 14, int():  # data_location
+                is_external = value == _EXTERNAL
             case _:
                 pass
+    if is_external:
+        length = int(where["length"]) if "length" in where else None
+        return ExternalTensor(
+            name, tuple(shape), kind, where.get("location", ""), int(where.get("offset", "0")), length
+        )
     item_bytes = _ITEM_BYTES.get(kind)
     if item_bytes is None or len(raw) < _MIN_TABLE_BYTES or math.prod(shape) * item_bytes != len(raw):
         return None  # another type, or kept elsewhere
     return Table(name, tuple(shape), item_bytes, raw.start)
+
+
+def _entry(data: mmap.mmap, span: range) -> tuple[str, str]:
+    """Read a `StringStringEntryProto`."""
+    texts = {
+        field: data[value.start : value.stop].decode("utf-8")
+        for field, value in _fields(data, span.start, span.stop)
+        if isinstance(value, range)
+    }
+    return texts.get(1, ""), texts.get(2, "")
 
 
 def _fields(data: mmap.mmap, start: int, stop: int) -> Iterator[tuple[int, int | range]]:

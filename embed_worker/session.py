@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from embed_worker.config import RuntimeOptions
 from embed_worker.errors import ConfigError, ModelError, OutOfMemoryError
+from embed_worker.external_data import MappedTensor, external_files, map_linked
 from embed_worker.model_folder import ModelPlan
 from embed_worker.onnx_file import Outline, read_outline
 from embed_worker.pooling import Float32, Int64, pool
@@ -124,7 +125,9 @@ class OnnxBackend:
         # "tensor(float)" is 32 bits wide.
         kind = outputs[self._output].type.removeprefix("tensor(").removesuffix(")")
         self.precision = "float32" if kind == "float" else kind
-        self._inputs = [_feeder(node, plan.name) for node in self._lane.get_inputs()]
+        inputs = self._lane.get_inputs()
+        batch_axis = next((node.shape[0] for node in inputs if node.name == "input_ids" and node.shape), None)
+        self._inputs = [_feeder(node, batch_axis, plan.name) for node in inputs]
 
     @classmethod
     def load(cls, plan: ModelPlan, options: RuntimeOptions, *, threads: int) -> OnnxBackend:
@@ -144,11 +147,16 @@ class OnnxBackend:
         graph, name = plan.graph, plan.name
         outline = read_outline(graph)
         tables = _read_tables(graph, outline) if report.chosen == _CPU and threads > 1 else []
+        external_files(graph, outline.external)
+        linked = map_linked(graph, outline.external)
 
         def open_session(threads: int) -> onnxruntime.InferenceSession:
             settings = _session_options(threads)
             for table in tables:  # kept by this function: a session does not hold the memory
                 settings.add_initializer(table.name, table.value)
+            if linked:
+                values = [_value_of(tensor) for tensor in linked]
+                settings.add_external_initializers([tensor.name for tensor in linked], values)
             return onnxruntime.InferenceSession(str(graph), settings, providers=providers)
 
         try:
@@ -240,6 +248,10 @@ def _read_tables(graph: Path, outline: Outline) -> list[_SharedTable]:
     return tables
 
 
+def _value_of(tensor: MappedTensor) -> onnxruntime.OrtValue:
+    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(tensor.values, tensor.kind)
+
+
 def choose_provider(asked: str, available: Sequence[str]) -> tuple[list[str], ProviderReport]:
     """Map the provider that was asked for to onnxruntime's names, the CPU always last.
 
@@ -283,22 +295,29 @@ def _hidden_output(outputs: Mapping[str, Any], name: str) -> str:
     return found
 
 
-def _feeder(node: Any, name: str) -> tuple[str, _Feed]:
-    """Pair an input of the graph with the function that makes it from a batch."""
+def _feeder(node: Any, batch_axis: object, name: str) -> tuple[str, _Feed]:
+    """Pair an input of the graph with the function that makes it from a batch.
+
+    Args:
+        node: Name, type and shape, as onnxruntime describes an input.
+        batch_axis: What the graph calls the first axis of `input_ids`.
+        name: The model's, for messages.
+    """
     if node.name in _KNOWN_INPUTS:
         dtype = _INTEGER_TYPES.get(node.type)
         if dtype is None:
             raise ModelError(f"the model {name!r} has a graph whose {node.name} is {node.type}, not integers")
         return node.name, _FEEDS[node.name](dtype)
-    # What a decoder carries from one token to the next is empty here; the graph says in which dimension.
+    # What a decoder carries from one token to the next is empty here, and so are images and sounds; the graph says in
+    # which dimension. The batch's own is not it.
     dtype = _TYPES.get(node.type)
-    empty = [axis for axis, size in enumerate(node.shape) if axis > 0 and not isinstance(size, int)]
-    if dtype is None or not empty:
-        raise ModelError(f"the model {name!r} has a graph with an input that is not known: {node.name} {node.type}")
+    follows_batch = bool(node.shape) and not isinstance(node.shape[0], int) and node.shape[0] == batch_axis
     shape = [size if isinstance(size, int) else 0 for size in node.shape]
+    if dtype is None or 0 not in (shape[1:] if follows_batch else shape):
+        raise ModelError(f"the model {name!r} has a graph with an input that is not known: {node.name} {node.type}")
 
     def feed(batch: TokenBatch) -> NDArray[Any]:
-        return np.zeros([len(batch.ids), *shape[1:]], dtype)
+        return np.zeros([len(batch.ids), *shape[1:]] if follows_batch else shape, dtype)
 
     return node.name, feed
 

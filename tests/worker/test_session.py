@@ -149,7 +149,7 @@ BATCH = TokenBatch(np.array([[0, 7, 8], [9, 7, 8]]), np.array([[0, 1, 1], [1, 1,
 
 
 def feed(described: Any) -> np.ndarray[Any, Any]:
-    name, make = session._feeder(described, "m")
+    name, make = session._feeder(described, "B", "m")
     assert name == described.name
     return make(BATCH)
 
@@ -170,6 +170,11 @@ def test_what_a_decoder_carries_is_empty(kind: str) -> None:
     assert value.shape == (2, 2, 0, 16)
 
 
+@pytest.mark.parametrize("images", [0, "num_images", None])
+def test_what_belongs_to_other_senses_is_empty(images: int | str | None) -> None:
+    assert feed(node("image_features", "tensor(float)", (images, 512))).shape == (0, 512)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     "described",
     [
@@ -182,7 +187,7 @@ def test_what_a_decoder_carries_is_empty(kind: str) -> None:
 )
 def test_an_input_that_is_not_known_is_refused(described: Any) -> None:
     with pytest.raises(ModelError, match=described.name):
-        session._feeder(described, "m")
+        session._feeder(described, "B", "m")
 
 
 def test_the_output_is_the_hidden_state_or_its_other_name() -> None:
