@@ -14,9 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from embed_worker import __version__, machine
-from embed_worker.config import DEFAULT_MODEL, LogFormat, ModelOptions, RuntimeOptions, WorkerConfig
+from embed_worker.config import (
+    DEFAULT_MODEL,
+    CoremlPrecision,
+    CoremlUnits,
+    LogFormat,
+    ModelOptions,
+    RuntimeOptions,
+    WorkerConfig,
+)
 from embed_worker.manifest import Verify
-from embed_worker.model_folder import models_folders
+from embed_worker.model_folder import model_name, models_folders
 from embed_worker.protocol import ExitCode, Limits
 
 if TYPE_CHECKING:
@@ -144,8 +152,8 @@ class _StartModel(argparse.Action):
         if models and "name_or_path" not in models[-1]:
             settled = ", ".join(f"--{name.replace('_', '-')}" for name in models[-1])
             parser.error(f"{settled} must come after the --model that it settles")
-        if os.path.basename(os.path.abspath(values)) in (
-            os.path.basename(os.path.abspath(m["name_or_path"])) for m in models
+        if model_name(Path(os.path.abspath(values))) in (
+            model_name(Path(os.path.abspath(model["name_or_path"]))) for model in models
         ):
             parser.error(f"two models have the name that {values!r} ends in: requests could not tell them apart")
         namespace.models = [*models, {"name_or_path": values}]
@@ -228,7 +236,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
 
     running = parser.add_argument_group("running")
-    running.add_argument("--provider", default=runtime.provider, metavar="NAME", help="auto, cpu, cuda … (auto)")
+    running.add_argument(
+        "--provider", default=runtime.provider, metavar="NAME", help="auto, cpu, coreml, cuda … (auto)"
+    )
     running.add_argument(
         "--threads", type=_positive, metavar="N", help="cores to use (all that affinity and cgroup quota leave)"
     )
@@ -253,6 +263,24 @@ def make_parser() -> argparse.ArgumentParser:
         type=_positive,
         metavar="MB",
         help="above this resident memory: finish accepted work, exit with 79 to be restarted (none)",
+    )
+    running.add_argument(
+        "--coreml-units",
+        choices=[str(units) for units in CoremlUnits],
+        default=str(runtime.coreml_units),
+        help="what CoreML may compute on (ALL)",
+    )
+    running.add_argument(
+        "--coreml-precision",
+        choices=[str(precision) for precision in CoremlPrecision],
+        default=str(runtime.coreml_precision),
+        help="what CoreML computes in; the Neural Engine needs fp16 (fp32)",
+    )
+    running.add_argument(
+        "--coreml-cache",
+        type=Path,
+        metavar="DIR",
+        help="where models compiled for CoreML are kept (coreml in the user's cache folder)",
     )
 
     bounds = parser.add_argument_group("limits", "advertised in `info`")
@@ -292,6 +320,9 @@ def make_config(options: argparse.Namespace) -> WorkerConfig:
             batch_tokens=options.batch_tokens,
             batch_invariant=options.batch_invariant,
             verify=Verify(options.verify),
+            coreml_units=CoremlUnits(options.coreml_units),
+            coreml_precision=CoremlPrecision(options.coreml_precision),
+            coreml_cache=options.coreml_cache,
         ),
         limits=Limits(
             max_line_bytes=options.max_line_bytes,

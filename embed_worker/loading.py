@@ -39,6 +39,8 @@ def load_model(folder: Path, options: ModelOptions, runtime: RuntimeOptions, thr
     except ManifestError as error:
         raise ModelError(str(error)) from error
     plan = read_model_folder(folder, options)
+    for warning in plan.warnings:
+        _log.warning("model=%s %s", plan.name, warning)
     with ThreadPoolExecutor(1) as beside:  # onnxruntime leaves the interpreter lock while it reads the graph
         opening = beside.submit(OnnxBackend.load, plan, runtime, threads=threads)
         tokenizer = TextTokenizer.load(plan)
@@ -70,7 +72,7 @@ def fingerprint(plan: ModelPlan, manifest: Manifest | None) -> str:
         plan.tokenizer_file,
         *(layer.weights for layer in plan.dense if layer.weights.is_file()),
     ]
-    shape = {
+    shape: dict[str, object] = {
         "files": [_content_hash(file, plan.folder, manifest) for file in files],
         "pooling": list(plan.pooling),
         "include_prompt": plan.include_prompt,
@@ -81,6 +83,8 @@ def fingerprint(plan: ModelPlan, manifest: Manifest | None) -> str:
         "prompts": dict(sorted(plan.prompts.items())),
         "default_prompt_name": plan.default_prompt_name,
     }
+    if plan.lowercase:
+        shape["lowercase"] = True
     canonical = json.dumps(shape, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 

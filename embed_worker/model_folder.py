@@ -6,6 +6,8 @@ no option settles is a `ModelError` that names the option.
 
 from __future__ import annotations
 
+import contextlib
+import filecmp
 import json
 import os
 import re
@@ -18,6 +20,21 @@ from typing import Any
 
 from embed_worker.config import ModelOptions
 from embed_worker.errors import ModelError, ModelNotFoundError
+from embed_worker.known_models import KnownModel, find_known_model
+
+# The cache of the Hugging Face hub keeps a repository at `models--ORG--NAME/snapshots/COMMIT`.
+_HUB_PREFIX, _HUB_SNAPSHOTS = "models--", "snapshots"
+
+# What sentence-transformers has called the file of its `Transformer` module, in the order in which it looks.
+_TRANSFORMER_CONFIGS = (
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_distilbert_config.json",
+    "sentence_camembert_config.json",
+    "sentence_albert_config.json",
+    "sentence_xlm-roberta_config.json",
+    "sentence_xlnet_config.json",
+)
 
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 
@@ -93,7 +110,9 @@ class ModelPlan:
         pad_token: The tokenizer's own; None where the folder names none.
         pad_left: Whether padding goes before the text.
         truncate_left: Whether a cut takes the beginning of the text.
+        lowercase: Whether texts are lower-cased before the tokenizer sees them.
         decisions: All of it with sources, for people.
+        warnings: Sentences about what a person should look at.
     """
 
     name: str
@@ -110,7 +129,9 @@ class ModelPlan:
     pad_token: str | None
     pad_left: bool
     truncate_left: bool
+    lowercase: bool
     decisions: tuple[Decision, ...]
+    warnings: tuple[str, ...] = ()
 
     @property
     def tokenizer_file(self) -> Path:
@@ -139,6 +160,31 @@ def user_models_folder() -> Path:
     return base / "embed-bridge" / "models"
 
 
+def model_name(folder: Path) -> str:
+    """Give the name by which requests call a folder's model: its own, or in a hub's cache that of the repository."""
+    snapshots = folder.parent
+    repository = snapshots.parent if snapshots.name == _HUB_SNAPSHOTS else folder
+    if repository.name.startswith(_HUB_PREFIX):
+        return repository.name.removeprefix(_HUB_PREFIX).rpartition("--")[2]
+    return folder.name
+
+
+def _snapshot(folder: Path) -> Path:
+    """Find the commit that a repository of a hub's cache stands at; any other folder is itself."""
+    if not folder.name.startswith(_HUB_PREFIX) or not (folder / _HUB_SNAPSHOTS).is_dir():
+        return folder
+    with contextlib.suppress(OSError, ValueError):
+        commit = (folder / "refs" / "main").read_text("ascii").strip()
+        if re.fullmatch(r"[0-9a-f]{1,64}", commit) and (folder / _HUB_SNAPSHOTS / commit).is_dir():
+            return folder / _HUB_SNAPSHOTS / commit
+    commits = [path for path in (folder / _HUB_SNAPSHOTS).iterdir() if path.is_dir()]
+    if len(commits) != 1:
+        raise ModelNotFoundError(
+            f"{folder.name!r} has {len(commits)} snapshots and none is its `main`: name one of them"
+        )
+    return commits[0]
+
+
 def short_name(name: str) -> str:
     """Reduce `org/name` to the name that a folder has.
 
@@ -161,6 +207,8 @@ def find_by_name(name: str, folders: Sequence[Path]) -> Path:
     for folder in folders:
         if os.path.isdir(folder / wanted):  # False too where the folder may not be looked into
             return folder / wanted
+        for repository in sorted(folder.glob(f"{_HUB_PREFIX}*--{wanted}")):
+            return _snapshot(repository)
     raise ModelNotFoundError(f"no model {wanted!r} in any models folder: install it there, or name one with --model")
 
 
@@ -172,7 +220,7 @@ def find_model(name_or_path: str, folders: Sequence[Path]) -> Path:
     """
     path = Path(os.path.expanduser(name_or_path))
     if path.is_dir():
-        return Path(os.path.abspath(path))
+        return _snapshot(Path(os.path.abspath(path)))
     if path.exists():
         raise ModelNotFoundError(f"{name_or_path!r} is a file: --model takes the folder that holds the model")
     if path.is_absolute() or name_or_path.startswith((".", "~")):
@@ -203,9 +251,12 @@ class _Reader:
         self._folder = folder
         self._options = options
         self._decisions: list[Decision] = []
+        self._warnings: list[str] = []
+        self._name = model_name(folder)
         self._config = self._read_object("config.json")
         self._tokenizer_config = self._read_object("tokenizer_config.json")
         self._sentence_config = self._read_object("config_sentence_transformers.json")
+        self._transformer_config_name, self._transformer_config = self._read_transformer_config()
 
     def plan(self) -> ModelPlan:
         if not self._folder.name.isprintable():
@@ -216,14 +267,15 @@ class _Reader:
         pooling_config = self._pooling_config(modules)
         prompts = self._prompts()
         return ModelPlan(
-            name=self._folder.name,
+            name=self._name,
             folder=self._folder,
             graph=self._graph(),
             pooling=self._pooling(pooling_config),
             pooling_dimension=self._pooling_dimension(pooling_config),
-            include_prompt=pooling_config.get("include_prompt") is not False,
+            include_prompt=self._include_prompt(pooling_config),
             dense=tuple(self._dense(module) for module in modules if module.kind == "Dense"),
             normalize=self._normalize(modules),
+            lowercase=self._lowercase(),
             max_tokens=self._max_tokens(),
             prompts=prompts,
             default_prompt_name=self._default_prompt_name(prompts),
@@ -231,6 +283,7 @@ class _Reader:
             pad_left=self._side("padding_side"),
             truncate_left=self._side("truncation_side"),
             decisions=tuple(self._decisions),
+            warnings=tuple(self._warnings),
         )
 
     def _decide(self, subject: str, value: Any, source: str) -> Any:
@@ -260,6 +313,19 @@ class _Reader:
             raise self._error(f"has a {path} that is not a JSON object")
         return value
 
+    def _read_transformer_config(self) -> tuple[str, dict[str, Any]]:
+        for name in _TRANSFORMER_CONFIGS:
+            if config := self._read_object(name):
+                task = config.get("transformer_task", "feature-extraction")
+                if task != "feature-extraction":
+                    raise self._error(f"is for the task {task!r} ({name}), which gives no embeddings")
+                return name, config
+        return _TRANSFORMER_CONFIGS[0], {}
+
+    def _known(self) -> KnownModel | None:
+        """What the table of known models says of a model of this name."""
+        return find_known_model(self._name)
+
     # Decisions, in the order of the plan
 
     def _graph(self) -> Path:
@@ -270,6 +336,7 @@ class _Reader:
             chosen, source = f"onnx/model_{self._options.variant}.onnx", "--variant"
         elif (self._folder / "onnx/model.onnx").is_file():
             chosen, source = "onnx/model.onnx", "the usual place"
+            self._warn_of_another(self._folder / "onnx/model.onnx", self._folder / "model.onnx")
         elif (self._folder / "model.onnx").is_file():
             chosen, source = "model.onnx", "the folder's root: there is no onnx/model.onnx"
         else:
@@ -279,6 +346,13 @@ class _Reader:
             raise self._error(f"has no {chosen}, which {source} asks for{self._other_graphs()}")
         self._decide("graph", chosen, source)
         return graph
+
+    def _warn_of_another(self, chosen: Path, other: Path) -> None:
+        with contextlib.suppress(OSError):
+            if other.is_file() and not filecmp.cmp(chosen, other, shallow=False):
+                self._warnings.append(
+                    "model.onnx and onnx/model.onnx are different graphs: onnx/model.onnx is run, --onnx-file chooses"
+                )
 
     def _other_graphs(self) -> str:
         found = sorted(path.relative_to(self._folder).as_posix() for path in self._folder.rglob("*.onnx"))
@@ -323,6 +397,8 @@ class _Reader:
     def _pooling(self, config: dict[str, Any]) -> tuple[PoolingMode, ...]:
         if self._options.pooling is not None:
             return self._pooling_modes(self._options.pooling.split(","), "--pooling")
+        if not config and (known := self._known()) is not None:
+            return self._pooling_modes(known.pooling, f"known_models.toml: {known.name}")
         if not config:
             raise self._error("does not say how to pool; settle it with --pooling, for instance --pooling mean")
         if "pooling_mode" in config:
@@ -346,6 +422,11 @@ class _Reader:
         value = config.get("embedding_dimension", config.get("word_embedding_dimension"))
         return value if isinstance(value, int) else None
 
+    def _include_prompt(self, config: dict[str, Any]) -> bool:
+        if config.get("include_prompt") is not False:
+            return True
+        return bool(self._decide("include_prompt", False, "1_Pooling: include_prompt"))
+
     def _dense(self, module: _Module) -> DensePlan:
         config = self._read_object(_config_of(module.path))
         of = config.get("module_input_name", "sentence_embedding")
@@ -362,6 +443,8 @@ class _Reader:
             return bool(self._decide("normalize", self._options.normalize, "--normalize"))
         module = next((module for module in modules if module.kind == "Normalize"), None)
         if module is None:
+            if not modules and self._options.pooling is None and (known := self._known()) is not None:
+                return bool(self._decide("normalize", known.normalize, f"known_models.toml: {known.name}"))
             source = "modules.json has no Normalize" if modules else "no modules.json, as sentence-transformers does"
             return bool(self._decide("normalize", False, source))
         of = self._read_object(_config_of(module.path)).get("module_input_name", "sentence_embedding")
@@ -379,9 +462,9 @@ class _Reader:
     def _stated_limit(self) -> tuple[int, str]:
         if self._options.max_tokens is not None:
             return self._options.max_tokens, "--max-tokens"
-        stated = self._read_object("sentence_bert_config.json").get("max_seq_length")
+        stated = self._transformer_config.get("max_seq_length")
         if stated is not None:
-            return self._positive(stated, "sentence_bert_config.json: max_seq_length")
+            return self._positive(stated, f"{self._transformer_config_name}: max_seq_length")
         limits = []
         tokenizer_limit = self._tokenizer_config.get("model_max_length")
         # Tokenizers without a limit of their own say 1e30.
@@ -413,6 +496,8 @@ class _Reader:
         if not isinstance(prompts, dict) or not all(isinstance(prompt, str) for prompt in prompts.values()):
             raise self._error("has prompts in config_sentence_transformers.json that are not strings")
         source = "config_sentence_transformers.json" if prompts else "none are published in the folder"
+        if not prompts and (known := self._known()) is not None and known.prompts:
+            prompts, source = dict(known.prompts), f"known_models.toml: {known.name}"
         self._decide("prompts", prompts, source)
         return {"query": "", "document": ""} | prompts
 
@@ -424,18 +509,24 @@ class _Reader:
             raise self._error(f"has a default_prompt_name that is not among its prompts: {name!r}")
         return str(self._decide("default_prompt_name", name, "config_sentence_transformers.json"))
 
+    def _lowercase(self) -> bool:
+        if self._transformer_config.get("do_lower_case") is not True:
+            return False
+        return bool(self._decide("lowercase", True, f"{self._transformer_config_name}: do_lower_case"))
+
     def _pad_token(self) -> str | None:
         token = self._tokenizer_config.get("pad_token")
         token = token.get("content") if isinstance(token, dict) else token
-        return token if isinstance(token, str) else None
+        if not isinstance(token, str):
+            return None
+        return str(self._decide("pad_token", token, "tokenizer_config.json"))
 
     def _side(self, name: str) -> bool:
         side = self._tokenizer_config.get(name, "right")
         if side not in ("left", "right"):
             raise self._error(f"has a {name} in tokenizer_config.json that is neither left nor right")
-        if side == "left":
-            self._decide(name, side, "tokenizer_config.json")
-        return bool(side == "left")
+        source = "tokenizer_config.json" if name in self._tokenizer_config else "the default of tokenizers"
+        return bool(self._decide(name, side, source) == "left")
 
 
 def _config_of(module_path: str) -> str:

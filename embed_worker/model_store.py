@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from embed_worker.config import ModelOptions
 from embed_worker.errors import ConfigError, ModelError, ModelNotFoundError, OutOfMemoryError
-from embed_worker.model_folder import find_by_name, find_model, short_name
+from embed_worker.model_folder import find_by_name, find_model, model_name, short_name
 
 if TYPE_CHECKING:
     from embed_worker.engine import LoadedModel
@@ -73,7 +73,7 @@ class ModelStore:
     def open(self, options: ModelOptions, when_settled: Callable[[ModelSlot], None]) -> ModelSlot:
         """Load what `--model` names; the first one opened is the default."""
         # Not resolved: a link's own name is the one that people chose.
-        name = os.path.basename(os.path.abspath(os.path.expanduser(options.name_or_path)))
+        name = model_name(Path(os.path.abspath(os.path.expanduser(options.name_or_path))))
         slot = ModelSlot(name, when_settled=[when_settled])
         with self._lock:
             self._slots[name] = slot

@@ -23,7 +23,7 @@ def pool(hidden: Float32, mask: Int64, modes: tuple[PoolingMode, ...], skipped: 
         hidden: (B, T, D) token vectors.
         mask: (B, T), 1 for a token and 0 for padding, which may be on either side.
         modes: At least one.
-        skipped: (B,) leading tokens that averages, sums and maxima leave out: a prompt's. None for no such tokens.
+        skipped: (B,) leading tokens to leave out: a prompt's. None for no such tokens.
 
     Returns:
         (B, D * len(modes)).
@@ -40,7 +40,7 @@ def pool(hidden: Float32, mask: Int64, modes: tuple[PoolingMode, ...], skipped: 
 def _pool_one(mode: PoolingMode, hidden: Float32, mask: Int64, positions: Int64) -> Float32:
     match mode:
         case PoolingMode.CLS:
-            return cls_pool(hidden, mask)
+            return cls_pool(hidden, np.sign(positions))
         case PoolingMode.LAST_TOKEN:
             return last_token_pool(hidden, mask)
         case PoolingMode.MEAN:
@@ -75,7 +75,7 @@ def weighted_mean_pool(hidden: Float32, positions: Int64) -> Float32:
 
 
 def cls_pool(hidden: Float32, mask: Int64) -> Float32:
-    """Take the first token of each text: (B, T, D), (B, T) → (B, D)."""
+    """Take the first token of each text that counts: (B, T, D), (B, T) → (B, D)."""
     first: Float32 = hidden[np.arange(len(hidden)), mask.argmax(axis=1)]
     return first
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Encoding, Tokenizer, normalizers
 
 from embed_worker.errors import ModelError
 from embed_worker.model_folder import ModelPlan
@@ -59,6 +59,8 @@ class TextTokenizer:
             ModelError: It cannot be read, is damaged, or leaves no room for a text within the model's limit.
         """
         counting = _read(plan.tokenizer_file, plan.name)
+        if plan.lowercase:
+            _lowercase_first(counting)
         special = counting.num_special_tokens_to_add(is_pair=False)
         if plan.max_tokens <= special:
             raise ModelError(
@@ -121,6 +123,16 @@ def _read(path: Path, name: str) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def _lowercase_first(tokenizer: Tokenizer) -> None:
+    """Lower-case texts before anything else happens to them.
+
+    Reference: sentence-transformers, the option `do_lower_case` of the module `Transformer`.
+    """
+    own = tokenizer.normalizer
+    lowercase = normalizers.Lowercase()
+    tokenizer.normalizer = lowercase if own is None else normalizers.Sequence([lowercase, own])
 
 
 def _pad_id(tokenizer: Tokenizer, plan: ModelPlan) -> int:

@@ -175,6 +175,7 @@ class FakeModel:
             pad_token=None,
             pad_left=False,
             truncate_left=False,
+            lowercase=False,
             decisions=(),
         )
 

@@ -20,6 +20,7 @@ from embed_worker.model_folder import (
     PoolingMode,
     find_by_name,
     find_model,
+    model_name,
     models_folders,
     read_model_folder,
     short_name,
@@ -87,6 +88,37 @@ def test_a_bare_folder_is_refused_with_the_option_that_settles_it() -> None:
         plan_of(MODELS / "xenova-bare")
 
 
+def test_the_table_of_known_models_settles_a_bare_folder_of_that_name(tmp_path: Path) -> None:
+    for name, pooling in (("all-MiniLM-L6-v2", "mean"), ("bge-small-en-v1.5", "cls")):
+        shutil.copytree(MODELS / "xenova-bare", tmp_path / name)
+        plan = plan_of(tmp_path / name)
+        assert (plan.pooling, plan.normalize) == ((PoolingMode(pooling),), True)
+        sources = {decision.subject: decision.source for decision in plan.decisions}
+        assert sources["pooling"] == sources["normalize"] == f"known_models.toml: {name}"
+        settled = plan_of(tmp_path / name, pooling="max", normalize=False)
+        assert (settled.pooling, settled.normalize) == ((PoolingMode.MAX,), False)
+
+
+def test_the_table_has_the_prompts_of_models_that_publish_none_in_their_folder(tmp_path: Path) -> None:
+    (tmp_path / "e5-small-v2").mkdir()
+    plan = plan_of(write(tmp_path / "e5-small-v2"))
+    assert (plan.prompts["query"], plan.prompts["passage"]) == ("query: ", "passage: ")
+    assert plan.default_prompt_name is None  # it is asked for by name, as the folder asks for none
+    own = {"prompts": {"query": "own: "}}
+    plan = plan_of(write(tmp_path / "e5-small-v2", config_sentence_transformers=own))
+    assert plan.prompts == {"query": "own: ", "document": ""}
+    assert plan_of(write(tmp_path)).prompts == {"query": "", "document": ""}
+
+
+def test_every_decision_has_a_source(tmp_path: Path) -> None:
+    subjects = {
+        "graph", "pooling", "normalize", "max_tokens", "prompts", "padding_side", "truncation_side",
+    }  # fmt: skip
+    for plan in (plan_of(MODELS / "bert-mean"), plan_of(MODELS / "qwen3-last"), plan_of(write(tmp_path))):
+        assert subjects <= {decision.subject for decision in plan.decisions}
+        assert all(decision.source for decision in plan.decisions)
+
+
 # The graph
 
 
@@ -122,6 +154,15 @@ def test_a_graph_that_is_not_there_is_said_with_those_that_are(
     with pytest.raises(ModelError) as refused:
         plan_of(folder, **options)
     assert words in str(refused.value)
+
+
+def test_two_different_graphs_are_reported_and_equal_ones_are_not(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "model.onnx").touch()
+    assert not plan_of(tmp_path).warnings
+    (tmp_path / "model.onnx").write_bytes(b"another")
+    assert "different graphs" in plan_of(tmp_path).warnings[0]
+    assert not plan_of(tmp_path, onnx_file="model.onnx").warnings
 
 
 def test_a_folder_without_any_graph_says_so(tmp_path: Path) -> None:
@@ -173,6 +214,13 @@ def test_normalisation_needs_no_folder_of_its_own(tmp_path: Path) -> None:
     assert plan_of(write(tmp_path, modules=MODULES)).normalize is False
 
 
+@pytest.mark.parametrize("name", ["sentence_bert_config", "sentence_roberta_config", "sentence_xlnet_config"])
+def test_the_transformer_may_lower_case_and_set_a_limit_under_any_of_its_names(tmp_path: Path, name: str) -> None:
+    assert not plan_of(write(tmp_path)).lowercase
+    plan = plan_of(write(tmp_path, **{name: {"max_seq_length": 9, "do_lower_case": True}}))
+    assert (plan.lowercase, plan.max_tokens) == (True, 9)
+
+
 def test_modules_are_known_by_the_last_part_of_their_names(tmp_path: Path) -> None:
     new = [dict(module, type=f"st.base.modules.{str(module['type']).rpartition('.')[2]}") for module in MODULES]
     dropout = {"path": "3_Dropout", "type": "Dropout"}
@@ -196,6 +244,7 @@ def test_the_prompt_may_be_left_out_of_the_pooling(tmp_path: Path) -> None:
     [
         ({"tokenizer": None}, "has no tokenizer.json"),
         ({"modules": {}}, "modules.json that is not a list"),
+        ({"sentence_bert_config": {"transformer_task": "fill-mask"}}, "is for the task 'fill-mask'"),
         ({"modules": [5]}, "an entry without `type` and `path`"),
         ({"modules": [{"type": "Transformer"}]}, "an entry without `type` and `path`"),
         ({"modules": [{"type": "Transformer", "path": "../x"}]}, "leaves the folder"),
@@ -376,6 +425,39 @@ def test_the_first_folder_that_has_a_name_wins(tmp_path: Path) -> None:
     for name in ("file", "nowhere", "x" * 255, "x" * 5000):
         with pytest.raises(ModelNotFoundError):
             find_by_name(name, folders)
+
+
+def hub_repository(cache: Path, *commits: str, main: str | None) -> Path:
+    repository = cache / "models--org--m"
+    for commit in commits:
+        (repository / "snapshots" / commit).mkdir(parents=True)
+    if main is not None:
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text(main)
+    return repository
+
+
+@pytest.mark.parametrize(
+    ("commits", "main", "found"),
+    [(["a", "b"], "b", "b"), (["a"], None, "a"), (["a"], "c", "a"), (["a"], "../../x", "a"), (["a", "b"], None, None)],
+)
+def test_the_cache_of_the_hub_is_a_models_folder(
+    tmp_path: Path, commits: list[str], main: str | None, found: str | None
+) -> None:
+    repository = hub_repository(tmp_path, *commits, main=main)
+    if found is None:
+        with pytest.raises(ModelNotFoundError, match="name one of them"):
+            find_model(str(repository), [])
+        return
+    for name in ("m", "org/m", str(repository), str(repository / "snapshots" / found)):
+        folder = find_model(name, [tmp_path])
+        assert folder == repository / "snapshots" / found
+        assert model_name(folder) == model_name(repository) == "m"
+
+
+def test_a_plan_from_the_cache_of_the_hub_has_the_name_of_the_repository(tmp_path: Path) -> None:
+    snapshot = hub_repository(tmp_path, "abc", main="abc") / "snapshots" / "abc"
+    assert plan_of(write(snapshot)).name == "m"
 
 
 def test_a_model_option_is_a_path_or_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ def pool_one_text(tokens: NDArray[np.float64], mode: PoolingMode, skipped: int) 
     total = [sum(row[d] for row in kept) for d in range(D)]
     match mode:
         case PoolingMode.CLS:
-            values = list(tokens[0])
+            values = list(kept[0])
         case PoolingMode.LAST_TOKEN:
             values = list(tokens[-1])
         case PoolingMode.MAX:

@@ -133,3 +133,14 @@ def test_a_damaged_tokenizer_is_refused_with_a_sentence(tmp_path: Path, content:
         (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(ModelError, match=r"has a tokenizer\.json that cannot be"):
         TextTokenizer.load(plan_for("bert-mean", folder=tmp_path))
+
+
+def test_texts_are_lower_cased_first_where_the_folder_says_so() -> None:
+    cased = TextTokenizer.load(plan_for("qwen3-last"))
+    lowered = TextTokenizer.load(plan_for("qwen3-last", lowercase=True))
+    for text in ("A Text", "ÄÖ"):
+        (of_lower,) = cased.encode([text.lower()], "")
+        (found,) = lowered.encode([text], "")
+        assert found.ids.tolist() == of_lower.ids.tolist() != cased.encode([text], "")[0].ids.tolist()
+    uncased = TextTokenizer.load(plan_for("bert-mean", lowercase=True))
+    assert uncased.encode(["A Text"], "")[0].ids.tolist() == uncased.encode(["a text"], "")[0].ids.tolist()
