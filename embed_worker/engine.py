@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed_worker.dense import DenseLayer
-from embed_worker.errors import ModelError
+from embed_worker.errors import ModelError, brief
 from embed_worker.machine import release_freed_memory, return_large_blocks
 from embed_worker.model_folder import ModelPlan
 from embed_worker.pooling import Float32, are_usable, cosine_distances, finish_vectors, norms
@@ -64,8 +64,7 @@ class Engine:
         except ModelError:
             raise
         except Exception as error:
-            brief = " ".join(str(error).split())[:300]
-            raise ModelError(f"the model {plan.name!r} does not run: {brief}") from error
+            raise ModelError(f"the model {plan.name!r} does not run: {brief(error)}") from error
         if not are_usable(vectors).all():
             raise ModelError(f"the model {plan.name!r} gives vectors that are not finite or have no length")
         lengths = norms(vectors)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from embed_worker.protocol import ErrorCode
 
 
@@ -33,3 +35,9 @@ class ConfigError(Exception):
 
 class OutOfMemoryError(Exception):
     """The runtime could not allocate memory. Its state is unknown, so the worker answers what is live and exits."""
+
+
+def brief(error: Exception) -> str:
+    """Shorten what a library says to one line, without onnxruntime's codes and without the path of a file."""
+    line = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split()))
+    return re.sub(r"^(Load model from|Failed to load model from) .*? failed: ?", "", line)[:300]

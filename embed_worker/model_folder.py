@@ -295,20 +295,19 @@ class _Reader:
 
     # Files
 
-    def _read_json(self, path: str) -> Any:
+    def _read_json(self, path: str, default: Any) -> Any:
+        """Read a file; give the default where there is none."""
         try:
             return json.loads((self._folder / path).read_bytes())
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            return None
+            return default
         except OSError as error:
             raise self._error(f"has a {path} that cannot be read: {error.strerror or error}") from error
         except (ValueError, RecursionError) as error:
             raise self._error(f"has a {path} that is not JSON") from error
 
     def _read_object(self, path: str) -> dict[str, Any]:
-        value = self._read_json(path)
-        if value is None:
-            return {}
+        value = self._read_json(path, {})
         if not isinstance(value, dict):
             raise self._error(f"has a {path} that is not a JSON object")
         return value
@@ -365,9 +364,7 @@ class _Reader:
         return self._folder / pure
 
     def _modules(self) -> Iterator[_Module]:
-        modules = self._read_json("modules.json")
-        if modules is None:
-            return
+        modules = self._read_json("modules.json", [])
         if not isinstance(modules, list):
             raise self._error("has a modules.json that is not a list")
         for module in modules:
@@ -404,7 +401,7 @@ class _Reader:
         if "pooling_mode" in config:
             named = config["pooling_mode"]
             return self._pooling_modes(named if isinstance(named, list) else [named], "1_Pooling: pooling_mode")
-        names = [mode for boolean, mode in _POOLING_BOOLEANS.items() if config.get(boolean) is True]
+        names = [mode for boolean, mode in _POOLING_BOOLEANS.items() if self._boolean(config, boolean, "1_Pooling")]
         return self._pooling_modes(names, "1_Pooling: the pooling_mode_* booleans")
 
     def _pooling_modes(self, names: Sequence[object], source: str) -> tuple[PoolingMode, ...]:
@@ -420,10 +417,10 @@ class _Reader:
 
     def _pooling_dimension(self, config: dict[str, Any]) -> int | None:
         value = config.get("embedding_dimension", config.get("word_embedding_dimension"))
-        return value if isinstance(value, int) else None
+        return None if value is None else self._positive(value, "1_Pooling: the dimension")[0]
 
     def _include_prompt(self, config: dict[str, Any]) -> bool:
-        if config.get("include_prompt") is not False:
+        if self._boolean(config, "include_prompt", "1_Pooling", default=True):
             return True
         return bool(self._decide("include_prompt", False, "1_Pooling: include_prompt"))
 
@@ -468,7 +465,9 @@ class _Reader:
         limits = []
         tokenizer_limit = self._tokenizer_config.get("model_max_length")
         # Tokenizers without a limit of their own say 1e30.
-        if isinstance(tokenizer_limit, int | float) and 0 < tokenizer_limit < 1e9:
+        if tokenizer_limit is not None and not isinstance(tokenizer_limit, int | float):
+            raise self._error("has a model_max_length in tokenizer_config.json that is not a number")
+        if tokenizer_limit is not None and 0 < tokenizer_limit < 1e9:
             limits.append((int(tokenizer_limit), "tokenizer_config.json: model_max_length"))
         if (positions := self._config.get("max_position_embeddings")) is not None:
             rows, source = self._positive(positions, "config.json: max_position_embeddings")
@@ -479,17 +478,27 @@ class _Reader:
 
     def _positive(self, value: object, source: str) -> tuple[int, str]:
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self._error(f"has a limit that is not a positive integer ({source})")
+            raise self._error(f"has a number that is not a positive integer ({source})")
         return value, source
+
+    def _boolean(self, config: Mapping[str, Any], key: str, source: str, *, default: bool = False) -> bool:
+        value = config.get(key)
+        if value is not None and not isinstance(value, bool):
+            raise self._error(f"has a {key} that is neither true nor false ({source})")
+        return default if value is None else value
 
     def _position_offset(self) -> int:
         return _POSITION_OFFSETS.get(str(self._config.get("model_type")), 0)
 
     def _position_table(self) -> int | None:
-        rows = self._config.get("max_position_embeddings")
-        if str(self._config.get("model_type")) not in _POSITION_OFFSETS or not isinstance(rows, int):
+        kind, rows = self._config.get("model_type"), self._config.get("max_position_embeddings")
+        if not isinstance(kind, str) and self._options.max_tokens is None:
+            raise self._error(
+                "has no config.json with a model_type, which a limit is checked by: settle it with --max-tokens"
+            )
+        if kind not in _POSITION_OFFSETS or rows is None:
             return None
-        return rows - self._position_offset()
+        return self._positive(rows, "config.json: max_position_embeddings")[0] - self._position_offset()
 
     def _prompts(self) -> dict[str, str]:
         prompts = self._sentence_config.get("prompts") or {}
@@ -510,7 +519,7 @@ class _Reader:
         return str(self._decide("default_prompt_name", name, "config_sentence_transformers.json"))
 
     def _lowercase(self) -> bool:
-        if self._transformer_config.get("do_lower_case") is not True:
+        if not self._boolean(self._transformer_config, "do_lower_case", self._transformer_config_name):
             return False
         return bool(self._decide("lowercase", True, f"{self._transformer_config_name}: do_lower_case"))
 
