@@ -1,28 +1,30 @@
-"""BERT: its published weights as an ONNX graph, and as a plain numpy forward pass that the graph is compared with.
+"""BERT and its kin: published weights as an ONNX graph, and as a plain numpy forward pass that it is compared with.
 
-B, T and D are batch, tokens and hidden size.
+RoBERTa counts positions otherwise, and DistilBERT has other names for the same. B, T and D are batch, tokens and hidden
+size.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Self
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from embed_worker.safetensors import SafetensorsFile
+from embed_worker.safetensors import Tensor
 from embed_worker.tools.onnx_writer import (
     ExportError,
     Floats,
     GraphWriter,
     Int64,
     Storage,
+    Weights,
     chosen,
     epsilon,
+    shown,
     size,
-    tensor_of,
 )
 
 # Activations: as a graph and in numpy. The graphs are the patterns that onnxruntime fuses into one operator. ---------
@@ -47,6 +49,10 @@ def _write_relu(graph: GraphWriter, scope: str, x: str) -> str:
     return graph.node(scope, "Relu", x)
 
 
+def _write_silu(graph: GraphWriter, scope: str, x: str) -> str:
+    return graph.node(scope, "Mul", x, graph.node(f"{scope}.sigmoid", "Sigmoid", x))
+
+
 def _gelu(x: Floats) -> Floats:
     # numpy has no erf; the check's few tokens can afford the slow one.
     erf = np.vectorize(math.erf, otypes=[np.float64])
@@ -63,27 +69,111 @@ def _relu(x: Floats) -> Floats:
     return np.maximum(x, 0.0)
 
 
+def _silu(x: Floats) -> Floats:
+    activated: Floats = x / (1 + np.exp(-x))
+    return activated
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Activation:
     write: Callable[[GraphWriter, str, str], str]
     compute: Callable[[Floats], Floats]
 
 
+_TANH_GELU = _Activation(write=_write_gelu_new, compute=_gelu_new)
 _ACTIVATIONS: Mapping[str, _Activation] = {
     "gelu": _Activation(write=_write_gelu, compute=_gelu),
-    "gelu_new": _Activation(write=_write_gelu_new, compute=_gelu_new),
+    "gelu_new": _TANH_GELU,
+    "gelu_fast": _TANH_GELU,
+    "gelu_pytorch_tanh": _TANH_GELU,
     "relu": _Activation(write=_write_relu, compute=_relu),
+    "silu": _Activation(write=_write_silu, compute=_silu),
 }
 
 
-# BERT ---------------------------------------------------------------------------------------------------------------
+# How the architectures of the family differ -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Layout:
+    """Where an architecture has what BERT has.
+
+    Attributes:
+        prefix: Of the tensors' names in checkpoints that have a head.
+        keys: BERT's keys of config.json and this one's, where they differ.
+        names: Parts of BERT's tensor names and this one's, replaced in order.
+        counts_tokens: Positions are counted over the tokens and begin behind the padding's own.
+    """
+
+    prefix: str
+    keys: Mapping[str, str] = field(default_factory=dict)
+    names: tuple[tuple[str, str], ...] = ()
+    counts_tokens: bool = False
+
+
+_ROBERTA = _Layout(prefix="roberta.", counts_tokens=True)
+_LAYOUTS: Mapping[str, _Layout] = {
+    "bert": _Layout(prefix="bert."),
+    "camembert": _ROBERTA,
+    "distilbert": _Layout(
+        prefix="distilbert.",
+        keys={
+            "hidden_act": "activation",
+            "hidden_size": "dim",
+            "intermediate_size": "hidden_dim",
+            "num_attention_heads": "n_heads",
+            "num_hidden_layers": "n_layers",
+        },
+        names=(
+            ("encoder.layer", "transformer.layer"),
+            ("attention.self.query", "attention.q_lin"),
+            ("attention.self.key", "attention.k_lin"),
+            ("attention.self.value", "attention.v_lin"),
+            ("attention.output.dense", "attention.out_lin"),
+            ("attention.output.LayerNorm", "sa_layer_norm"),
+            ("intermediate.dense", "ffn.lin1"),
+            ("output.dense", "ffn.lin2"),
+            ("output.LayerNorm", "output_layer_norm"),
+        ),
+    ),
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+}
+MODEL_TYPES = tuple(_LAYOUTS)
+
+# Checkpoints that were converted from TensorFlow call them so.
+_OLD_NORM_NAMES = (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta"))
+
+
+def _published_names(layout: _Layout, file: Mapping[str, Tensor]) -> Callable[[str], str]:
+    """Give the function from BERT's tensor names to those in a file."""
+    prefix = layout.prefix if f"{layout.prefix}embeddings.word_embeddings.weight" in file else ""
+    is_old = f"{prefix}embeddings.LayerNorm.gamma" in file
+    replacements = (*layout.names, *(_OLD_NORM_NAMES if is_old else ()))
+
+    def published(name: str) -> str:
+        for ours, theirs in replacements:
+            name = name.replace(ours, theirs)
+        return prefix + name
+
+    return published
+
+
+# The model ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Bert:
     """A BERT encoder: learned absolute positions, post-norm layers. Its pooler, where it has one, is left out.
 
-    `tensors` have the published names without the prefix `bert.`; linear weights are (out, in).
+    `tensors` have BERT's published names without the prefix `bert.`, whatever the architecture calls them; linear
+    weights are (out, in).
+
+    Attributes:
+        token_types: 0 where the model has no such input; a table of types then has one row that all tokens get.
+        max_tokens: The longest text for which there are positions.
+        padding_id: Positions are counted over the tokens that are not padding, from the row after this one. None: they
+            are places in the sequence, from row 0.
     """
 
     vocabulary: int
@@ -94,51 +184,70 @@ class Bert:
     layers: int
     epsilon: float
     activation: _Activation
-    tensors: Mapping[str, Floats]
+    tensors: Weights
+    padding_id: int | None = None
 
     @classmethod
-    def read(cls, config: Mapping[str, Any], file: SafetensorsFile) -> Self:
+    def read(cls, config: Mapping[str, Any], file: Mapping[str, Tensor]) -> Self:
         """Check a published configuration and its tensors.
 
         Raises:
             ExportError: It is a variant that is not written here, or a tensor is missing or has another shape.
         """
+        layout = chosen(config, "model_type", "bert", _LAYOUTS)
         chosen(config, "position_embedding_type", "absolute", {"absolute": None})
         if config.get("is_decoder"):
             raise ExportError("A BERT decoder cannot be exported, only an encoder.")
-        width, heads = size(config, "hidden_size"), size(config, "num_attention_heads")
+
+        def size_of(key: str) -> int:
+            return size(config, layout.keys.get(key, key))
+
+        width, heads = size_of("hidden_size"), size_of("num_attention_heads")
         if width % heads:
             raise ExportError(f"config.json has a hidden_size of {width} that {heads} attention heads do not divide.")
-        prefix = "" if "embeddings.word_embeddings.weight" in file else "bert."
-        type_table = f"{prefix}embeddings.token_type_embeddings.weight"
-        sizes = {
-            "vocabulary": size(config, "vocab_size"),
-            "token_types": size(config, "type_vocab_size") if type_table in file else 0,
-            "max_tokens": size(config, "max_position_embeddings"),
-            "width": width,
-            "layers": size(config, "num_hidden_layers"),
-        }
-        shapes = _bert_shapes(**sizes, inner=size(config, "intermediate_size"))
+        published = _published_names(layout, file)
+        has_types = published("embeddings.token_type_embeddings.weight") in file
+        positions, types = size_of("max_position_embeddings"), size_of("type_vocab_size") if has_types else 0
+        padding_id = _padding_id(config, positions) if layout.counts_tokens else None
+        vocabulary, layers = size_of("vocab_size"), size_of("num_hidden_layers")
+        shapes = _bert_shapes(
+            vocabulary=vocabulary,
+            positions=positions,
+            types=types,
+            width=width,
+            layers=layers,
+            inner=size_of("intermediate_size"),
+        )
         return cls(
-            **sizes,
+            vocabulary=vocabulary,
+            token_types=0 if layout.counts_tokens else types,
+            max_tokens=positions if padding_id is None else positions - padding_id - 1,
+            width=width,
             heads=heads,
+            layers=layers,
             epsilon=epsilon(config),
-            activation=chosen(config, "hidden_act", "gelu", _ACTIVATIONS),
-            tensors={name: tensor_of(file, prefix + name, shape) for name, shape in shapes},
+            activation=chosen(config, layout.keys.get("hidden_act", "hidden_act"), "gelu", _ACTIVATIONS),
+            tensors=Weights(file, shapes, published),
+            padding_id=padding_id,
         )
 
-    def graph(self, storage: Storage, opset: int) -> Any:
-        """Build the `onnx.ModelProto` with the inputs and the output that published exports have.
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether positions are counted over the tokens, wherever the padding is."""
+        return self.padding_id is not None
+
+    def graph(self, storage: Storage, opset: int, data: BinaryIO | None = None) -> Any:
+        """Build the `onnx.ModelProto` with the inputs and the output that published exports have; see `Encoder`.
 
         Between embeddings and output the tokens are the rows of one matrix, (B * T, D): only then does onnxruntime fuse
         a MatMul and its bias into one Gemm. Measured against (B, T, D) and two lanes: 4 to 5 % more texts a second.
         docs/decisions.md has the layouts that were slower.
         """
-        graph = GraphWriter(storage)
+        graph = GraphWriter(storage, opset, data)
         shape = graph.node("batch_and_length", "Shape", "input_ids")
         bias = self._write_attention_bias(graph)
         hidden = self._write_embeddings(graph)
-        for layer in range(self.layers):
+        for layer in shown(range(self.layers), "graph"):
             scope = f"encoder.layer.{layer}"
             hidden = self._write_attention(graph, f"{scope}.attention", hidden, bias, shape)
             inner = self._write_linear(graph, f"{scope}.intermediate.dense", hidden)
@@ -148,7 +257,7 @@ class Bert:
         output_shape = graph.node("output.shape", "Concat", shape, width, axis=0)
         output = graph.node("last_hidden_state", "Reshape", hidden, output_shape)
         inputs = ["input_ids", "attention_mask", *(["token_type_ids"] if self.token_types else [])]
-        return graph.model(inputs, output, self.width, opset)
+        return graph.model(inputs, output, self.width)
 
     def _write_attention_bias(self, graph: GraphWriter) -> str:
         """Turn the mask into (B, 1, 1, T): 0 for a token, -10,000 for padding, whose weight is then exactly 0."""
@@ -160,11 +269,24 @@ class Bert:
     def _write_embeddings(self, graph: GraphWriter) -> str:
         scope = "embeddings"
         words = self._write_lookup(graph, f"{scope}.word_embeddings", "input_ids")
-        if self.token_types:
-            types = self._write_lookup(graph, f"{scope}.token_type_embeddings", "token_type_ids")
+        if (types := self._write_types(graph, f"{scope}.token_type_embeddings")) is not None:
             words = graph.node(f"{scope}.words_and_types", "Add", words, types)
+        summed = graph.node(
+            f"{scope}.summed", "Add", words, self._write_positions(graph, f"{scope}.position_embeddings")
+        )
+        return self._write_rows(graph, f"{scope}.hidden", self._write_layer_norm(graph, f"{scope}.LayerNorm", summed))
+
+    def _write_types(self, graph: GraphWriter, table: str) -> str | None:
+        if self.token_types:
+            return self._write_lookup(graph, table, "token_type_ids")
+        if f"{table}.weight" not in self.tensors:
+            return None
+        return self._write_lookup(graph, table, graph.constant("token_type", np.array(0, np.int64)))
+
+    def _write_positions(self, graph: GraphWriter, table: str) -> str:
+        if self.padding_id is not None:
+            return self._write_lookup(graph, table, self._write_counted_positions(graph, self.padding_id))
         # The first T rows of the table: a text that is longer than it fails in the addition.
-        table = f"{scope}.position_embeddings"
         rows = graph.node(
             f"{table}.rows",
             "Slice",
@@ -172,8 +294,16 @@ class Bert:
             graph.constant(f"{table}.start", np.array([0], np.int64)),
             graph.node("sequence_length", "Shape", "input_ids", start=1, end=2),
         )
-        summed = graph.node(f"{scope}.summed", "Add", words, graph.picked(table, rows))
-        return self._write_rows(graph, f"{scope}.hidden", self._write_layer_norm(graph, f"{scope}.LayerNorm", summed))
+        return graph.picked(table, rows)
+
+    def _write_counted_positions(self, graph: GraphWriter, padding_id: int) -> str:
+        """Count as transformers does, by ids; the mask is a second witness, for padding with other ids."""
+        padding = graph.constant("padding_id", np.array(padding_id, np.int64))
+        is_padding = graph.node("input_ids.is_padding", "Equal", "input_ids", padding)
+        others = graph.integers("input_ids.others", graph.node("input_ids.is_token", "Not", is_padding))
+        tokens = graph.node("tokens", "Mul", others, "attention_mask")
+        counts = graph.node("tokens.counts", "CumSum", tokens, graph.constant("tokens.axis", np.array(1, np.int64)))
+        return graph.node("position_ids", "Add", graph.node("tokens.places", "Mul", counts, tokens), padding)
 
     def _write_rows(self, graph: GraphWriter, name: str, x: str) -> str:
         return graph.node(name, "Reshape", x, graph.constant("rows.shape", np.array([-1, self.width], np.int64)))
@@ -222,11 +352,11 @@ class Bert:
         """
         tensors = self.tensors
         x: Floats = tensors["embeddings.word_embeddings.weight"][ids].astype(np.float64)
-        x = x + tensors["embeddings.position_embeddings.weight"][: len(ids)]
-        if self.token_types:
+        x = x + tensors["embeddings.position_embeddings.weight"][self._positions(ids)]
+        if "embeddings.token_type_embeddings.weight" in tensors:
             x = x + tensors["embeddings.token_type_embeddings.weight"][types]
         x = self._layer_norm("embeddings.LayerNorm", x)
-        for layer in range(self.layers):
+        for layer in shown(range(self.layers), "check"):
             scope = f"encoder.layer.{layer}"
             query, key, value = (
                 self._linear(f"{scope}.attention.self.{part}", x).reshape(len(ids), self.heads, -1).swapaxes(0, 1)
@@ -242,6 +372,13 @@ class Bert:
             x = self._layer_norm(f"{scope}.output.LayerNorm", x + self._linear(f"{scope}.output.dense", inner))
         return x
 
+    def _positions(self, ids: Int64) -> Int64:
+        if self.padding_id is None:
+            return np.arange(len(ids))
+        tokens = ids != self.padding_id
+        positions: Int64 = np.cumsum(tokens) * tokens + self.padding_id
+        return positions
+
     def _linear(self, scope: str, x: Floats) -> Floats:
         projected: Floats = x @ self.tensors[f"{scope}.weight"].T.astype(np.float64) + self.tensors[f"{scope}.bias"]
         return projected
@@ -253,14 +390,21 @@ class Bert:
         return normal
 
 
+def _padding_id(config: Mapping[str, Any], positions: int) -> int:
+    value = config.get("pad_token_id", 1)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < positions - 1:
+        raise ExportError(f"config.json needs a pad_token_id from 0 to below {positions - 1}, not {value!r}.")
+    return value
+
+
 def _bert_shapes(
-    *, vocabulary: int, token_types: int, max_tokens: int, width: int, layers: int, inner: int
+    *, vocabulary: int, positions: int, types: int, width: int, layers: int, inner: int
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Give the names and shapes of the tensors of a BERT encoder, lazily: a damaged `layers` may be any number."""
     yield "embeddings.word_embeddings.weight", (vocabulary, width)
-    yield "embeddings.position_embeddings.weight", (max_tokens, width)
-    if token_types:
-        yield "embeddings.token_type_embeddings.weight", (token_types, width)
+    yield "embeddings.position_embeddings.weight", (positions, width)
+    if types:
+        yield "embeddings.token_type_embeddings.weight", (types, width)
     yield from _norm_shapes("embeddings", width)
     for layer in range(layers):
         scope = f"encoder.layer.{layer}"

@@ -1,8 +1,8 @@
 """`embed-worker export`: an ONNX graph from a published folder's safetensors, without torch.
 
-It reads config.json and model.safetensors, writes the graph, compares it with a plain numpy forward pass of the same
-weights, and only then puts it in place, with a manifest. An architecture is one class that fulfils `Encoder`; `bert.py`
-has the one there is. B, T and D are batch, tokens and hidden size.
+It reads config.json and model.safetensors (or its shards), writes the graph, compares it with a plain numpy forward
+pass of the same weights, and only then puts it in place, with a manifest. An architecture is one class that fulfils
+`Encoder`: `bert.py` has one, `qwen3.py` the other. B, T and D are batch, tokens and hidden size.
 """
 
 from __future__ import annotations
@@ -12,31 +12,36 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
 from embed_worker.manifest import Manifest, ManifestError, file_sha256
-from embed_worker.safetensors import SafetensorsError, SafetensorsFile
-from embed_worker.tools.bert import Bert
+from embed_worker.safetensors import Tensor
+from embed_worker.tools import bert
 from embed_worker.tools.onnx_writer import (
+    DEFAULT_OPSET,
+    OPSETS,
     WEIGHTS,
     CheckFailedError,
     ExportError,
     Floats,
     Int64,
     Storage,
+    Weights,
     chosen,
+    open_weights,
+    read_json_object,
+    weight_files,
 )
+from embed_worker.tools.qwen3 import Qwen3
 
-# 17 is the first opset with LayerNormalization and what onnxruntime has read since 1.13; 21 is the last that the oldest
-# onnxruntime we support reads.
-DEFAULT_OPSET = 17
-OPSETS = range(17, 22)
+# A protobuf message ends at 2 GiB; the rest is for nodes, norms and biases. Larger weights get a file of their own.
+MAX_WEIGHTS_IN_GRAPH_BYTES = 2**31 - 2**26
 
 _GRAPH = Path("onnx", "model.onnx")
 # What a worker reads besides the graph, and what a person wants to know of a model.
@@ -74,10 +79,11 @@ _TOLERANCES: Mapping[Storage, Parity] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What an export did; the `--json` output has these names."""
+    """What an export did; the `--json` output has these names. Sizes are in bytes; `data_size` is external data's."""
 
     graph: str
     size: int
+    data_size: int
     sha256: str
     opset: int
     weights: Storage
@@ -99,10 +105,24 @@ class Encoder(Protocol):
 
     @property
     def max_tokens(self) -> int:
-        """The longest sequence that the position table holds."""
+        """The longest sequence for which there are positions."""
 
-    def graph(self, storage: Storage, opset: int) -> Any:
-        """Build the `onnx.ModelProto`."""
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether positions are counted over the tokens, so that padding may be on either side."""
+
+    @property
+    def tensors(self) -> Weights:
+        """The weights."""
+
+    def graph(self, storage: Storage, opset: int, data: BinaryIO | None = None) -> Any:
+        """Build the `onnx.ModelProto`.
+
+        Args:
+            storage: How weight matrices and tables are stored.
+            opset: Of the default operator set.
+            data: A file for the weights, to lie beside the graph; None: they are in the graph.
+        """
 
     def hidden(self, ids: Int64, types: Int64) -> Floats:
         """Compute the (T, D) last hidden state of one sequence, (T,) ids and types, with numpy alone."""
@@ -115,16 +135,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("folder", metavar="DIR", type=Path, help="folder with config.json and model.safetensors")
     parser.add_argument(
+        "--for",
+        dest="target",
+        choices=["cpu", "coreml"],
+        default="cpu",
+        help="what will run it: cpu for the usual graph, coreml for one that CoreML takes whole (default: %(default)s)",
+    )
+    parser.add_argument(
         "--output", metavar="DIR", type=Path, help="folder to make of it, with tokenizer and configs (default: DIR)"
     )
     parser.add_argument(
         "--weights",
         choices=[storage.value for storage in Storage],
         default=Storage.FLOAT16.value,
-        help="how weights are stored; computing is in float32 either way (default: %(default)s)",
+        help="for cpu: how weights are stored; computing is in float32 either way (default: %(default)s)",
     )
     parser.add_argument(
-        "--opset", metavar="N", type=int, choices=OPSETS, default=DEFAULT_OPSET, help="default: %(default)s"
+        "--opset", metavar="N", type=int, choices=OPSETS, default=DEFAULT_OPSET, help="for cpu (default: %(default)s)"
     )
     parser.add_argument("--source", metavar="TEXT", help="where the weights were published, for the manifest")
     parser.add_argument("--license", metavar="TEXT", default="not stated", help="their licence, for the manifest")
@@ -133,6 +160,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export a folder and report on standard output; give the exit status."""
+    if args.target == "coreml":
+        from embed_worker.tools import coreml_graph
+
+        return coreml_graph.run(args)
     try:
         report = export(
             args.folder,
@@ -148,7 +179,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(asdict(report)))
         return 0
-    print(f"{report.graph}: {report.size / 1e6:.1f} MB, opset {report.opset}, weights stored as {report.weights}")
+    size = f"{(report.size + report.data_size) / 1e6:.1f} MB" + (" with its data file" if report.data_size else "")
+    print(f"{report.graph}: {size}, opset {report.opset}, weights stored as {report.weights}")
     print(f"checked with onnxruntime against numpy: largest difference {report.max_difference:.1e}, ", end="")
     print(f"smallest cosine {report.min_cosine:.8f}")
     print(f"manifest.json lists {report.files} files")
@@ -165,28 +197,32 @@ def export(folder: Path, *, output: Path, storage: Storage, opset: int, source: 
         CheckFailedError: The graph differs from the weights.
     """
     encoder = read_encoder(folder)
-    model = encoder.graph(storage, opset)
     graph = output / _GRAPH
     try:
         graph.parent.mkdir(parents=True, exist_ok=True)
-        with _replacing(graph) as temporary:
-            temporary.write_bytes(model.SerializeToString(deterministic=True))
-            parity = check(temporary, encoder, storage)
+        # Windows does not delete what onnxruntime has mapped; a session of a failed check may still be there.
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=graph.parent, ignore_cleanup_errors=True) as staging:
+            staged = Path(staging, graph.name)
+            _write_graph(staged, encoder, storage, opset)
+            parity = check(staged, encoder, storage)
+            _put_in_place(staged, graph)
         _copy_published(folder, output)
-        weights_hash = f"{WEIGHTS} SHA-256 {file_sha256(folder / WEIGHTS)}, exported by embed-worker export"
+        hashes = [f"{file.name} SHA-256 {file_sha256(file)}" for file in weight_files(folder)]
         manifest = Manifest.of_folder(
             output,
             name=output.resolve().name,
-            source=weights_hash if source is None else f"{source}, {weights_hash}",
+            source=", ".join([*([] if source is None else [source]), *hashes, "exported by embed-worker export"]),
             license=license,
         )
         manifest.write(output)
     except (OSError, ManifestError) as error:
         raise ExportError(f"{output} cannot be written: {error}") from error
-    record = manifest.files[_GRAPH.as_posix()]
+    record, data = (manifest.files.get(path.as_posix()) for path in (_GRAPH, _data_file(_GRAPH)))
+    assert record is not None  # it has just been written
     return Report(
         graph=str(graph),
         size=record.size,
+        data_size=0 if data is None else data.size,
         sha256=record.sha256,
         opset=opset,
         weights=storage,
@@ -197,35 +233,41 @@ def export(folder: Path, *, output: Path, storage: Storage, opset: int, source: 
 
 
 def read_encoder(folder: Path) -> Encoder:
-    """Read config.json and model.safetensors with the class of the architecture that the first names.
+    """Read config.json and the weights with the class of the architecture that the first names.
 
     Raises:
         ExportError: One of them is missing or damaged, or no class is for this architecture.
     """
-    try:
-        config = json.loads((folder / "config.json").read_bytes())
-    except OSError as error:
-        raise ExportError(f"{folder} has no readable config.json: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise ExportError(f"{folder / 'config.json'} is not JSON.") from error
-    if not isinstance(config, dict):
-        raise ExportError(f"{folder / 'config.json'} is not a JSON object.")
+    config = read_json_object(folder / "config.json")
     read = chosen(config, "model_type", None, _ENCODERS)
-    try:
-        return read(config, SafetensorsFile.open(folder / WEIGHTS))
-    except SafetensorsError as error:
-        raise ExportError(f"{folder}: {error}") from error
+    own_code = config.get("auto_map")
+    if isinstance(own_code, dict) and "AutoModel" in own_code:
+        raise ExportError(f"{folder} brings code of its own for its model (auto_map), which is neither read nor run.")
+    return read(config, open_weights(folder))
 
 
-@contextmanager
-def _replacing(file: Path) -> Iterator[Path]:
-    """Give a name in the same folder to write to; it replaces `file` if all goes well, and is removed if not."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        yield temporary
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _write_graph(file: Path, encoder: Encoder, storage: Storage, opset: int) -> None:
+    weights_bytes = encoder.tensors.parameters * np.dtype(storage.value).itemsize
+    if weights_bytes <= MAX_WEIGHTS_IN_GRAPH_BYTES:
+        model = encoder.graph(storage, opset)
+    else:
+        with _data_file(file).open("wb") as data:
+            model = encoder.graph(storage, opset, data)
+    file.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _data_file(graph: Path) -> Path:
+    return graph.with_name(f"{graph.name}_data")
+
+
+def _put_in_place(staged: Path, graph: Path) -> None:
+    """Replace a graph and its external data; data of the graph that was there before would be orphaned."""
+    if _data_file(staged).exists():
+        os.replace(_data_file(staged), _data_file(graph))
+        os.replace(staged, graph)
+    else:
+        os.replace(staged, graph)
+        _data_file(graph).unlink(missing_ok=True)
 
 
 def _copy_published(folder: Path, output: Path) -> None:
@@ -243,7 +285,7 @@ def _copy_published(folder: Path, output: Path) -> None:
 
 
 def check(graph: Path, encoder: Encoder, storage: Storage) -> Parity:
-    """Run a graph with onnxruntime, each sequence alone and all in one padded batch, against the witness.
+    """Run a graph with onnxruntime, each sequence alone and all in padded batches, against the witness.
 
     Raises:
         CheckFailedError: It differs by more than the storage explains.
@@ -253,7 +295,8 @@ def check(graph: Path, encoder: Encoder, storage: Storage) -> Parity:
     sequences = _check_sequences(encoder)
     witness = np.concatenate([encoder.hidden(ids, types) for ids, types in sequences])
     alone = np.concatenate([_run(session, inputs, [sequence]) for sequence in sequences])
-    results = np.stack([alone, _run(session, inputs, sequences)])
+    sides = (False, True) if encoder.counts_tokens else (False,)
+    results = np.stack([alone, *(_run(session, inputs, sequences, pad_left=pad_left) for pad_left in sides)])
 
     scale = max(1.0, float(np.abs(witness).max()))
     lengths = np.linalg.norm(results, axis=-1) * np.linalg.norm(witness, axis=-1)
@@ -292,17 +335,22 @@ def _check_sequences(encoder: Encoder) -> list[tuple[Int64, Int64]]:
     ]
 
 
-def _run(session: Any, inputs: set[str], sequences: Sequence[tuple[Int64, Int64]]) -> Floats:
-    """Run sequences as one batch, padded on the right; give the vectors of their tokens, one text after another."""
+def _run(session: Any, inputs: set[str], sequences: Sequence[tuple[Int64, Int64]], *, pad_left: bool = False) -> Floats:
+    """Run sequences as one padded batch; give the vectors of their tokens, one text after another."""
     longest = max(len(ids) for ids, _ in sequences)
-    mask = np.array([[1] * len(ids) + [0] * (longest - len(ids)) for ids, _ in sequences], np.int64)
+    mask = np.zeros((len(sequences), longest), np.int64)
     feeds = {"input_ids": np.zeros_like(mask), "attention_mask": mask, "token_type_ids": np.zeros_like(mask)}
     for row, (ids, types) in enumerate(sequences):
-        feeds["input_ids"][row, : len(ids)] = ids
-        feeds["token_type_ids"][row, : len(ids)] = types
+        here = slice(longest - len(ids), None) if pad_left else slice(len(ids))
+        mask[row, here] = 1
+        feeds["input_ids"][row, here] = ids
+        feeds["token_type_ids"][row, here] = types
     (hidden,) = session.run(["last_hidden_state"], {name: feeds[name] for name in inputs})
     tokens: Floats = hidden[mask == 1]
     return tokens
 
 
-_ENCODERS: Mapping[str, Callable[[Mapping[str, Any], SafetensorsFile], Encoder]] = {"bert": Bert.read}
+_ENCODERS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Tensor]], Encoder]] = {
+    **dict.fromkeys(bert.MODEL_TYPES, bert.Bert.read),
+    "qwen3": Qwen3.read,
+}

@@ -5,19 +5,33 @@ The package `onnx` is imported when the first graph is begun.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
-from typing import Any, ClassVar, TypeAlias, TypeVar
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embed_worker.safetensors import SafetensorsFile
+from embed_worker.safetensors import SafetensorsError, SafetensorsFile, Tensor
 
 Floats: TypeAlias = NDArray[np.floating[Any]]
 Int64: TypeAlias = NDArray[np.int64]
 
 WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+# 17 is the first opset with LayerNormalization and what onnxruntime has read since 1.13; 21 is the last that the oldest
+# onnxruntime we support reads.
+DEFAULT_OPSET = 17
+OPSETS = range(17, 22)
+
+# Smaller tensors stay in the graph, where onnxruntime can look at shapes and scalars.
+_MIN_EXTERNAL_BYTES = 1024
+_EXTERNAL_ALIGNMENT = 64
 
 # Constants, so that the same weights give the same bytes. The version is that of the graph's layout.
 _PRODUCER = "embed-worker export"
@@ -49,8 +63,13 @@ class Storage(StrEnum):
 class GraphWriter:
     """Collects nodes and initializers. Each method adds one step and gives the name of the tensor that it makes."""
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, opset: int = DEFAULT_OPSET, data: BinaryIO | None = None) -> None:
         """Start an empty graph.
+
+        Args:
+            storage: How weight matrices and tables are stored.
+            opset: Of the default operator set.
+            data: A file for the tensors' bytes, which the graph then names and must lie beside; None: in the graph.
 
         Raises:
             ExportError: The package `onnx` is not installed.
@@ -61,6 +80,8 @@ class GraphWriter:
             raise ExportError("The package onnx is missing: pip install 'embed-bridge[tools]'.") from error
         self._onnx = onnx
         self._storage = storage
+        self._opset = opset
+        self._data = data
         self._nodes: list[Any] = []
         self._initializers: dict[str, Any] = {}
 
@@ -69,15 +90,50 @@ class GraphWriter:
         self._nodes.append(self._onnx.helper.make_node(operator, inputs, [name], name=name, **attributes))
         return name
 
+    def halves(self, name: str, tensor: str, width: int) -> tuple[str, str]:
+        """Split the last axis, `width` long, in two."""
+        sizes = self.constant(f"halves.{width}", np.array([width // 2, width // 2], np.int64))
+        outputs = (f"{name}.first", f"{name}.second")
+        self._nodes.append(self._onnx.helper.make_node("Split", [tensor, sizes], outputs, name=name, axis=-1))
+        return outputs
+
+    def mean(self, name: str, tensor: str) -> str:
+        """Average over the last axis, which stays with length 1."""
+        if self._opset < 18:
+            return self.node(name, "ReduceMean", tensor, axes=[-1])
+        return self.node(name, "ReduceMean", tensor, self.constant("last_axis", np.array([-1], np.int64)))
+
     def cast(self, name: str, tensor: str) -> str:
         """Convert a tensor to float32."""
         return self.node(name, "Cast", tensor, to=int(self._onnx.TensorProto.FLOAT))
 
+    def integers(self, name: str, tensor: str) -> str:
+        """Convert a tensor to int64."""
+        return self.node(name, "Cast", tensor, to=int(self._onnx.TensorProto.INT64))
+
     def constant(self, name: str, values: Floats | Int64) -> str:
         """Store values as they are; the same name again is the same constant."""
         if name not in self._initializers:
-            self._initializers[name] = self._onnx.numpy_helper.from_array(np.asarray(values, order="C"), name)
+            ordered: NDArray[Any] = np.asarray(values, order="C")
+            if self._data is not None and ordered.nbytes >= _MIN_EXTERNAL_BYTES:
+                self._initializers[name] = self._external(self._data, name, ordered)
+            else:
+                self._initializers[name] = self._onnx.numpy_helper.from_array(ordered, name)
         return name
+
+    def _external(self, data: BinaryIO, name: str, values: NDArray[Any]) -> Any:
+        data.write(bytes(-data.tell() % _EXTERNAL_ALIGNMENT))
+        place = {"location": Path(data.name).name, "offset": str(data.tell()), "length": str(values.nbytes)}
+        data.write(values.astype(values.dtype.newbyteorder("<"), copy=False).data)
+        tensor = self._onnx.TensorProto(
+            name=name,
+            dims=values.shape,
+            data_type=self._onnx.helper.np_dtype_to_tensor_dtype(values.dtype),
+            data_location=self._onnx.TensorProto.EXTERNAL,
+        )
+        for key, value in place.items():
+            tensor.external_data.add(key=key, value=value)
+        return tensor
 
     def scalar(self, value: float) -> str:
         """Store a float32 scalar."""
@@ -104,7 +160,7 @@ class GraphWriter:
         """Widen the rows picked from a stored table: after picking, so that the table is never widened as a whole."""
         return rows if self._storage is Storage.FLOAT32 else self.cast(f"{name}.float32", rows)
 
-    def model(self, inputs: Sequence[str], output: str, width: int, opset: int) -> Any:
+    def model(self, inputs: Sequence[str], output: str, width: int) -> Any:
         """Finish: int64 `inputs` of (batch_size, sequence_length), a float32 output with `width` more."""
         helper, types, axes = self._onnx.helper, self._onnx.TensorProto, ["batch_size", "sequence_length"]
         graph = helper.make_graph(
@@ -114,7 +170,7 @@ class GraphWriter:
             [helper.make_tensor_value_info(output, types.FLOAT, [*axes, width])],
             list(self._initializers.values()),
         )
-        opsets = [helper.make_opsetid("", opset)]
+        opsets = [helper.make_opsetid("", self._opset)]
         model = helper.make_model(
             graph,
             opset_imports=opsets,
@@ -122,11 +178,163 @@ class GraphWriter:
             producer_name=_PRODUCER,
             producer_version=_PRODUCER_VERSION,
         )
-        self._onnx.checker.check_model(model)
+        if self._data is None:  # the checker would look for the data in the current folder
+            self._onnx.checker.check_model(model)
         return model
 
 
+def shown(items: range, what: str) -> Iterable[int]:
+    """Iterate with a progress bar on standard error, where that is a terminal and the package tqdm is there."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        return items
+    try:
+        from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
+    except ImportError:
+        return items
+    bar: Iterable[int] = tqdm(items, desc=what, unit="layer", leave=False, file=sys.stderr)
+    return bar
+
+
 # Reading a folder that may be damaged -------------------------------------------------------------------------------
+
+
+class Weights(Mapping[str, Floats]):
+    """The tensors of a model under the names that its class uses, checked; each is read whenever it is asked for.
+
+    A bfloat16 tensor is widened at every reading, so that a model of many gigabytes is never in memory twice its size.
+    """
+
+    def __init__(
+        self,
+        source: Mapping[str, Tensor],
+        shapes: Iterable[tuple[str, tuple[int, ...]]],
+        published: Callable[[str], str],
+    ) -> None:
+        """Check that the tensors are there.
+
+        Args:
+            source: Tensors by their published names.
+            shapes: Names and shapes; the first that is missing ends it.
+            published: Gives the published name of a tensor.
+
+        Raises:
+            ExportError: A tensor is missing, or not of floating point and its shape.
+        """
+        self._source = source
+        self._published = published
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        for name, shape in shapes:
+            tensor_of(source, published(name), shape)
+            self._shapes[name] = shape
+
+    @property
+    def parameters(self) -> int:
+        """The number of all values."""
+        return sum(math.prod(shape) for shape in self._shapes.values())
+
+    def __getitem__(self, name: str) -> Floats:
+        """Read a tensor."""
+        return tensor_of(self._source, self._published(name), self._shapes[name])
+
+    def __contains__(self, name: object) -> bool:
+        """Tell whether the model has such a tensor, without reading it."""
+        return name in self._shapes
+
+    def __iter__(self) -> Iterator[str]:
+        """Names, in the order in which they were checked."""
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        """The number of tensors."""
+        return len(self._shapes)
+
+
+class _Shards(Mapping[str, Tensor]):
+    """The tensors of several files."""
+
+    def __init__(self, files: Mapping[str, SafetensorsFile], file_of: Mapping[str, str]) -> None:
+        self._files = files
+        self._file_of = file_of
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._files[self._file_of[name]][name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file_of)
+
+    def __len__(self) -> int:
+        return len(self._file_of)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """List the files of the weights: model.safetensors, or the shards that its index names.
+
+    Raises:
+        ExportError: There is neither, or the index is damaged or names a file outside the folder.
+    """
+    if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():
+        return [folder / WEIGHTS]
+    return [folder / name for name in sorted(set(_shard_of_tensors(folder).values()))]
+
+
+def open_weights(folder: Path) -> Mapping[str, Tensor]:
+    """Open the tensors of a folder, in one file or in shards.
+
+    Raises:
+        ExportError: There are none, or a file is damaged.
+    """
+    try:
+        if (folder / WEIGHTS).exists():
+            return SafetensorsFile.open(folder / WEIGHTS)
+        if (folder / INDEX).exists():
+            return _open_shards(folder)
+    except SafetensorsError as error:
+        raise ExportError(f"{folder}: {error}") from error
+    if any(folder.glob("pytorch_model*.bin")):
+        raise ExportError(
+            f"{folder} has its weights in pytorch_model.bin, a pickle, which is never read; get the revision with "
+            f"{WEIGHTS}, or save the model again with transformers."
+        )
+    raise ExportError(f"{folder} has no {WEIGHTS} and no {INDEX}.")
+
+
+def _open_shards(folder: Path) -> _Shards:
+    shard_of_tensors = _shard_of_tensors(folder)
+    files = {name: SafetensorsFile.open(folder / name) for name in sorted(set(shard_of_tensors.values()))}
+    for tensor, name in shard_of_tensors.items():
+        if tensor not in files[name]:
+            raise ExportError(f"{folder}: {INDEX} says that {tensor!r} is in {name}, and it is not.")
+    return _Shards(files, shard_of_tensors)
+
+
+def _shard_of_tensors(folder: Path) -> dict[str, str]:
+    index = read_json_object(folder / INDEX)
+    shard_of_tensors = index.get("weight_map")
+    if not isinstance(shard_of_tensors, dict) or not shard_of_tensors:
+        raise ExportError(f"{folder / INDEX} has no weight_map.")
+    for name in shard_of_tensors.values():
+        # Shards lie beside their index: a plain name on every platform.
+        if not isinstance(name, str) or not name.endswith(".safetensors") or any(sign in name for sign in "/\\:\0"):
+            raise ExportError(f"{folder / INDEX} names {name!r}, which is not a safetensors file of the folder.")
+    return shard_of_tensors
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """Read a configuration.
+
+    Raises:
+        ExportError: It cannot be read, or is not a JSON object.
+    """
+    try:
+        value = json.loads(file.read_bytes())
+    except OSError as error:
+        raise ExportError(f"{file.parent} has no readable {file.name}: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise ExportError(f"{file} is not JSON.") from error
+    if not isinstance(value, dict):
+        raise ExportError(f"{file} is not a JSON object.")
+    return value
+
 
 _Choice = TypeVar("_Choice")
 
@@ -143,31 +351,31 @@ def chosen(config: Mapping[str, Any], key: str, default: str | None, choices: Ma
     return choices[value]
 
 
-def epsilon(config: Mapping[str, Any]) -> float:
-    """Return `layer_norm_eps`.
+def epsilon(config: Mapping[str, Any], key: str = "layer_norm_eps", default: float = 1e-12) -> float:
+    """Return the number that a norm adds to the variance.
 
     Raises:
         ExportError: It is not a number from 0 to below 1.
     """
-    value = config.get("layer_norm_eps", 1e-12)
+    value = config.get(key, default)
     if not isinstance(value, int | float) or not 0 <= value < 1:
-        raise ExportError(f"config.json needs a layer_norm_eps of at least 0 and below 1, not {value!r}.")
+        raise ExportError(f"config.json needs a {key} of at least 0 and below 1, not {value!r}.")
     return float(value)
 
 
-def size(config: Mapping[str, Any], key: str) -> int:
-    """Return a size that config.json must state.
+def size(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """Return a size that config.json must state, unless there is a default.
 
     Raises:
         ExportError: It is not a positive integer.
     """
-    value = config.get(key)
+    value = config.get(key, default)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ExportError(f"config.json needs a positive integer {key}, not {value!r}.")
     return value
 
 
-def tensor_of(file: SafetensorsFile, name: str, shape: tuple[int, ...]) -> Floats:
+def tensor_of(file: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Floats:
     """Return a tensor of the weights.
 
     Raises:
