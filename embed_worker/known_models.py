@@ -104,6 +104,7 @@ def _file() -> Path:
 
 
 def _known_model(entry: Mapping[str, Any]) -> KnownModel:
+    entry = _of_type(dict, entry)
     prompts = entry.get("prompts", {})
     quality = entry.get("quality")
     return KnownModel(

@@ -209,7 +209,9 @@ def find_by_name(name: str, folders: Sequence[Path]) -> Path:
             return folder / wanted
         for repository in sorted(folder.glob(f"{_HUB_PREFIX}*--{wanted}")):
             return _snapshot(repository)
-    raise ModelNotFoundError(f"no model {wanted!r} in any models folder: install it there, or name one with --model")
+    raise ModelNotFoundError(
+        f"no model {wanted!r} in any models folder: fetch it with `embed-worker pull {name}`, or name a folder with --model"
+    )
 
 
 def find_model(name_or_path: str, folders: Sequence[Path]) -> Path:

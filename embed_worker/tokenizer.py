@@ -69,6 +69,11 @@ class TextTokenizer:
             )
         return cls(counting, plan)
 
+    @property
+    def vocabulary(self) -> int:
+        """The number of tokens, added ones included."""
+        return int(self._counting.get_vocab_size(with_added_tokens=True))
+
     def encode(self, texts: Sequence[str], prompt: str) -> list[TokenizedText]:
         """Tokenise texts, each with the prompt put before it verbatim; nothing is stripped."""
         whole = [prompt + text for text in texts] if prompt else list(texts)

@@ -1,0 +1,143 @@
+"""A folder that appears whole or not at all: made beside its place under a hidden name, by one process at a time.
+
+What was made so far survives a failure, so that the next attempt can go on from there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+
+class BusyError(Exception):
+    """Another process is making the same folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Staging:
+    """The hidden folder beside `folder`, claimed by this process: `files` becomes `folder` in the end."""
+
+    folder: Path
+    hidden: Path
+
+    @property
+    def files(self) -> Path:
+        """What has been made so far."""
+        return self.hidden / "files"
+
+    @property
+    def _old(self) -> Path:
+        return self.hidden / "old"
+
+    def take_over(self, path: str) -> None:
+        """Have a file of the folder that is to be replaced, without a copy where the file system can."""
+        target = self.files / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        try:
+            os.link(self.folder / path, target)
+        except OSError:
+            shutil.copyfile(self.folder / path, target)
+
+    def keep_only(self, paths: Iterable[str]) -> None:
+        """Remove every other file, what earlier attempts left included."""
+        kept = {self.files / path for path in paths}
+        for file in list(self.files.rglob("*")):
+            if not file.is_dir() and file not in kept:
+                file.unlink()
+        _remove_empty_folders(self.files)
+
+    def put_in_place(self) -> None:
+        """Make `files` the folder; one that was there is replaced.
+
+        Raises:
+            OSError: It cannot be; then the folder is as it was.
+        """
+        if self.folder.exists():
+            os.rename(self.folder, self._old)
+        try:
+            os.rename(self.files, self.folder)
+        except OSError:
+            self.recover()
+            raise
+        shutil.rmtree(self._old, ignore_errors=True)
+
+    def recover(self) -> None:
+        """Undo a replacement that was interrupted between its two renames."""
+        if self._old.exists() and not self.folder.exists():
+            os.rename(self._old, self.folder)
+        shutil.rmtree(self._old, ignore_errors=True)
+
+
+@contextmanager
+def staging(folder: Path) -> Iterator[Staging]:
+    """Claim the making of a folder; nothing empty is left behind.
+
+    Raises:
+        BusyError: Another process has claimed it.
+        OSError: Its parent cannot be written.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    hidden = folder.parent / f".{folder.name}.pull"
+    with _locked(folder.parent / f".{folder.name}.pull.lock"):
+        claimed = Staging(folder, hidden)
+        claimed.recover()
+        try:
+            yield claimed
+        finally:
+            _remove_empty_folders(hidden)
+
+
+def _remove_empty_folders(folder: Path) -> None:
+    for path, _, _ in os.walk(folder, topdown=False):
+        with suppress(OSError):
+            os.rmdir(path)
+
+
+# The lock ends with the process, however that ends. ---------------------------------------------------------------
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    descriptor = _open_locked(path)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()
+        os.close(descriptor)
+        if sys.platform == "win32":  # where an open file cannot be removed
+            with suppress(OSError):
+                path.unlink()
+
+
+def _open_locked(path: Path) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _lock(descriptor)
+        except OSError as error:
+            os.close(descriptor)
+            raise BusyError(f"{path} is locked") from error
+        # The process before may have removed the file between our opening and our locking it.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    if sys.platform == "win32":
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    else:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,166 @@
+"""`embed-worker inspect`: every decision with its reason, for people and for programs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from embed_worker.tools import inspect
+from tests.worker.test_model_folder import EXPECTED, MODELS
+
+MEMBERS = {
+    "format", "name", "folder", "fingerprint", "source", "license", "is_verified_at_load", "known_as", "graph_file",
+    "other_graphs", "pooling", "include_prompt", "dense", "normalize", "max_tokens", "prompts", "default_prompt_name",
+    "vocabulary", "ignored_of_tokenizer_json", "graph", "decisions", "warnings",
+}  # fmt: skip
+GRAPH_MEMBERS = {
+    "opset", "domains", "producer", "inputs", "outputs", "operators", "parameters", "weight_bytes", "table_rows",
+    "is_quantized", "external_files", "resident_bytes",
+}  # fmt: skip
+
+
+def run(*arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    inspect.add_arguments(parser)
+    return inspect.run(parser.parse_args(list(arguments)))
+
+
+def report_on(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert run(*arguments, "--json") == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    report: dict[str, Any] = json.loads(line)
+    return report
+
+
+def options_of(name: str) -> list[str]:
+    return [] if (MODELS / name / "modules.json").exists() else ["--pooling", "mean"]
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_each_family_is_explained(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    folder, told = MODELS / name, EXPECTED[name]["model"]
+    report = report_on(capsys, str(folder), *options_of(name))
+    assert set(report) == MEMBERS
+    assert set(report["graph"]) == GRAPH_MEMBERS
+    assert (report["format"], report["name"], report["graph_file"]) == (1, name, "onnx/model.onnx")
+    assert (report["max_tokens"], report["prompts"]) == (told["max_seq_length"], told["prompts"])
+    assert report["normalize"] == told["normalize"]
+    assert report["pooling"] == told["pooling"]
+    assert report["fingerprint"]
+    sources = {decision["subject"]: decision["source"] for decision in report["decisions"]}
+    assert {"graph", "pooling", "normalize", "max_tokens", "prompts"} <= sources.keys()
+    assert ("vectors" in sources) == (name == "gemma-graph-pooled")
+    assert {"input_ids", "attention_mask"} <= {tensor["name"] for tensor in report["graph"]["inputs"]}
+    assert report["graph"]["table_rows"] >= report["vocabulary"]
+    assert 80e6 < report["graph"]["resident_bytes"] < 100e6
+    assert 1e4 < report["graph"]["parameters"] < 1e6
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_people_read_what_programs_read(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    report = report_on(capsys, str(MODELS / name), *options_of(name))
+    assert run(str(MODELS / name), *options_of(name)) == 0
+    text = capsys.readouterr().out
+    for decision in report["decisions"]:
+        assert re.search(rf"{decision['subject']} .* {re.escape(decision['source'])}$", text, re.MULTILINE)
+    for wanted in (report["fingerprint"], *report["prompts"], *report["other_graphs"], *report["warnings"]):
+        assert wanted in text
+
+
+def test_the_default_model_is_what_is_inspected_by_default(capsys: pytest.CaptureFixture[str]) -> None:
+    report = report_on(capsys)
+    assert (report["name"], report["license"], report["is_verified_at_load"]) == (
+        "all-MiniLM-L6-v2",
+        "Apache-2.0",
+        True,
+    )
+    assert set(report["ignored_of_tokenizer_json"]) == {"truncation", "padding"}
+    assert report["graph"]["parameters"] == pytest.approx(22.6e6, rel=0.01)
+    assert report["warnings"] == []
+
+
+def test_a_quantised_graph_is_flagged(capsys: pytest.CaptureFixture[str]) -> None:
+    report = report_on(capsys, str(MODELS / "xenova-bare"), "--variant", "quantized", "--pooling", "mean")
+    assert report["graph"]["is_quantized"]
+    assert any("--batch-invariant" in warning for warning in report["warnings"])
+    assert not report_on(capsys, str(MODELS / "bert-mean"))["graph"]["is_quantized"]
+
+
+def changed(tmp_path: Path, change: str) -> Path:
+    """Copy a folder whose graph has inputs of a fixed shape, or a smaller table than the tokenizer."""
+    folder = tmp_path / "changed"
+    shutil.copytree(MODELS / "bert-mean", folder)
+    model = onnx.load(folder / "onnx/model.onnx")
+    if change == "fixed":
+        for tensor in model.graph.input:
+            tensor.type.tensor_type.shape.dim[0].dim_value = 1
+    else:
+        table = max(model.graph.initializer, key=lambda tensor: tensor.dims[0] if len(tensor.dims) == 2 else 0)
+        width = table.dims[1]
+        table.raw_data = table.raw_data[: 900 * width * 4]
+        table.dims[0] = 900
+    onnx.save(model, folder / "onnx/model.onnx")
+    return folder
+
+
+@pytest.mark.parametrize(("change", "words"), [("fixed", "fixed shape"), ("table", "a table of 900")])
+def test_what_would_fail_later_is_warned_of(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, change: str, words: str
+) -> None:
+    report = report_on(capsys, str(changed(tmp_path, change)))
+    assert any(words in warning for warning in report["warnings"])
+
+
+def test_without_the_package_onnx_the_plan_is_told_and_the_extra_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    report = report_on(capsys, str(MODELS / "bert-mean"))
+    assert report["graph"] is None
+    assert any("embed-bridge[tools]" in warning for warning in report["warnings"])
+    assert report["pooling"] == ["mean"]
+    assert run(str(MODELS / "bert-mean")) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([str(MODELS / "xenova-bare")], "settle it with --pooling"),
+        (["no-such-model"], "no model 'no-such-model'"),
+        ([str(MODELS / "bert-mean"), "--variant", "int4"], "has no onnx/model_int4.onnx"),
+    ],
+)
+def test_a_model_that_cannot_be_used_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert run(*arguments) == 78
+    written = capsys.readouterr()
+    assert written.out == ""
+    assert words in written.err
+    assert len(written.err.splitlines()) == 1
+
+
+def test_the_forecast_for_coreml_tells_of_both_graphs(capsys: pytest.CaptureFixture[str]) -> None:
+    forecast = report_on(capsys, str(MODELS / "bert-cls-new"), "--provider", "coreml")["forecast"]
+    assert {(found["batch"], found["length"]) for found in forecast["dedicated"]} >= {(1, 32), (8, 64)}
+    assert all((found["partitions"], found["cpu_nodes"]) == (1, []) for found in forecast["dedicated"])
+    assert forecast["own"]["nodes"] == forecast["own"]["coreml_nodes"] + len(forecast["own"]["cpu_nodes"])
+    assert any("one partition" in sentence for sentence in forecast["sentences"])
+
+
+def test_a_model_that_has_no_dedicated_graph_is_told_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    shutil.copytree(MODELS / "bert-mean", folder)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "nomic_bert"}), "utf-8")
+    forecast = report_on(capsys, str(folder), "--provider", "coreml")["forecast"]
+    assert forecast["dedicated"] == []
+    assert any(sentence.startswith("no dedicated graph: ") for sentence in forecast["sentences"])
