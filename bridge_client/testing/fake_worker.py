@@ -138,7 +138,11 @@ class FakeWorker:
                     self._handle(line)
 
     def _handle(self, line: bytes) -> None:
-        envelope = protocol.parse_line(line)
+        try:
+            envelope = protocol.parse_line(line)
+        except ProtocolError as error:
+            self._write(protocol.encode_error(None, 1, error.code, str(error), error.index))
+            return
         try:
             request = protocol.decode_request(envelope, self._limits)
         except ProtocolError as error:

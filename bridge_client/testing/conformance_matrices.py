@@ -1,0 +1,136 @@
+"""What the conformance suite asks of vectors: `{"$matrix": {…}}` on an answer that has them. Pure, without numpy.
+
+| member | meaning |
+|---|---|
+| `shape` | a pattern for `[count, dimension]` |
+| `norms` | a pattern for the list of the rows' lengths |
+| `rows` | look at these rows only |
+| `save` | remember the matrix under a name |
+| `equals` | the bits of the matrix of that name |
+| `close_to` | each row points where its fellow of the matrix of that name does, to `within` in cosine distance (1e-6) |
+| `differs_from` | no row does |
+| `of_fake` | the bits that the fake worker gives to these texts |
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bridge_client.testing import fake_vector
+
+_WISHES = {"shape", "norms", "rows", "save", "equals", "close_to", "within", "differs_from", "of_fake"}
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """(count, dimension) numbers, each exactly a float32."""
+
+    rows: tuple[tuple[float, ...], ...]
+    dimension: int
+
+    @property
+    def shape(self) -> list[int]:
+        """The count and the dimension."""
+        return [len(self.rows), self.dimension]
+
+    def bits(self) -> bytes:
+        """Return it as row-major little-endian float32."""
+        return b"".join(struct.pack(f"<{self.dimension}f", *row) for row in self.rows)
+
+    def norms(self) -> list[float]:
+        """Return the length of each row."""
+        return [math.hypot(*row) for row in self.rows]
+
+    def only(self, indexes: list[int]) -> Matrix:
+        """Return some of the rows."""
+        return Matrix(tuple(self.rows[index] for index in indexes), self.dimension)
+
+
+def check_wish(wish: Mapping[str, Any]) -> None:
+    """Look for an unknown member.
+
+    Raises:
+        ValueError: There is one.
+    """
+    if unknown := set(wish) - _WISHES:
+        raise ValueError(f"`$matrix` has no {', '.join(sorted(unknown))}")
+
+
+def read_matrix(answer: Any) -> Matrix:
+    """Read the vectors of an answer, in whichever form they are, and check them against its count and dimension.
+
+    Raises:
+        ValueError: They do not fit, or are not finite.
+    """
+    if not isinstance(answer, dict):
+        raise ValueError("there is no answer with vectors")
+    count, dimension = answer.get("count"), answer.get("dimension")
+    if type(count) is not int or type(dimension) is not int:
+        raise ValueError("`count` and `dimension` are not integers")
+    packed = answer.get("embeddings_base64", answer.get("vectors_base64"))
+    if isinstance(packed, str):
+        data = base64.b64decode(packed, validate=True)
+        if base64.b64encode(data).decode("ascii") != packed:
+            raise ValueError("the base64 is not in its standard, padded form")
+        if len(data) != count * dimension * 4:
+            raise ValueError(f"{len(data)} bytes of vectors for {count} x {dimension} x 4")
+    else:
+        data = _pack(answer.get("embeddings"), count, dimension)
+    values = struct.unpack(f"<{count * dimension}f", data)
+    if not all(map(math.isfinite, values)):
+        raise ValueError("a vector is not finite")
+    return Matrix(tuple(values[row * dimension : (row + 1) * dimension] for row in range(count)), dimension)
+
+
+def _pack(rows: Any, count: int, dimension: int) -> bytes:
+    if not isinstance(rows, list) or len(rows) != count:
+        raise ValueError(f"`embeddings` is not a list of {count} vectors")
+    if any(not isinstance(row, list) or len(row) != dimension for row in rows):
+        raise ValueError(f"a vector does not have {dimension} numbers")
+    try:
+        return b"".join(struct.pack(f"<{dimension}f", *row) for row in rows)
+    except (struct.error, OverflowError) as error:
+        raise ValueError(f"a vector is not made of float32: {error}") from None
+
+
+def mismatch(wish: Mapping[str, Any], matrix: Matrix, memory: dict[str, Any]) -> str | None:
+    """Say what a matrix lacks of what is wished beside its shape and norms; None where it has all of it."""
+    if "rows" in wish:
+        matrix = matrix.only(wish["rows"])
+    if "of_fake" in wish:
+        texts = wish["of_fake"]
+        expected = Matrix(tuple(tuple(fake_vector(text, matrix.dimension)) for text in texts), matrix.dimension)
+        if matrix.shape != expected.shape or matrix.bits() != expected.bits():
+            return "the vectors are not the fake worker's, bit by bit"
+    for name in ("equals", "close_to", "differs_from"):
+        if name in wish:
+            other = memory.get(wish[name])
+            if not isinstance(other, Matrix):
+                return f"no matrix was saved as {wish[name]!r}"
+            if why := _compare(name, matrix, other, wish.get("within", 1e-6)):
+                return why
+    if "save" in wish:
+        memory[wish["save"]] = matrix
+    return None
+
+
+def _compare(how: str, matrix: Matrix, other: Matrix, within: float) -> str | None:
+    if matrix.shape != other.shape:
+        return f"the matrix is {matrix.shape}, the other one {other.shape}"
+    if how == "equals":
+        return None if matrix.bits() == other.bits() else "the vectors differ in their bits"
+    distances = [_cosine_distance(a, b) for a, b in zip(matrix.rows, other.rows, strict=True)]
+    if how == "close_to":
+        return None if max(distances, default=0.0) <= within else f"cosine distance {max(distances):.3g} > {within}"
+    return None if min(distances, default=math.inf) > within else f"cosine distance {min(distances):.3g}: the same"
+
+
+def _cosine_distance(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+    # From the difference of the unit vectors: 1 - cos would lose what is asked for in rounding.
+    norm_a, norm_b = math.hypot(*a) or 1.0, math.hypot(*b) or 1.0
+    return 0.5 * math.fsum((x / norm_a - y / norm_b) ** 2 for x, y in zip(a, b, strict=True))
