@@ -38,6 +38,7 @@ class Answers:
         self._owed = 0  # their answers are not written whole
         self._pending = 0  # not begun to be written
         self._sequence_moved = threading.Condition(self._lock)
+        self._all_written = threading.Condition(self._lock)
 
     @property
     def owed(self) -> int:
@@ -79,6 +80,11 @@ class Answers:
         for answer in unsettled:
             answer.fail(code, message)
 
+    def wait_until_written(self, timeout_s: float) -> bool:
+        """Wait until nothing is owed: what another thread has settled may not be written yet."""
+        with self._lock:
+            return self._all_written.wait_for(lambda: self._owed == 0, timeout_s)
+
     def ready(self, answer: Answer) -> None:
         """Write an answer that has its line now, and what it held back."""
         with self._lock:
@@ -114,6 +120,8 @@ class Answers:
         with self._lock:
             self._owed -= 1
             is_settled = self._owed == 0
+            if is_settled:
+                self._all_written.notify_all()
         if is_settled:
             self._on_settled()
 

@@ -82,6 +82,26 @@ def test_an_answer_is_pending_until_just_before_its_first_byte(written: Written)
     assert seen == [(1, 2), (0, 1)]
 
 
+def test_what_another_thread_has_settled_is_waited_for(written: Written) -> None:
+    answer = written.answers.expect(1, 1)
+    may_write, is_settling = threading.Event(), threading.Event()
+
+    def make_line() -> bytes:
+        is_settling.set()
+        assert may_write.wait(10)
+        return b'{"id":1}\n'
+
+    thread = threading.Thread(target=answer.settle, args=(make_line,))
+    thread.start()
+    assert is_settling.wait(10)
+    written.answers.fail_all(ErrorCode.OUT_OF_MEMORY, "too late")
+    assert not written.answers.wait_until_written(0.01)
+    may_write.set()
+    assert written.answers.wait_until_written(10)
+    thread.join(10)
+    assert [line["id"] for line in written.close()] == [1]
+
+
 def test_only_the_first_call_settles(written: Written) -> None:
     answer = written.answers.expect(1, 1)
     assert answer.succeed({})

@@ -557,9 +557,9 @@ def test_a_model_is_loaded_served_and_unloaded_by_name() -> None:
 def test_a_model_in_use_is_unloaded_when_its_work_is_done_and_can_be_loaded_meanwhile() -> None:
     with running_worker() as worker:
         hold_the_lane(worker)
+        old = worker.engine  # before the new one is loaded under its name
         worker.send({"id": "queued", "inputs": "a"}, {"id": "u", "method": "unload_model", "model": "first"})
         worker.send({"id": "none", "inputs": "b"}, {"id": "l", "method": "load_model", "model": "first"})
-        old = worker.engine
         answers = worker.receive_many(2)
         assert answers["none"]["code"] == "model_not_found"
         assert answers["l"]["status"] == "ok"
