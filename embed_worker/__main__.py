@@ -19,12 +19,13 @@ from embed_worker.config import (
     CoremlPrecision,
     CoremlUnits,
     LogFormat,
+    MlxPrecision,
     ModelOptions,
     RuntimeOptions,
     WorkerConfig,
 )
 from embed_worker.manifest import Verify
-from embed_worker.model_folder import model_name, models_folders
+from embed_worker.model_search import model_name, models_folders
 from embed_worker.protocol import ExitCode, Limits
 
 if TYPE_CHECKING:
@@ -112,6 +113,11 @@ def serve(config: WorkerConfig, *, log_level: str = "warning", log_format: LogFo
     except Exception:
         logging.getLogger(__name__).exception("the main thread met a bug")
         return ExitCode.INTERNAL
+    finally:
+        # Only where CoreML was loaded; the quick exit would leave its temporary files and its child behind.
+        close_all = getattr(sys.modules.get("embed_worker.coreml"), "close_all", None)
+        if close_all is not None:
+            close_all()
 
 
 def _say(message: str) -> None:
@@ -237,7 +243,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     running = parser.add_argument_group("running")
     running.add_argument(
-        "--provider", default=runtime.provider, metavar="NAME", help="auto, cpu, coreml, cuda … (auto)"
+        "--provider", default=runtime.provider, metavar="NAME", help="auto, cpu, coreml, mlx, cuda … (auto)"
     )
     running.add_argument(
         "--threads", type=_positive, metavar="N", help="cores to use (all that affinity and cgroup quota leave)"
@@ -282,6 +288,12 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where models compiled for CoreML are kept (coreml in the user's cache folder)",
     )
+    running.add_argument(
+        "--mlx-precision",
+        choices=[str(precision) for precision in MlxPrecision],
+        default=str(runtime.mlx_precision),
+        help="what MLX computes in (float32)",
+    )
 
     bounds = parser.add_argument_group("limits", "advertised in `info`")
     for name, what in (
@@ -323,6 +335,7 @@ def make_config(options: argparse.Namespace) -> WorkerConfig:
             coreml_units=CoremlUnits(options.coreml_units),
             coreml_precision=CoremlPrecision(options.coreml_precision),
             coreml_cache=options.coreml_cache,
+            mlx_precision=MlxPrecision(options.mlx_precision),
         ),
         limits=Limits(
             max_line_bytes=options.max_line_bytes,

@@ -19,6 +19,30 @@ class LogFormat(StrEnum):
     JSON = "json"
 
 
+class CoremlUnits(StrEnum):
+    """What CoreML may compute on; the values are CoreML's own names."""
+
+    ALL = "ALL"
+    CPU_ONLY = "CPUOnly"
+    CPU_AND_GPU = "CPUAndGPU"
+    CPU_AND_NEURAL_ENGINE = "CPUAndNeuralEngine"
+
+
+class CoremlPrecision(StrEnum):
+    """What CoreML computes in: float32, which runs on the CPU and the GPU, or float16, also on the Neural Engine."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+
+
+class MlxPrecision(StrEnum):
+    """What MLX computes in; the values are MLX's own names."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelOptions:
     """One `--model` and the options after it that settle its folder. `None`: what the folder says."""
@@ -36,11 +60,14 @@ class RuntimeOptions:
     """How the runtime runs models.
 
     Attributes:
-        provider: `auto`, `cpu`, or the name of one of onnxruntime's providers.
+        provider: `auto`, `cpu`, `coreml`, `mlx`, or the name of another of onnxruntime's providers.
         threads: Cores to use; None: all that the affinity mask and the cgroup quota leave.
         batch_tokens: Budget of a micro-batch: rows times the longest row.
         batch_invariant: Run one text at a time, so that no vector can depend on its neighbours.
         verify: When the files of a model are hashed and compared with its manifest.
+        coreml_units, coreml_precision: What CoreML may compute on, and in.
+        coreml_cache: Where compiled models are kept; None: `coreml` in the user's cache folder.
+        mlx_precision: What MLX computes in.
     """
 
     provider: str = "auto"
@@ -48,6 +75,10 @@ class RuntimeOptions:
     batch_tokens: int = 384
     batch_invariant: bool = False
     verify: Verify = Verify.AUTO
+    coreml_units: CoremlUnits = CoremlUnits.ALL
+    coreml_precision: CoremlPrecision = CoremlPrecision.FP32
+    coreml_cache: Path | None = None
+    mlx_precision: MlxPrecision = MlxPrecision.FLOAT32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from embed_worker.config import ModelOptions
 from embed_worker.errors import ConfigError, ModelError, ModelNotFoundError, OutOfMemoryError
-from embed_worker.model_folder import find_by_name, find_model, model_name, short_name
+from embed_worker.model_search import find_by_name, find_model, model_name, short_name
 
 if TYPE_CHECKING:
     from embed_worker.engine import LoadedModel

@@ -24,7 +24,7 @@ from embed_worker.errors import ModelNotFoundError, OutOfMemoryError
 from embed_worker.lanes import Job, Lanes
 from embed_worker.machine import release_freed_memory, rss_bytes
 from embed_worker.metrics import Metrics
-from embed_worker.model_folder import short_name
+from embed_worker.model_search import short_name
 from embed_worker.model_store import ModelSlot, ModelStore
 from embed_worker.protocol import ErrorCode, ExitCode, ProtocolError
 from embed_worker.stdio import Line, LineWriter, WireError
@@ -237,6 +237,7 @@ class Server:
     def _fail_everything(self, code: ErrorCode, message: str) -> None:
         self._lanes.fail_all(code, message)
         self._answers.fail_all(code, message)
+        self._answers.wait_until_written(_STUCK_WRITE_S)
 
     def _close(self, status: int) -> int:
         """Let the line that is being handled and the one that is being written end; then nothing moves any more."""
@@ -439,7 +440,6 @@ class Server:
 
     def _info(self, model: LoadedModel) -> dict[str, Any]:
         plan, engine = model.plan, model.engine
-        report = engine.backend.provider
         return {
             "protocol": protocol.PROTOCOL_VERSION,
             "version": __version__,
@@ -453,7 +453,7 @@ class Server:
             "normalize": model.normalizes,
             "prompts": dict(plan.prompts),
             "default_prompt_name": plan.default_prompt_name,
-            "provider": {"asked": report.asked, "chosen": report.chosen, "reason": report.reason},
+            "provider": dict(vars(engine.backend.provider)),
             "precision": engine.backend.precision,
             "batch_invariant": engine.is_batch_invariant or self._config.runtime.batch_invariant,
             "limits": {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from embed_worker.config import RuntimeOptions
-from embed_worker.errors import ConfigError, ModelError, OutOfMemoryError
+from embed_worker.errors import ConfigError, ModelError, OutOfMemoryError, brief
 from embed_worker.external_data import MappedTensor, external_files, map_linked
 from embed_worker.model_folder import ModelPlan
 from embed_worker.onnx_file import Outline, read_outline
@@ -48,9 +49,12 @@ class TokenBatch:
 _Feed: TypeAlias = Callable[[TokenBatch], NDArray[Any]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ProviderReport:
-    """What `info` tells of the provider: the one asked for, the one that runs, and why."""
+    """What `info` tells of the provider: the one asked for, the one that runs, and why.
+
+    A provider with more to tell has a subclass: all fields become members of `info`, and so must be JSON.
+    """
 
     asked: str
     chosen: str
@@ -126,27 +130,29 @@ class OnnxBackend:
         kind = outputs[self._output].type.removeprefix("tensor(").removesuffix(")")
         self.precision = "float32" if kind == "float" else kind
         inputs = self._lane.get_inputs()
+        _check_is_dynamic(inputs, plan.name)
         batch_axis = next((node.shape[0] for node in inputs if node.name == "input_ids" and node.shape), None)
         self._inputs = [_feeder(node, batch_axis, plan.name) for node in inputs]
 
     @classmethod
-    def load(cls, plan: ModelPlan, options: RuntimeOptions, *, threads: int) -> OnnxBackend:
+    def load(cls, plan: ModelPlan, options: RuntimeOptions, *, threads: int, provider: str = _CPU) -> OnnxBackend:
         """Open the graph of a model.
 
         Args:
             plan: Its graph and pooling.
-            options: The provider that is asked for.
+            options: What was asked for, for the report.
             threads: Cores that a batch alone may use.
+            provider: What runs it, by onnxruntime's name.
 
         Raises:
             ModelError: Not a graph, or one whose inputs or outputs are not those of a text encoder.
-            ConfigError: The provider that was asked for is not in this onnxruntime.
             OutOfMemoryError: There is no memory for it.
         """
-        providers, report = choose_provider(options.provider, onnxruntime.get_available_providers())
+        report = ProviderReport(asked=options.provider, chosen=provider, reason="asked for")
         graph, name = plan.graph, plan.name
         outline = read_outline(graph)
-        tables = _read_tables(graph, outline) if report.chosen == _CPU and threads > 1 else []
+        tables = _read_tables(graph, outline) if provider == _CPU and threads > 1 else []
+        providers = list(dict.fromkeys([provider, _CPU]))
         external_files(graph, outline.external)
         linked = map_linked(graph, outline.external)
 
@@ -157,7 +163,8 @@ class OnnxBackend:
             if linked:
                 values = [_value_of(tensor) for tensor in linked]
                 settings.add_external_initializers([tensor.name for tensor in linked], values)
-            return onnxruntime.InferenceSession(str(graph), settings, providers=providers)
+            # With its fallback, onnxruntime prints to standard output and opens another session than was asked for.
+            return onnxruntime.InferenceSession(str(graph), settings, providers=providers, enable_fallback=0)
 
         try:
             wide = min(threads, _MAX_THREADS_OF_ONE_BATCH)
@@ -167,7 +174,7 @@ class OnnxBackend:
         except Exception as error:
             if is_out_of_memory(error):
                 raise OutOfMemoryError(f"no memory to load the model {name!r}") from error
-            problem = f"has a graph {graph.name!r} that cannot be used: {_brief(error)}"
+            problem = f"has a graph {graph.name!r} that cannot be used: {brief(error)}"
             raise ModelError(f"the model {name!r} {problem}") from error
 
     def widen(self) -> None:
@@ -183,7 +190,7 @@ class OnnxBackend:
             self._run(session, TokenBatch(one, one))
             self._alone = session
         except Exception as error:  # noqa: BLE001 - the model serves without it
-            _log.warning("single texts stay on one thread model=%s reason=%s", self._plan.name, _brief(error))
+            _log.warning("single texts stay on one thread model=%s reason=%s", self._plan.name, brief(error))
 
     def embed(self, batch: TokenBatch, *, is_alone: bool) -> Float32:
         """Run a padded batch and pool it; see `Backend.embed`."""
@@ -252,6 +259,122 @@ def _value_of(tensor: MappedTensor) -> onnxruntime.OrtValue:
     return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(tensor.values, tensor.kind)
 
 
+# Onnxruntime's Python class, or what stands for it in a test.
+SessionFactory: TypeAlias = Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Subgraph:
+    """Nodes that one provider runs as a whole; the CPU runs each of its nodes alone."""
+
+    provider: str
+    nodes: int
+
+
+class StaticSession:
+    """One graph with every dimension fixed, on one provider: what a proof must see of it, and one run at a time.
+
+    It may be closed while another thread wants to run it, or still does.
+    """
+
+    def __init__(
+        self,
+        graph: Path,
+        *,
+        provider: str,
+        options: Mapping[str, str],
+        dimensions: Mapping[str, int],
+        factory: SessionFactory | None = None,
+    ) -> None:
+        """Open a graph.
+
+        Args:
+            graph: An ONNX file with one output.
+            provider: By onnxruntime's name; the CPU takes what it leaves.
+            options: Of the provider.
+            dimensions: The sizes of the graph's free dimensions by name. onnxruntime ignores a name that is wrong.
+            factory: Stands for `onnxruntime.InferenceSession`.
+
+        Raises:
+            Exception: Whatever the runtime raises.
+        """
+        settings = _session_options(1)
+        settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        for name, size in dimensions.items():
+            settings.add_free_dimension_override_by_name(name, size)
+        self._lock = threading.Lock()
+        self._session: Any = (factory or onnxruntime.InferenceSession)(
+            str(graph),
+            settings,
+            providers=[(provider, dict(options)), _CPU],
+            enable_fallback=0,
+            # The provider writes the weights of its Gemm nodes as text, by the gigabyte: microsoft/onnxruntime#32212.
+            disabled_optimizers=["MatMulAddFusion"],
+        )
+
+    @property
+    def inputs(self) -> dict[str, tuple[int | str | None, ...]]:
+        """The shapes of the inputs by name; a dimension that is not fixed has a name, or none."""
+        return {node.name: tuple(node.shape) for node in self._session.get_inputs()}
+
+    def placement(self) -> list[Subgraph]:
+        """Tell what really runs where; `get_providers` only tells what was registered."""
+        entries = self._session.get_provider_graph_assignment_info()
+        return [Subgraph(entry.ep_name, len(entry.get_nodes())) for entry in entries]
+
+    def run(self, feeds: Mapping[str, Float32]) -> Float32:
+        """Run the graph: the value of its one output.
+
+        Raises:
+            SessionClosedError: It was closed before this run's turn.
+            Exception: Whatever the runtime raises.
+        """
+        with self._lock:
+            if self._session is None:
+                raise SessionClosedError
+            (output,) = self._session.run(None, dict(feeds))
+        return np.asarray(output, np.float32)
+
+    def close(self, timeout_s: float = 1.0) -> None:
+        """Let the runtime free it and its files; a run that takes longer than this keeps it."""
+        if self._lock.acquire(timeout=timeout_s):
+            self._session = None
+            self._lock.release()
+
+
+class SessionClosedError(Exception):
+    """The session was closed meanwhile."""
+
+
+def write_float16(graph: Path, target: Path) -> None:
+    """Write a graph that computes in float16 and keeps its inputs and outputs in float32. Needs the package `onnx`.
+
+    Raises:
+        ImportError: The package is not there.
+        OSError: The file cannot be written.
+    """
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    # Shape inference would write a copy beside the graph, where writing may not be allowed.
+    model = convert_float_to_float16(str(graph), keep_io_types=True, disable_shape_infer=True)
+    # The converter appends the casts of the inputs; ONNX wants them before what reads them.
+    inputs = {node.name for node in model.graph.input}
+    nodes = sorted(model.graph.node, key=lambda node: not inputs.intersection(node.input))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    target.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def runtime_version() -> str:
+    """Tell the version of onnxruntime."""
+    return str(onnxruntime.__version__)
+
+
+def available_providers() -> list[str]:
+    """List the providers of this onnxruntime."""
+    return list(onnxruntime.get_available_providers())
+
+
 def choose_provider(asked: str, available: Sequence[str]) -> tuple[list[str], ProviderReport]:
     """Map the provider that was asked for to onnxruntime's names, the CPU always last.
 
@@ -293,6 +416,13 @@ def _hidden_output(outputs: Mapping[str, Any], name: str) -> str:
     if rank != 3:
         raise ModelError(f"the model {name!r} has a graph whose {found} has {rank} dimensions, not batch, tokens, size")
     return found
+
+
+def _check_is_dynamic(inputs: Sequence[Any], name: str) -> None:
+    shape: Sequence[object] = next((node.shape for node in inputs if node.name == "input_ids"), ())
+    if any(isinstance(size, int) for size in shape):
+        problem = f"has a graph for texts of one fixed shape, {list(shape)}: export it with dynamic axes"
+        raise ModelError(f"the model {name!r} {problem}")
 
 
 def _feeder(node: Any, batch_axis: object, name: str) -> tuple[str, _Feed]:
@@ -344,7 +474,3 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(
         sign in message for sign in ("bad_alloc", "failed to allocate memory", "out of memory", "bad allocation")
     )
-
-
-def _brief(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

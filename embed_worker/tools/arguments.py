@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from embed_worker.config import DEFAULT_MODEL, ModelOptions
-from embed_worker.model_folder import find_model, models_folders
+from embed_worker.model_search import find_model, models_folders
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

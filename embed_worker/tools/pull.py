@@ -22,7 +22,8 @@ from embed_worker.config import ModelOptions
 from embed_worker.errors import ModelError, ModelNotFoundError
 from embed_worker.known_models import find_known_model, known_models
 from embed_worker.manifest import Manifest, ManifestError, Verify, file_sha256, verify
-from embed_worker.model_folder import read_model_folder, short_name, user_models_folder
+from embed_worker.model_folder import read_model_folder
+from embed_worker.model_search import short_name, user_models_folder
 from embed_worker.protocol import ExitCode
 from embed_worker.tools.hub import Hub, HubError, RemoteFile, Repository, VerificationError, is_verifiable, matches
 from embed_worker.tools.selection import (

@@ -26,6 +26,8 @@ class WorkerProcess:
 
     def __init__(self, *arguments: str, model: Path | None = TINY_MODEL, env: dict[str, str] | None = None) -> None:
         chosen = ["--model", str(model)] if model is not None else []
+        if sys.platform == "darwin" and "--provider" not in arguments:
+            chosen += ["--provider", "cpu"]  # or every worker would compile for CoreML beside the test
         self.process = subprocess.Popen(
             [sys.executable, "-m", "embed_worker", *chosen, *arguments],
             stdin=subprocess.PIPE,

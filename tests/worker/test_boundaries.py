@@ -84,7 +84,7 @@ def test_the_arguments_are_parsed_before_anything_heavy_is_imported() -> None:
     assert not loaded & HEAVY
 
 
-@pytest.mark.parametrize("module", ["scheduler", "stdio", "machine", "model_folder"])
+@pytest.mark.parametrize("module", ["scheduler", "stdio", "machine", "model_folder", "model_search", "onnx_file", "known_models"])
 def test_pure_modules_stay_pure(module: str) -> None:
     outside = top_level(PACKAGE / f"{module}.py") - sys.stdlib_module_names - {"embed_worker"}
     assert outside == set()

@@ -15,14 +15,12 @@ from hypothesis import strategies as st
 
 from embed_worker.config import ModelOptions
 from embed_worker.errors import ModelError, ModelNotFoundError
-from embed_worker.model_folder import (
-    ModelPlan,
-    PoolingMode,
+from embed_worker.model_folder import ModelPlan, PoolingMode, read_model_folder
+from embed_worker.model_search import (
     find_by_name,
     find_model,
     model_name,
     models_folders,
-    read_model_folder,
     short_name,
     user_models_folder,
 )

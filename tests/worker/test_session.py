@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -123,6 +124,15 @@ def test_a_dimension_other_than_the_folders_is_refused() -> None:
     )
     with pytest.raises(ModelError, match="pooling configuration says 5"):
         backend.embed(one, is_alone=True)
+
+
+def test_a_graph_of_a_fixed_shape_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    model = onnx.load(MODELS / "bert-mean/onnx/model.onnx")
+    for tensor in model.graph.input:
+        tensor.type.tensor_type.shape.dim[1].dim_value = 128
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(ModelError, match="dynamic axes"):
+        load(tmp_path / "model.onnx")
 
 
 def test_a_precision_is_named_in_bits() -> None:
