@@ -1,0 +1,285 @@
+"""`embed-worker check`: is a model what it should be, and fast enough? Through a real worker process, as a host has it.
+
+Quality: the gates of models/known_models.toml, or for other models those that make sense for any, and reference vectors
+where there are any. Speed: every figure is the best of three rounds, because a busy machine only ever makes it worse.
+Exit status: 0 all gates passed, 1 one did not, 2 usage, 78 the model cannot be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from embed_worker import protocol
+from embed_worker.config import DEFAULT_MODEL
+from embed_worker.errors import ModelError
+from embed_worker.known_models import KnownModel, find_known_model
+from embed_worker.machine import available_cores
+from embed_worker.model_folder import read_model_folder
+from embed_worker.onnx_file import read_outline
+from embed_worker.protocol import ErrorCode, ExitCode
+from embed_worker.tools.arguments import add_model_arguments, model_folder, model_options
+from embed_worker.tools.progress import shown
+from embed_worker.tools.quality import (
+    Gate,
+    References,
+    ReferencesError,
+    find_references,
+    judge_pairs,
+    judge_references,
+)
+from embed_worker.tools.texts import SIMILAR_PAIRS
+from embed_worker.tools.worker_process import WorkerError, WorkerProcess, worker_arguments
+
+_FAILED = 1
+
+_ROUNDS = 3
+_SINGLES = 100
+_BATCHES = 5
+_ROUND_S = 5.0  # a slow model takes fewer singles in it, and at least some
+_MIN_SINGLES = 20
+_BULK_TEXTS = 128
+_SHORT_TEXTS = [text for pair in SIMILAR_PAIRS for text in pair]
+
+
+class Verdict(StrEnum):
+    """What the 95th percentile of a short text alone amounts to."""
+
+    EXCELLENT = "excellent"
+    TARGET = "target"
+    CLOSE = "close"
+    MISS = "miss"
+
+    @classmethod
+    def of(cls, p95_ms: float) -> Verdict:
+        """Judge milliseconds."""
+        limits = ((15.0, cls.EXCELLENT), (20.0, cls.TARGET), (30.0, cls.CLOSE))
+        return next((verdict for limit, verdict in limits if p95_ms < limit), cls.MISS)
+
+
+# What the default model must be on two cores, best of the rounds.
+_SPEED_LIMITS = (("single_p95_ms", "<", 20.0), ("batch_8_ms", "<", 50.0), ("batch_32_ms", "<", 150.0))
+_MIN_TEXTS_PER_S = 100.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """Times in ms from the first byte of a request to the last of its answer, of texts of about ten tokens.
+
+    Attributes:
+        single_p50_ms, single_p95_ms, single_p99_ms: Of requests of one text, in the best round.
+        batch_8_ms, batch_32_ms: Of requests of so many texts: the median of a round, in the best round.
+        texts_per_s: In a request of 128 texts, in the best round.
+        rounds: The percentiles and medians of each round, in its order: what noise there was.
+    """
+
+    single_p50_ms: float
+    single_p95_ms: float
+    single_p99_ms: float
+    batch_8_ms: float
+    batch_32_ms: float
+    texts_per_s: float
+    rounds: tuple[dict[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a check found; the `--json` output has these names."""
+
+    model: str
+    graph: str
+    fingerprint: str
+    dimension: int
+    precision: str
+    provider: dict[str, Any]
+    cores: int
+    is_known: bool
+    references: str | None
+    gates: tuple[Gate, ...]
+    speed: Speed | None
+    verdict: Verdict | None
+    passed: bool
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `check`."""
+    add_model_arguments(parser)
+    parser.add_argument("--provider", metavar="NAME", help="auto, cpu, coreml …, as the worker has it")
+    parser.add_argument("--threads", type=int, metavar="N", help="cores to use, as the worker has it")
+    parser.add_argument(
+        "--references",
+        type=Path,
+        metavar="FILE",
+        help="vectors of another implementation, as JSON with `texts` and `embeddings`; instead of those we have",
+    )
+    parser.add_argument(
+        "--quality-only", "--no-latency", dest="is_timed", action="store_false", help="measure no times"
+    )
+    parser.add_argument("--json", action="store_true", help="report in JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check a model and report on standard output; give the exit status."""
+    try:
+        report = check(args)
+    except (ModelError, ReferencesError) as error:
+        print(f"embed-worker check: {error}", file=sys.stderr)
+        return ExitCode.UNUSABLE_MODEL
+    except WorkerError as error:
+        print(f"embed-worker check: {error}", file=sys.stderr)
+        return error.exit_status
+    print(json.dumps(asdict(report)) if args.json else _readable(report))
+    return ExitCode.OK if report.passed else _FAILED
+
+
+def check(args: argparse.Namespace) -> Report:
+    """Start a worker with the model, and judge it.
+
+    Raises:
+        ModelError: The folder is not there or cannot be used.
+        ReferencesError: The reference vectors cannot be read.
+        WorkerError: The worker could not serve.
+    """
+    folder = model_folder(args)
+    plan = read_model_folder(folder, model_options(args))
+    known = find_known_model(plan.name)
+    references = find_references(plan.name) if args.references is None else References.read(args.references)
+    arguments = worker_arguments(args, folder)
+    for name in ("provider", "threads"):
+        if (value := getattr(args, name)) is not None:
+            arguments += [f"--{name}", str(value)]
+    operators = read_outline(plan.graph).operators
+    with WorkerProcess(arguments) as worker:
+        gates = judge_quality(worker, known, references, operators)
+        speed = measure_speed(worker) if args.is_timed else None
+        info = worker.ask(protocol.Info())  # again: what a provider tells of itself grows with its work
+    if speed is not None and known is not None and known.name == DEFAULT_MODEL:
+        gates += judge_speed(speed)
+    return Report(
+        model=plan.name,
+        graph=plan.graph.relative_to(folder).as_posix(),
+        fingerprint=info["fingerprint"],
+        dimension=info["dimension"],
+        precision=info["precision"],
+        provider=info["provider"],
+        cores=available_cores(),
+        is_known=known is not None and known.quality is not None,
+        references=None if references is None else references.source,
+        gates=tuple(gates),
+        speed=speed,
+        verdict=None if speed is None else Verdict.of(speed.single_p95_ms),
+        passed=all(gate.passed for gate in gates),
+    )
+
+
+def judge_quality(
+    worker: WorkerProcess, known: KnownModel | None, references: References | None, operators: frozenset[str]
+) -> list[Gate]:
+    """Judge the vectors; one that is not finite or has no length ends the judgement.
+
+    Raises:
+        WorkerError: The worker could not serve.
+    """
+    try:
+        quality = None if known is None else known.quality
+        gates = judge_pairs(worker.embed, quality, normalizes=worker.info["normalize"])
+        if references is not None:
+            gates.append(judge_references(worker.embed, references, worker.info["precision"], operators))
+    except WorkerError as error:
+        if error.code != ErrorCode.NON_FINITE_EMBEDDING:
+            raise
+        return [Gate(name="unusable_vectors", measured=None, comparison="<", limit=1, passed=False, note=str(error))]
+    return [Gate.of("unusable_vectors", 0, "<", 1), *gates]
+
+
+def judge_speed(speed: Speed) -> list[Gate]:
+    """Hold the times against what the default model must be."""
+    gates = [Gate.of(name, getattr(speed, name), comparison, limit) for name, comparison, limit in _SPEED_LIMITS]
+    return [*gates, Gate.of("texts_per_s", speed.texts_per_s, ">", _MIN_TEXTS_PER_S)]
+
+
+# Times --------------------------------------------------------------------------------------------------------------
+
+
+def measure_speed(worker: WorkerProcess) -> Speed:
+    """Measure in rounds, each of singles, batches of 8 and 32, and one of 128 texts, after a warm-up.
+
+    Raises:
+        WorkerError: The worker could not serve.
+    """
+    _, *rounds = (_measure_round(worker) for _ in shown(range(1 + _ROUNDS), "measuring", "round"))
+    best = {name: min(measured[name] for measured in rounds) for name in rounds[0] if name.endswith("_ms")}
+    texts_per_s = max(measured["texts_per_s"] for measured in rounds)
+    return Speed(**best, texts_per_s=texts_per_s, rounds=tuple(rounds))
+
+
+def _measure_round(worker: WorkerProcess) -> dict[str, float]:
+    singles: list[float] = []
+    while len(singles) < _SINGLES and (len(singles) < _MIN_SINGLES or sum(singles) < _ROUND_S):
+        singles.append(worker.time_s(_texts(1, len(singles))))
+    p50, p95, p99 = np.percentile(singles, (50, 95, 99)) * 1e3
+    measured = {"single_p50_ms": p50, "single_p95_ms": p95, "single_p99_ms": p99}
+    for size in (8, 32):
+        times = [worker.time_s(_texts(size, start)) for start in range(_BATCHES)]
+        measured[f"batch_{size}_ms"] = statistics.median(times) * 1e3
+    measured["texts_per_s"] = _BULK_TEXTS / worker.time_s(_texts(_BULK_TEXTS, 0))
+    return {name: round(float(value), 3) for name, value in measured.items()}
+
+
+def _texts(count: int, start: int) -> list[str]:
+    return [_SHORT_TEXTS[place % len(_SHORT_TEXTS)] for place in range(start, start + count)]
+
+
+# The report ---------------------------------------------------------------------------------------------------------
+
+
+def _readable(report: Report) -> str:
+    provider = dict(report.provider)
+    asked, chosen, reason = (provider.pop(name) for name in ("asked", "chosen", "reason"))
+    lines = [
+        f"{report.model}: {report.graph}, {report.precision}, dimension {report.dimension}, {report.fingerprint}",
+        f"provider: {chosen}, asked for {asked}: {reason}; {report.cores} cores",
+    ]
+    for name, value in provider.items():
+        members = value if isinstance(value, list) else [value]
+        lines += [f"  {name}: {member if isinstance(member, str) else json.dumps(member)}" for member in members]
+    if not report.is_known:
+        lines.append("the table of known models has no gates for it: those of any model apply")
+    lines.append(f"references: {report.references or 'none are stored for it, and no --references is given'}")
+    rows = [("gate", "measured", "limit", "")]
+    rows += [_gate_row(gate) for gate in report.gates]
+    if report.speed is not None:
+        gated = {gate.name for gate in report.gates}
+        rows += [(name, f"{value:g}", "", "") for name, value in _speed_figures(report.speed) if name not in gated]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines += ["", *("  ".join(_aligned(row, widths)).rstrip() for row in rows), ""]
+    failed = [gate.name for gate in report.gates if not gate.passed]
+    quality = (
+        f"{len(failed)} of {len(report.gates)} gates failed: {', '.join(failed)}" if failed else "all gates passed"
+    )
+    speed = f"; {report.verdict} for one short text (P95)" if report.verdict is not None else ""
+    return "\n".join([*lines, f"{'FAILED' if failed else 'passed'}: {quality}{speed}"])
+
+
+def _speed_figures(speed: Speed) -> list[tuple[str, float]]:
+    return [(name, value) for name, value in asdict(speed).items() if name != "rounds"]
+
+
+def _gate_row(gate: Gate) -> tuple[str, str, str, str]:
+    measured = "–" if gate.measured is None else f"{gate.measured:.7g}"
+    passed = "pass" if gate.passed else f"FAIL {gate.note}".rstrip()
+    return gate.name, measured, f"{gate.comparison} {gate.limit:g}", passed
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
+    name, measured, limit, passed = row
+    return [name.ljust(widths[0]), measured.rjust(widths[1]), limit.ljust(widths[2]), passed]
