@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench lint fmt soak clean
+.PHONY: demo test clients bench lint fmt soak clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/python examples/demo.py
@@ -13,6 +13,19 @@ test: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -m "not soak" --cov --cov-report=term:skip-covered
+
+# The clients in other languages, each where its toolchain is: built, checked, tested against the fake worker and the
+# real one. `make test` then runs the conformance suite with them; without them it says what it skips.
+clients: export EMBED_BRIDGE_PYTHON := $(CURDIR)/$(BIN)/python
+clients: $(VENV)/.installed-test
+	@if command -v cargo >/dev/null; then set -ex; cd examples/rust; \
+	  cargo build --release --locked --all-targets; cargo test --release --locked --quiet; \
+	else echo "clients: no cargo, so no Rust client"; fi
+	@if command -v go >/dev/null; then set -ex; cd examples/go; \
+	  go vet ./...; go build -o bin/conformance-adapter ./cmd/conformance-adapter; go test -count=1 ./...; \
+	else echo "clients: no go, so no Go client"; fi
+	@if command -v node >/dev/null; then set -ex; cd examples/node; node --test; \
+	else echo "clients: no node, so no Node client"; fi
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
@@ -44,6 +57,8 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml
 
 $(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
+	@# MLX has no wheels for older systems; its tests are skipped there.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[mlx]" || echo "no MLX on this machine"
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-bench: $(VENV)/bin/python pyproject.toml

@@ -2,7 +2,7 @@
 
 Batches are padded up to a shape that CoreML has compiled. What is known of a shape is its *bucket*. No request waits
 for a proof: a bucket is proved on a background thread when a batch first asks for it, and the CPU serves until then,
-and for good where the proof fails. coreml_proof.py has the proof, docs/coreml.md the whole story.
+and for good where the proof fails. coreml_proof.py has the proof, docs/apple-silicon.md the whole story.
 """
 
 from __future__ import annotations

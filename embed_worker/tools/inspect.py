@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     add_model_arguments(parser)
     parser.add_argument(
-        "--provider", choices=["coreml"], help="forecast what this provider would make of the graph; no Mac is needed"
+        "--provider",
+        choices=["coreml", "mlx"],
+        help="forecast what this provider would make of the model; no Mac is needed",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object, for programs")
 
@@ -46,11 +48,19 @@ def run(args: argparse.Namespace) -> int:
         print(f"embed-worker inspect: {error}", file=sys.stderr)
         return _CANNOT_BE_USED
     if args.provider is not None:
-        from embed_worker.tools.coreml_forecast import forecast_model
-
-        report["forecast"] = forecast_model(plan)
+        report["forecast"] = _forecast(args.provider, plan)
     print(json.dumps(report, ensure_ascii=False) if args.json else "\n".join(_lines(report)))
     return 0
+
+
+def _forecast(provider: str, plan: ModelPlan) -> dict[str, Any]:
+    if provider == "mlx":
+        from embed_worker import mlx_backend
+
+        return mlx_backend.forecast_model(plan)
+    from embed_worker.tools import coreml_forecast
+
+    return coreml_forecast.forecast_model(plan)
 
 
 def describe(plan: ModelPlan) -> dict[str, Any]:

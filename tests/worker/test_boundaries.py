@@ -84,7 +84,9 @@ def test_the_arguments_are_parsed_before_anything_heavy_is_imported() -> None:
     assert not loaded & HEAVY
 
 
-@pytest.mark.parametrize("module", ["scheduler", "stdio", "machine", "model_folder", "model_search", "onnx_file", "known_models"])
+@pytest.mark.parametrize(
+    "module", ["scheduler", "stdio", "machine", "model_folder", "model_search", "onnx_file", "known_models"]
+)
 def test_pure_modules_stay_pure(module: str) -> None:
     outside = top_level(PACKAGE / f"{module}.py") - sys.stdlib_module_names - {"embed_worker"}
     assert outside == set()
@@ -104,11 +106,11 @@ def test_serving_imports_no_network() -> None:
     assert found == {}
 
 
-def test_serving_imports_no_tool_but_by_its_command() -> None:
+def test_serving_imports_no_tool_but_by_its_command_and_for_the_weights_of_mlx() -> None:
     users = {path.name for path in SERVING if any(name.startswith("embed_worker.tools") for name in imports_of(path))}
-    assert users <= {"__main__.py"}
+    assert users <= {"__main__.py", "mlx_backend.py", "mlx_models.py"}
 
 
-def test_run_time_dependencies_are_four_and_no_others() -> None:
+def test_run_time_dependencies_are_four_and_one_that_is_asked_for_by_name() -> None:
     outside = set().union(*(top_level(path) for path in SERVING)) - sys.stdlib_module_names - {"embed_worker"}
-    assert outside <= HEAVY | {"orjson"}
+    assert outside <= HEAVY | {"orjson", "mlx"}

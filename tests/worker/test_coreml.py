@@ -983,7 +983,7 @@ def test_rule_15_info_tells_what_was_asked_found_and_chosen(rigs: Rigs) -> None:
 
 
 def test_rule_15_the_page_explains_every_member_and_every_state() -> None:
-    page = (ROOT / "docs" / "coreml.md").read_text("utf-8")
+    page = (ROOT / "docs" / "apple-silicon.md").read_text("utf-8")
     for name in (*Verdict.__dataclass_fields__, *vars(CoremlReport)["__dataclass_fields__"], "speed_ratio", *State):
         assert f"`{name}`" in page or f'"{name}"' in page, name
     for number in (120, 0.95, 0.9995, 0.999, 0.9):
