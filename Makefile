@@ -21,8 +21,8 @@ clients: $(VENV)/.installed-test
 	@if command -v cargo >/dev/null; then set -ex; cd examples/rust; \
 	  cargo build --release --locked --all-targets; cargo test --release --locked --quiet; \
 	else echo "clients: no cargo, so no Rust client"; fi
-	@if command -v go >/dev/null; then set -ex; cd examples/go; \
-	  go vet ./...; go build -o bin/conformance-adapter ./cmd/conformance-adapter; go test -count=1 ./...; \
+	@if command -v go >/dev/null; then set -ex; cd examples/go; test -z "$$(gofmt -l .)"; go vet ./...; \
+	  go build -o bin/conformance-adapter ./cmd/conformance-adapter; go test -count=1 -parallel 8 ./...; \
 	else echo "clients: no go, so no Go client"; fi
 	@if command -v node >/dev/null; then set -ex; cd examples/node; node --test; \
 	else echo "clients: no node, so no Node client"; fi

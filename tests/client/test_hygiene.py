@@ -197,6 +197,7 @@ def test_a_working_directory_that_is_gone_harms_nobody(tmp_path: Path) -> None:
 
 def test_two_hundred_restarts_leave_descriptors_threads_and_memory_flat() -> None:
     options = ClientOptions(backoff_initial_s=0.001, backoff_max_s=0.001, restart_budget=1000)
+    others = threading.active_count()
     with fake_client(options) as client:
         client.embed(["a"])
 
@@ -210,11 +211,13 @@ def test_two_hundred_restarts_leave_descriptors_threads_and_memory_flat() -> Non
 
         die(20)
         gc.collect()
-        wait_until(lambda: threading.active_count() <= 8)
+        wait_until(lambda: threading.active_count() <= others + 7)
         before = resources()
         die(180)
         gc.collect()
-        wait_until(lambda: resources()[:2] == before[:2], f"{before} became {resources()}")
+        wait_until(
+            lambda: resources()[0] <= before[0] and resources()[1] <= before[1], f"{before} became {resources()}"
+        )
         assert resources()[2] - before[2] < 8 * 2**20
         assert client.stats().restarts == 200
 

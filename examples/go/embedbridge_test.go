@@ -1,0 +1,906 @@
+//go:build unix
+
+package embedbridge
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// The tests drive the fake worker, whose faults are flags, and the real one. EMBED_BRIDGE_PYTHON names an interpreter
+// with the project's dependencies.
+
+const patience = 30 * time.Second // for everything that must happen; nothing is proved by its length
+
+var root, _ = filepath.Abs("../..")
+
+func python() string {
+	if path := os.Getenv("EMBED_BRIDGE_PYTHON"); path != "" {
+		return path
+	}
+	return "python3"
+}
+
+// start makes a client of a fake worker with these faults, and closes it after the test.
+func start(t *testing.T, options Options, faults ...string) *Client {
+	t.Helper()
+	if options.Command == nil {
+		options.Command = append([]string{python(), "-m", "bridge_client.testing.fake_worker", "--supervised"}, faults...)
+	}
+	options.Env = append(options.Env, "PYTHONPATH="+root)
+	if options.BackoffInitial == 0 {
+		options.BackoffInitial = 10 * time.Millisecond
+	}
+	client, err := New(options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := client.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return client
+}
+
+// once limits the faults to the first process.
+func once(t *testing.T, faults ...string) []string {
+	return append(faults, "--processes=1", "--count-file="+filepath.Join(t.TempDir(), "processes"))
+}
+
+func within(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// texts are numbered, so that a vector in the wrong place is seen.
+func texts(count int) []string {
+	made := make([]string, count)
+	for i := range made {
+		made[i] = "text " + strconv.Itoa(i)
+	}
+	return made
+}
+
+// askPython returns the vectors of the fake worker, on a way without this client.
+func askPython(texts []string) ([]float32, error) {
+	const program = "import json, sys; from bridge_client.testing import fake_vector; " +
+		"print(json.dumps([x for text in json.load(sys.stdin) for x in fake_vector(text)]))"
+	told, _ := json.Marshal(texts)
+	command := exec.Command(python(), "-c", program)
+	command.Env = append(os.Environ(), "PYTHONPATH="+root)
+	command.Stdin = strings.NewReader(string(told))
+	output, err := command.Output()
+	if err != nil {
+		return nil, err
+	}
+	var vectors []float32
+	return vectors, json.Unmarshal(output, &vectors)
+}
+
+var askPythonOnce = sync.OnceValues(func() ([]float32, error) { return askPython(texts(100)) })
+
+func assertVectors(t *testing.T, embeddings *Embeddings, texts []string) {
+	t.Helper()
+	expected, err := askPython(texts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(embeddings.Vectors, expected) {
+		t.Error("other vectors than Python's")
+	}
+}
+
+// assertRow compares the vector of "text <number>".
+func assertRow(t *testing.T, vector []float32, number int) {
+	t.Helper()
+	if hundred, err := askPythonOnce(); err != nil || !slices.Equal(vector, hundred[8*number:8*number+8]) {
+		t.Errorf("the vector of text %d is %v, %v", number, vector, err)
+	}
+}
+
+func assertEmbeds(t *testing.T, client *Client) {
+	t.Helper()
+	embeddings, err := client.Embed(within(t), texts(100), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if embeddings.Count != 100 || embeddings.Dimension != 8 {
+		t.Errorf("%d vectors of %d", embeddings.Count, embeddings.Dimension)
+	}
+	for number := range 100 {
+		assertRow(t, embeddings.Vector(number), number)
+	}
+}
+
+func until(t *testing.T, what string, condition func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !condition(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it did not happen: " + what)
+		}
+	}
+}
+
+func isAlive(pid int) bool { return syscall.Kill(pid, 0) == nil }
+
+// Vectors -----------------------------------------------------------------------------------------------------------
+
+func TestVectorsAreThoseOfPythonBitForBit(t *testing.T) {
+	t.Parallel()
+	client := start(t, Options{})
+	odd := []string{"", " ", "naïve 🎈", "<b>&amp;</b>", "line\nbreak\u2028\x00\x1b\u007f", "\ufeff\U0010ffff", strings.Repeat("x", 100_000)}
+	embeddings, err := client.Embed(within(t), odd, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	assertVectors(t, embeddings, odd)
+	if embeddings.Model != "fake-model" || embeddings.Fingerprint != "fake000000000001" || len(embeddings.Tokens) != len(odd) {
+		t.Errorf("%+v", embeddings)
+	}
+	assertRow(t, mustEmbed(t, client, "text 3").Vector(0), 3)
+}
+
+func mustEmbed(t *testing.T, client *Client, texts ...string) *Embeddings {
+	t.Helper()
+	embeddings, err := client.Embed(within(t), texts, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return embeddings
+}
+
+func TestALargeCallIsCutIntoPiecesAndJoinedInOrder(t *testing.T) {
+	t.Parallel()
+	// Small limits of the worker cut the pieces further.
+	client := start(t, Options{}, "--max-inputs=1000", "--max-line-bytes=20000")
+	many := texts(8191)
+	long := strings.Repeat("word ", 600)
+	many[10], many[8000] = long, long
+	embeddings, err := client.Embed(within(t), many, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	assertVectors(t, embeddings, many)
+	if !slices.Equal(embeddings.Truncated, []int{10, 8000}) || embeddings.Tokens[10] != 602 || embeddings.Tokens[11] != 4 {
+		t.Errorf("truncated %v, tokens %v", embeddings.Truncated, embeddings.Tokens[10:12])
+	}
+}
+
+func TestNoTextsGiveNoVectors(t *testing.T) {
+	t.Parallel()
+	client := start(t, Options{})
+	for _, none := range [][]string{nil, {}} {
+		embeddings, err := client.Embed(within(t), none, nil)
+		if err != nil || embeddings.Count != 0 || embeddings.Dimension != 8 {
+			t.Errorf("%+v, %v", embeddings, err)
+		}
+	}
+}
+
+func TestEveryOptionTravels(t *testing.T) {
+	t.Parallel()
+	client := start(t, Options{})
+	yes, query, three := true, "query", 3
+	embeddings, err := client.Embed(within(t), []string{"a"},
+		&EmbedOptions{Model: "fake-model", PromptName: &query, Dimensions: &three, Normalize: &yes, Truncate: &yes})
+	if err != nil || embeddings.Dimension != 3 || len(embeddings.Vectors) != 3 {
+		t.Errorf("%+v, %v", embeddings, err)
+	}
+	_, err = client.Embed(within(t), []string{"a"}, &EmbedOptions{PromptName: &query, Prompt: &query})
+	assertRequestError(t, err, "invalid_request", -1)
+}
+
+func assertRequestError(t *testing.T, err error, code string, index int) {
+	t.Helper()
+	var request *RequestError
+	if !errors.As(err, &request) || request.Code != code || request.Index != index {
+		t.Errorf("not %s at %d: %v", code, index, err)
+	}
+}
+
+func TestConcurrentCallsShareOneWorker(t *testing.T) {
+	t.Parallel()
+	client := start(t, Options{}, "--unknown-ids", "--duplicate-after=0")
+	var calls sync.WaitGroup
+	for caller := range 50 {
+		calls.Add(1)
+		go func() {
+			defer calls.Done()
+			for round := range 10 {
+				number := (caller + round) % 100
+				embeddings, err := client.Embed(within(t), []string{fmt.Sprintf("text %d", number)}, nil)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				assertRow(t, embeddings.Vector(0), number)
+			}
+		}()
+	}
+	calls.Wait()
+	if stats := client.Stats(); stats.Restarts != 0 || stats.InFlight != 0 || stats.Queued != 0 || !stats.IsReady {
+		t.Errorf("%+v", stats)
+	}
+}
+
+func TestAnswersInAnotherOrderFindTheirCalls(t *testing.T) {
+	t.Parallel()
+	client := start(t, Options{}, "--reorder=4")
+	var calls sync.WaitGroup
+	for number := range 20 {
+		calls.Add(1)
+		go func() {
+			defer calls.Done()
+			embeddings, err := client.Embed(within(t), []string{fmt.Sprintf("text %d", number)}, nil)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			assertRow(t, embeddings.Vector(0), number)
+		}()
+	}
+	calls.Wait()
+}
+
+// Errors of requests ------------------------------------------------------------------------------------------------
+
+func TestAnErrorAnswerIsTheCallsError(t *testing.T) {
+	t.Parallel()
+	client := start(t, Options{}, "--error-after=1:inference_failed")
+	if _, err := client.Embed(within(t), texts(3), nil); err != nil {
+		t.Fatal(err)
+	}
+	_, err := client.Embed(within(t), texts(3), nil)
+	assertRequestError(t, err, "inference_failed", 0)
+	if client.Stats().Restarts != 0 {
+		t.Error("an error answer is no reason to restart")
+	}
+}
+
+func TestTheIndexOfAnErrorCountsThroughTheWholeCall(t *testing.T) {
+	t.Parallel()
+	client := start(t, Options{}, "--max-line-bytes=4000")
+	_, err := client.Embed(within(t), append(texts(500), strings.Repeat("x", 5000)), nil)
+	assertRequestError(t, err, "input_too_long", 500)
+	_, err = client.Embed(within(t), []string{"good", "not \xff UTF-8"}, nil)
+	assertRequestError(t, err, "invalid_request", 1)
+	assertEmbeds(t, client)
+	// The second request of the call is refused, at its first text.
+	client = start(t, Options{}, "--max-inputs=10", "--error-after=1:inference_failed")
+	_, err = client.Embed(within(t), texts(11), nil)
+	assertRequestError(t, err, "inference_failed", 5)
+}
+
+func TestAStalledRequestTimesOutAndTheWorkerLivesOn(t *testing.T) {
+	t.Parallel()
+	client := start(t, Options{RequestTimeout: 50 * time.Millisecond}, "--stall-after=0")
+	info, err := client.Info(within(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.Embed(context.Background(), texts(1), nil); !errors.Is(err, ErrTimeout) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Error(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := client.Embed(ctx, texts(1), nil); !errors.Is(err, ErrTimeout) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Error(err)
+	}
+	if err := client.Ping(within(t)); err != nil {
+		t.Error(err)
+	}
+	if stats := client.Stats(); stats.PID != info.PID || stats.Restarts != 0 {
+		t.Errorf("%+v", stats)
+	}
+}
+
+func TestACancelledCallEndsAtOnceAndTheWorkerDropsIt(t *testing.T) {
+	t.Parallel()
+	client := start(t, quick, "--latency=3600", "--max-in-flight=1")
+	if _, err := client.Info(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 2)
+	for range 2 {
+		go func() { _, err := client.Embed(ctx, texts(100), nil); ended <- err }()
+	}
+	until(t, "one is sent and one waits", func() bool { stats := client.Stats(); return stats.InFlight == 1 && stats.Queued == 1 })
+	cancel()
+	for range 2 {
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	}
+	if queued := client.Stats().Queued; queued != 0 {
+		t.Errorf("%d are still queued", queued)
+	}
+	if _, err := client.Embed(ctx, texts(1), nil); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	until(t, "the worker gives it up", func() bool { return client.Stats().InFlight == 0 })
+}
+
+func TestALateAnswerIsIgnored(t *testing.T) {
+	t.Parallel()
+	client := start(t, Options{}, "--latency=0.2", "--slow-write=50:0.01")
+	if _, err := client.Info(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 250*time.Millisecond) // while it answers, more or less
+	defer cancel()
+	if _, err := client.Embed(ctx, texts(100), nil); err != nil && !errors.Is(err, ErrTimeout) {
+		t.Error(err)
+	}
+	assertEmbeds(t, client)
+	if stats := client.Stats(); stats.InFlight != 0 || stats.Restarts != 0 {
+		t.Errorf("%+v", stats)
+	}
+}
+
+func TestAWorkerThatIsAboutToLeaveGetsNothingNew(t *testing.T) {
+	t.Parallel()
+	client := start(t, Options{MaxAttempts: 1}, once(t, "--error-after=0:shutting_down")...)
+	if _, err := client.Info(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { _, err := client.Embed(within(t), texts(1), nil); ended <- err }()
+	until(t, "it is refused and waits", func() bool { return client.Stats().Queued == 1 })
+	if client.Stats().IsReady {
+		t.Error("it may get something new")
+	}
+	until(t, "the worker leaves", func() bool { return syscall.Kill(client.Stats().PID, syscall.SIGKILL) == nil })
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// Deaths and lies ---------------------------------------------------------------------------------------------------
+
+var quick = Options{
+	MaxAttempts: 2, RestartBudget: 1000, DrainTimeout: 100 * time.Millisecond, TerminateTimeout: 100 * time.Millisecond,
+}
+
+// impatient is for workers that hang: a busy machine may make others late.
+func impatient() Options {
+	options := quick
+	options.PingEvery, options.PongTimeout = 30*time.Millisecond, 400*time.Millisecond
+	return options
+}
+
+type fault struct {
+	flag string
+	kind error
+}
+
+func (f fault) options() Options {
+	if f.kind == ErrWorkerHung {
+		return impatient()
+	}
+	return quick
+}
+
+var faults = []fault{
+	{"--kill-after=1", ErrWorkerDied},
+	{"--kill-after=1:SEGV", ErrWorkerDied},
+	{"--exit-after=1", ErrWorkerDied},
+	{"--exit-after=1:70", ErrWorkerDied},
+	{"--partial-line-after=1", ErrWorkerDied},
+	{"--garbage-after=1", ErrWorkerDied},
+	{"--wrong-count-after=1", ErrWorkerDied},
+	{"--wrong-dimension-after=1", ErrWorkerDied},
+	{"--truncated-base64-after=1", ErrWorkerDied},
+	{"--nan-after=1", ErrWorkerDied},
+	{"--other-fingerprint-after=1", ErrWorkerDied},
+	{"--close-output-after=1", ErrWorkerDied},
+	{"--hang-after=1", ErrWorkerHung},
+	{"--stop-after=1", ErrWorkerHung},
+	{"--stop-reading-after=1", ErrWorkerHung},
+}
+
+func TestWhatWasInFlightIsSentAgain(t *testing.T) {
+	for _, each := range faults {
+		t.Run(each.flag, func(t *testing.T) {
+			t.Parallel()
+			client := start(t, each.options(), once(t, each.flag)...)
+			assertEmbeds(t, client)
+			assertEmbeds(t, client)
+			assertEmbeds(t, client)
+			if restarts := client.Stats().Restarts; restarts != 1 {
+				t.Errorf("%d restarts", restarts)
+			}
+		})
+	}
+}
+
+func TestADeathAtEveryAttemptIsOneClearError(t *testing.T) {
+	for _, each := range faults {
+		t.Run(each.flag, func(t *testing.T) {
+			t.Parallel()
+			// A worker of its own for each attempt answers nothing.
+			client := start(t, each.options(), strings.Replace(each.flag, "=1", "=0", 1), "--say=the last words")
+			_, err := client.Embed(within(t), texts(3), nil)
+			var death *WorkerError
+			if !errors.Is(err, each.kind) || !errors.As(err, &death) || death.StderrTail != "the last words" || death.Process == nil {
+				t.Error(err)
+			}
+			until(t, "the next worker is ready", func() bool { return client.Stats().Restarts == 2 })
+		})
+	}
+}
+
+func TestOnlyTheGuiltyCallFails(t *testing.T) {
+	t.Parallel()
+	client := start(t, Options{}, "--poison=bad", "--latency=0.01")
+	var calls sync.WaitGroup
+	for number := range 20 {
+		calls.Add(1)
+		go func() {
+			defer calls.Done()
+			text := fmt.Sprintf("text %d", number)
+			if number == 7 {
+				text = "bad"
+			}
+			embeddings, err := client.Embed(within(t), []string{text}, nil)
+			switch {
+			case number == 7 && !errors.Is(err, ErrWorkerDied):
+				t.Error(err)
+			case number != 7 && err != nil:
+				t.Error(err)
+			case number != 7:
+				assertRow(t, embeddings.Vector(0), number)
+			}
+		}()
+	}
+	calls.Wait()
+}
+
+// killUnderLoad kills the worker again and again while many callers embed, and returns how many calls succeeded.
+func killUnderLoad(t *testing.T, client *Client, kills int, embed func(caller int) error) int {
+	var done atomic.Bool
+	var succeeded atomic.Int64
+	var callers sync.WaitGroup
+	for caller := range 16 {
+		callers.Add(1)
+		go func() {
+			defer callers.Done()
+			for !done.Load() {
+				if err := embed(caller); err == nil {
+					succeeded.Add(1)
+				} else if !errors.Is(err, ErrWorkerDied) {
+					t.Error(err)
+					return
+				}
+			}
+		}()
+	}
+	for kill := range kills {
+		before := succeeded.Load()
+		until(t, "calls succeed", func() bool { return succeeded.Load() >= before+50 })
+		until(t, "a worker is there", func() bool {
+			stats := client.Stats()
+			return stats.IsReady && syscall.Kill(stats.PID, syscall.SIGKILL) == nil
+		})
+		until(t, "it is replaced", func() bool { return client.Stats().Restarts > kill })
+	}
+	done.Store(true)
+	callers.Wait()
+	return int(succeeded.Load())
+}
+
+func TestKillUnderLoad(t *testing.T) {
+	t.Parallel()
+	client := start(t, Options{RestartBudget: 100})
+	killUnderLoad(t, client, 5, func(caller int) error {
+		embeddings, err := client.Embed(within(t), []string{fmt.Sprintf("text %d", caller)}, nil)
+		if err == nil {
+			assertRow(t, embeddings.Vector(0), caller)
+		}
+		return err
+	})
+	assertEmbeds(t, client)
+}
+
+func TestAWorkerThatMakesNoProgressIsKilled(t *testing.T) {
+	t.Parallel()
+	options := impatient()
+	options.StuckAfter = 200 * time.Millisecond
+	client := start(t, options, "--stall-after=0")
+	if _, err := client.Embed(within(t), texts(1), nil); !errors.Is(err, ErrWorkerHung) {
+		t.Error(err)
+	}
+}
+
+func TestAPingEndsWithItsWorker(t *testing.T) {
+	t.Parallel()
+	options := impatient()
+	options.RestartBudget = 1
+	client := start(t, options, "--hang-after=0")
+	ended := make(chan error, 1)
+	go func() { _, err := client.Embed(within(t), texts(1), nil); ended <- err }()
+	until(t, "it is sent", func() bool { return client.Stats().InFlight == 1 })
+	if err := client.Ping(within(t)); !errors.Is(err, ErrWorkerHung) {
+		t.Error(err)
+	}
+	if err := <-ended; !errors.Is(err, ErrCircuitOpen) {
+		t.Error(err)
+	}
+}
+
+func TestABusyWorkerIsNotHung(t *testing.T) {
+	t.Parallel()
+	client := start(t, impatient(), "--latency=1.2") // longer than two pongs may take
+	assertEmbeds(t, client)
+	if client.Stats().Restarts != 0 {
+		t.Error("it was killed")
+	}
+}
+
+func TestIdleTimeIsNoSlowness(t *testing.T) {
+	t.Parallel()
+	options := impatient()
+	options.StuckAfter = time.Second
+	client := start(t, options, "--latency=0.3")
+	assertEmbeds(t, client)
+	idle := time.Now()
+	until(t, "it has been idle for much longer", func() bool { return time.Since(idle) > 5*options.StuckAfter/2 })
+	assertEmbeds(t, client)
+	if client.Stats().Restarts != 0 {
+		t.Error("it was killed")
+	}
+}
+
+func TestAGrandchildThatHoldsThePipesHoldsNothingUp(t *testing.T) {
+	t.Parallel()
+	pidFile := filepath.Join(t.TempDir(), "pid")
+	const program = "import os, subprocess, sys; " +
+		"child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(3600)'], start_new_session=True); " +
+		"open(sys.argv[1], 'w').write(str(child.pid)); os._exit(78)"
+	client := start(t, Options{Command: []string{python(), "-c", program, pidFile}})
+	if _, err := client.Info(within(t)); !errors.Is(err, ErrWorkerStart) {
+		t.Error(err)
+	}
+	_ = syscall.Kill(readPID(t, pidFile), syscall.SIGKILL)
+}
+
+func readPID(t *testing.T, path string) int {
+	t.Helper()
+	told, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, _ := strconv.Atoi(string(told))
+	return pid
+}
+
+func assertDies(t *testing.T, pid int) {
+	t.Helper()
+	until(t, "it dies", func() bool {
+		state, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)) // its reaper is not ours
+		return !isAlive(pid) || err == nil && strings.Contains(string(state), ") Z ")
+	})
+}
+
+func TestAGrandchildDiesWithItsWorker(t *testing.T) {
+	t.Parallel()
+	pidFile := filepath.Join(t.TempDir(), "pid")
+	client := start(t, Options{}, once(t, "--grandchild="+pidFile, "--kill-after=0")...)
+	assertEmbeds(t, client)
+	assertDies(t, readPID(t, pidFile))
+}
+
+func TestARecycleIsNoFailure(t *testing.T) {
+	t.Parallel()
+	client := start(t, Options{RestartBudget: 1, MaxAttempts: 1}, once(t, "--exit-after=1:79")...)
+	assertEmbeds(t, client)
+	assertEmbeds(t, client)
+}
+
+func TestAFloodOnStandardErrorHoldsNothingUp(t *testing.T) {
+	for _, lines := range [][]string{nil, {"--stderr-no-newline"}} {
+		t.Run(strings.Join(lines, ""), func(t *testing.T) {
+			t.Parallel()
+			client := start(t, Options{}, append(lines, "--stderr-flood=4194304")...)
+			assertEmbeds(t, client)
+		})
+	}
+}
+
+func TestPrintsBeforeItIsReadyAreForgiven(t *testing.T) {
+	t.Parallel()
+	assertEmbeds(t, start(t, Options{}, "--garbage-before-ready=20"))
+	client := start(t, Options{RestartBudget: 1}, "--garbage-before-ready=21")
+	if _, err := client.Embed(within(t), texts(1), nil); !errors.Is(err, ErrCircuitOpen) {
+		t.Error(err)
+	}
+}
+
+func TestAnswersInPiecesArePutTogether(t *testing.T) {
+	t.Parallel()
+	assertEmbeds(t, start(t, Options{}, "--slow-write=97:0.0001"))
+}
+
+// Starts and restarts -----------------------------------------------------------------------------------------------
+
+func TestAStartThatCannotSucceedIsTriedOnce(t *testing.T) {
+	for _, status := range []string{"2", "78", "126", "127"} {
+		t.Run(status, func(t *testing.T) {
+			t.Parallel()
+			client := start(t, Options{}, "--fail-start="+status)
+			for range 2 {
+				_, err := client.Embed(within(t), texts(1), nil)
+				var failed *WorkerError
+				if !errors.Is(err, ErrWorkerStart) || !errors.As(err, &failed) || failed.StderrTail != "fake worker: told to fail" ||
+					strconv.Itoa(failed.Process.ExitCode()) != status {
+					t.Error(err)
+				}
+			}
+			if _, err := client.Info(within(t)); !errors.Is(err, ErrWorkerStart) {
+				t.Error(err)
+			}
+			if restarts := client.Stats().Restarts; restarts != 0 {
+				t.Errorf("%d restarts", restarts)
+			}
+		})
+	}
+}
+
+func TestACommandThatIsNotThereIsAStartError(t *testing.T) {
+	t.Parallel()
+	client := start(t, Options{Command: []string{"/nowhere/embed-worker"}})
+	if _, err := client.Embed(within(t), texts(1), nil); !errors.Is(err, ErrWorkerStart) {
+		t.Error(err)
+	}
+	if _, err := New(Options{Command: []string{}}); err == nil {
+		t.Error("an empty command was accepted")
+	}
+}
+
+func TestTheCircuitOpensWhenTheBudgetIsSpentAndClosesAgain(t *testing.T) {
+	t.Parallel()
+	count := "--count-file=" + filepath.Join(t.TempDir(), "processes")
+	client := start(t, Options{RestartBudget: 3, HalfOpenAfter: 300 * time.Millisecond}, "--fail-start=1", "--processes=3", count)
+	_, err := client.Embed(within(t), texts(1), nil)
+	var open *CircuitOpenError
+	if !errors.Is(err, ErrCircuitOpen) || !errors.As(err, &open) || errors.Is(err, ErrWorkerStart) || !errors.Is(open.Last, ErrWorkerStart) {
+		t.Fatal(err)
+	}
+	if restarts := client.Stats().Restarts; restarts != 2 {
+		t.Errorf("%d restarts", restarts)
+	}
+	until(t, "the fourth start succeeds", func() bool {
+		_, err := client.Embed(within(t), texts(1), nil)
+		return err == nil
+	})
+}
+
+func TestAWorkerThatIsNotReadyInTimeIsReplaced(t *testing.T) {
+	t.Parallel()
+	client := start(t, Options{StartTimeout: 2 * time.Second, RestartBudget: 100}, once(t, "--start-delay=60")...)
+	assertEmbeds(t, client)
+}
+
+func TestAnotherModelAfterARestartIsRefusedForGood(t *testing.T) {
+	t.Parallel()
+	client := start(t, Options{}, "--change-model", "--kill-after=1", "--count-file="+filepath.Join(t.TempDir(), "processes"))
+	assertEmbeds(t, client)
+	for range 2 {
+		if _, err := client.Embed(within(t), texts(1), nil); !errors.Is(err, ErrModelChanged) {
+			t.Error(err)
+		}
+	}
+}
+
+func TestAnotherProtocolIsRefusedForGood(t *testing.T) {
+	t.Parallel()
+	client := start(t, Options{}, "--protocol=2")
+	for range 2 {
+		if _, err := client.Embed(within(t), texts(1), nil); !errors.Is(err, ErrProtocolMismatch) {
+			t.Error(err)
+		}
+	}
+}
+
+func TestTheWorkerDoesNotSeeTheHostsSecrets(t *testing.T) {
+	t.Setenv("EMBED_BRIDGE_TEST_SECRET", "hunter2")
+	client := start(t, Options{
+		Command: []string{python(), "-c", "import os, sys; sys.stderr.write(repr(dict(os.environ))); sys.exit(78)"},
+		Env:     []string{"WANTED=yes"},
+	})
+	var failed *WorkerError
+	if _, err := client.Info(within(t)); !errors.As(err, &failed) {
+		t.Fatal(err)
+	}
+	if tail := failed.StderrTail; strings.Contains(tail, "hunter2") || !strings.Contains(tail, "'WANTED': 'yes'") || !strings.Contains(tail, "'PATH'") {
+		t.Error(tail)
+	}
+}
+
+// The end -----------------------------------------------------------------------------------------------------------
+
+func TestCloseReapsTheWorkerAndWhateverItLeft(t *testing.T) {
+	const never = time.Hour // the rung that must not be needed
+	for _, each := range []struct {
+		stubborn []string
+		patience Options
+	}{
+		{nil, Options{DrainTimeout: never}},
+		{[]string{"--ignore-eof"}, Options{DrainTimeout: 100 * time.Millisecond, TerminateTimeout: never}},
+		{[]string{"--ignore-eof", "--ignore-term"}, quick},
+	} {
+		t.Run(strings.Join(each.stubborn, ""), func(t *testing.T) {
+			t.Parallel()
+			pidFile := filepath.Join(t.TempDir(), "pid")
+			client := start(t, each.patience, append(each.stubborn, "--grandchild="+pidFile)...)
+			info, err := client.Info(within(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			grandchild := readPID(t, pidFile)
+			var closers sync.WaitGroup
+			for range 2 {
+				closers.Add(1)
+				go func() {
+					defer closers.Done()
+					if err := client.Close(); err != nil {
+						t.Error(err)
+					}
+				}()
+			}
+			closers.Wait()
+			if isAlive(info.PID) { // a zombie would be
+				t.Error("the worker is not reaped")
+			}
+			assertDies(t, grandchild)
+			if _, err := client.Embed(within(t), texts(1), nil); !errors.Is(err, ErrClosed) {
+				t.Error(err)
+			}
+			if err := client.Ping(within(t)); !errors.Is(err, ErrClosed) {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestCloseLetsTheWorkerFinishWhatItHas(t *testing.T) {
+	t.Parallel()
+	client := start(t, Options{}, "--latency=0.2", "--max-in-flight=1")
+	if _, err := client.Info(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	sent, waiting := make(chan error, 1), make(chan error, 1)
+	go func() { _, err := client.Embed(within(t), texts(1), nil); sent <- err }()
+	until(t, "one is sent", func() bool { return client.Stats().InFlight == 1 })
+	go func() { _, err := client.Embed(within(t), texts(1), nil); waiting <- err }()
+	until(t, "one waits", func() bool { return client.Stats().Queued == 1 })
+	if err := client.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-sent; err != nil {
+		t.Error(err)
+	}
+	if err := <-waiting; !errors.Is(err, ErrClosed) {
+		t.Error(err)
+	}
+}
+
+func TestCloseEndsWhatTheWorkerDoesNotFinish(t *testing.T) {
+	t.Parallel()
+	client := start(t, quick, "--latency=3600")
+	ended := make(chan error, 1)
+	go func() { _, err := client.Embed(within(t), texts(1), nil); ended <- err }()
+	until(t, "it is sent", func() bool { return client.Stats().InFlight == 1 })
+	if err := client.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; !errors.Is(err, ErrClosed) {
+		t.Error(err)
+	}
+}
+
+func TestCloseDoesNotWaitForABackoff(t *testing.T) {
+	t.Parallel()
+	client := start(t, Options{BackoffInitial: time.Hour, BackoffMax: time.Hour}, "--fail-start=1")
+	ended := make(chan error, 1)
+	go func() { _, err := client.Embed(within(t), texts(1), nil); ended <- err }()
+	until(t, "it failed", func() bool {
+		client.mu.Lock()
+		defer client.mu.Unlock()
+		return client.wakeUp != nil
+	})
+	if err := client.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; !errors.Is(err, ErrClosed) {
+		t.Error(err)
+	}
+}
+
+func TestNoGoroutineIsLeft(t *testing.T) {
+	before := runtime.NumGoroutine() // not parallel: the others wait
+	for _, fault := range []string{"--say=hello", "--kill-after=0", "--fail-start=1"} {
+		client, err := New(Options{
+			Command:        []string{python(), "-m", "bridge_client.testing.fake_worker", fault},
+			Env:            []string{"PYTHONPATH=" + root},
+			BackoffInitial: time.Millisecond,
+			RestartBudget:  2,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = client.Embed(within(t), texts(1), nil)
+		if err := client.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	until(t, "all goroutines end", func() bool { return runtime.NumGoroutine() <= before })
+}
+
+func TestAClientThatWasNeverUsedCloses(t *testing.T) {
+	t.Parallel()
+	client := start(t, Options{})
+	if err := client.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.Embed(within(t), texts(1), nil); !errors.Is(err, ErrClosed) {
+		t.Error(err)
+	}
+}
+
+// The real worker ---------------------------------------------------------------------------------------------------
+
+func TestTheRealWorkerEmbedsAndSurvivesKills(t *testing.T) {
+	t.Parallel()
+	client := start(t, Options{
+		Command:       []string{python(), "-m", "embed_worker", "--supervised"},
+		RestartBudget: 100,
+	})
+	info, err := client.Info(within(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info.Model != "all-MiniLM-L6-v2" || info.Dimension != 384 || info.MaxTokens != 256 || info.PID != client.Stats().PID {
+		t.Errorf("%+v", info)
+	}
+	first := mustEmbed(t, client, "a cat sat on the mat", "a cat was sitting on the mat", "stock prices fell sharply")
+	near, far := dot(first.Vector(0), first.Vector(1)), dot(first.Vector(0), first.Vector(2))
+	if math.Abs(dot(first.Vector(0), first.Vector(0))-1) > 1e-5 || near < 0.8 || far > 0.3 {
+		t.Errorf("similarities %v and %v", near, far)
+	}
+	no := false
+	_, err = client.Embed(within(t), []string{"short", strings.Repeat("long ", 400)}, &EmbedOptions{Truncate: &no})
+	assertRequestError(t, err, "input_too_long", 1)
+	killUnderLoad(t, client, 2, func(int) error {
+		_, err := client.Embed(within(t), []string{"a cat sat on the mat"}, nil)
+		return err
+	})
+	again := mustEmbed(t, client, "a cat sat on the mat")
+	if again.Fingerprint != first.Fingerprint || dot(first.Vector(0), again.Vector(0)) < 1-1e-5 {
+		t.Error("other vectors after the restarts")
+	}
+}
+
+func dot(a, b []float32) (sum float64) {
+	for i := range a {
+		sum += float64(a[i]) * float64(b[i])
+	}
+	return sum
+}

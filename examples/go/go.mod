@@ -1,0 +1,3 @@
+module embedbridge
+
+go 1.22

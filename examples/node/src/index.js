@@ -1,0 +1,2 @@
+export { EmbedBridge } from "./embed-bridge.js";
+export { EmbedBridgeError } from "./errors.js";
