@@ -1,0 +1,114 @@
+//! Workers for the tests: the fake one with its faults, and the real one.
+
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use embed_bridge::{EmbedBridge, Options};
+
+/// For everything that must happen; nothing is proved by its length.
+pub const WAIT: Duration = Duration::from_secs(20);
+
+fn python(arguments: &[&str]) -> Options {
+    let interpreter = std::env::var_os("EMBED_BRIDGE_PYTHON").unwrap_or_else(|| "python3".into());
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let arguments = arguments.iter().map(OsString::from);
+    Options {
+        env: vec![("PYTHONPATH".into(), root.clone().into())],
+        cwd: Some(root),
+        request_timeout: WAIT,
+        start_timeout: WAIT,
+        backoff_initial: Duration::from_millis(10),
+        backoff_max: Duration::from_millis(50),
+        restart_budget: 20,
+        drain: Duration::from_secs(2),
+        ..Options::with_command([interpreter].into_iter().chain(arguments))
+    }
+}
+
+/// The fake worker with these faults. `python -m bridge_client.testing.fake_worker --help` lists them.
+pub fn fake(faults: &[&str]) -> Options {
+    python(&[&["-m", "bridge_client.testing.fake_worker", "--supervised"], faults].concat())
+}
+
+/// The fake worker with these faults in its first process only.
+pub fn fake_at_first(faults: &[&str]) -> Options {
+    let file = count_file();
+    fake(&[faults, &["--processes=1", "--count-file", path(&file)]].concat())
+}
+
+/// The real worker with the default model.
+pub fn real() -> Options {
+    python(&["-m", "embed_worker", "--supervised"])
+}
+
+/// A file in which the processes of one fake worker count themselves.
+pub fn count_file() -> PathBuf {
+    static FILES: AtomicU32 = AtomicU32::new(0);
+    let number = FILES.fetch_add(1, Ordering::Relaxed);
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("processes-{}-{number}", std::process::id()));
+    let _ = std::fs::remove_file(&file);
+    file
+}
+
+pub fn path(file: &Path) -> &str {
+    file.to_str().expect("a printable path")
+}
+
+/// The number in the file of `--grandchild`.
+pub fn pid_in(file: &Path) -> u32 {
+    std::fs::read_to_string(file).expect("its file").trim().parse().expect("a number")
+}
+
+pub fn spawn(options: Options) -> EmbedBridge {
+    EmbedBridge::spawn(options).expect("a thread")
+}
+
+/// The vector that a fake worker without faults gives to a text.
+pub fn vector(text: &str) -> Vec<f32> {
+    static HEALTHY: OnceLock<EmbedBridge> = OnceLock::new();
+    let bridge = HEALTHY.get_or_init(|| spawn(fake(&[])));
+    bridge.embed(&[text]).expect("no faults").vectors
+}
+
+/// The worker's process, as soon as there is a ready one.
+pub fn pid(bridge: &EmbedBridge) -> u32 {
+    bridge.info().expect("a ready worker").pid
+}
+
+pub fn signal(pid: u32, name: &str) -> bool {
+    let status = Command::new("sh").args(["-c", &format!("kill -s {name} {pid}")]).stderr(Stdio::null()).status();
+    status.expect("a shell").success()
+}
+
+/// Whether there is such a process, zombies included.
+pub fn exists(pid: u32) -> bool {
+    signal(pid, "0")
+}
+
+/// Whether there is such a process that is not a zombie: an orphan is reaped by somebody else, some time.
+pub fn is_running(pid: u32) -> bool {
+    let told = Command::new("ps").args(["-o", "stat=", "-p", &pid.to_string()]).output().expect("`ps`");
+    !matches!(told.stdout.trim_ascii_start().first(), None | Some(b'Z' | b'X'))
+}
+
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !condition() {
+        assert!(started.elapsed() < WAIT, "{what}: it did not happen");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Run something that must not take for ever.
+pub fn within_bounds(what: &str, run: impl FnOnce() + Send + 'static) {
+    let thread = thread::spawn(run);
+    wait_until(what, || thread.is_finished());
+    thread.join().expect(what);
+}

@@ -1,0 +1,100 @@
+"""The Rust client, seen from outside: its own tests are in examples/rust, and `make clients` runs them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bridge_client.testing import fake_command
+from tests.client.conftest import WAIT_S
+from tests.hosts import adapters
+
+BUILD = adapters.ROOT / "examples/rust/target/release"
+BINARY = BUILD / "conformance-adapter"
+COMMAND = (str(BINARY),)
+FACTS = (
+    "The battery lasts about ten hours on a single charge.",
+    "Our refund policy: return the item within 30 days and the price is repaid in full.",
+    "Parcels leave our warehouse on the day of the order.",
+)
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals"),
+    pytest.mark.skipif(shutil.which("cargo") is None and not BINARY.exists(), reason="cargo is not installed"),
+    pytest.mark.skipif(not BINARY.exists(), reason="the Rust client is not built: make clients"),
+]
+
+
+def test_every_call_ends_once_when_the_worker_is_killed_under_load() -> None:
+    adapters.check_kills_under_load(COMMAND)
+
+
+@pytest.mark.parametrize("worker", [fake_command(latency=3600), adapters.REAL_WORKER], ids=["fake", "real"])
+def test_no_worker_outlives_a_killed_host(worker: tuple[str, ...]) -> None:
+    adapters.check_no_orphan(COMMAND, worker=worker)
+
+
+def test_vectors_of_the_fake_worker_are_those_of_the_python_client_bit_for_bit() -> None:
+    adapters.check_fake_vectors(COMMAND)
+
+
+def test_vectors_of_the_real_worker_are_those_of_the_python_client() -> None:
+    adapters.check_real_vectors(COMMAND)
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
+def test_the_worker_sees_nothing_of_the_hosts_environment_that_it_does_not_need(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DATABASE_PASSWORD", "secret")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with adapters.Adapter(COMMAND, fake_command()) as adapter:
+        passed = Path(f"/proc/{adapter.ask('info')['pid']}/environ").read_bytes().split(b"\0")
+        assert b"OMP_NUM_THREADS=1" in passed
+        assert b"DATABASE_PASSWORD=secret" not in passed
+        adapter.finish()
+
+
+def vector_store(*arguments: str, queries: str = "") -> subprocess.CompletedProcess[str]:
+    command = [str(BUILD / "vector-store"), *arguments]
+    return subprocess.run(command, cwd=adapters.ROOT, input=queries, capture_output=True, text=True, timeout=WAIT_S)
+
+
+def test_the_vector_store_finds_texts_by_their_meaning(tmp_path: Path) -> None:
+    file = tmp_path / "facts.txt"
+    file.write_text("".join(f"{fact}\n" for fact in FACTS), "utf-8")
+    worker = ("--", *adapters.REAL_WORKER)
+
+    asked = vector_store(str(file), "--query", "how do I get my money back?", "--top", "2", *worker)
+    assert asked.returncode == 0, asked.stderr
+    hits = [re.split(r" +", line.strip(), maxsplit=2) for line in asked.stdout.splitlines() if line]
+    assert hits[0][1:] == ["2", FACTS[1]], "the number of the line, and the line"
+    similarities = [float(similarity) for similarity, _, _ in hits]
+    assert len(hits) == 2
+    assert 1.0 > similarities[0] > similarities[1]
+
+    told = vector_store(str(file), "--top", "1", *worker, queries=f"when is it shipped?\n{FACTS[0]}\n")
+    assert told.returncode == 0, told.stderr
+    lines = [line for line in told.stdout.splitlines() if line]
+    assert lines[0].endswith(FACTS[2])
+    assert lines[1].split() == ["1.0000", "1", *FACTS[0].split()]
+
+
+def test_the_vector_store_says_what_is_wrong_with_its_exit_status(tmp_path: Path) -> None:
+    file = tmp_path / "fact.txt"
+    file.write_text(f"{FACTS[0]}\n", "utf-8")
+    for status, arguments, complaint in (
+        (2, (), "no FILE"),
+        (2, (str(file), "--topp", "3"), "unknown option --topp"),
+        (1, (str(tmp_path / "missing.txt"),), "missing.txt"),
+        (1, (str(file), "--", *fake_command(fail_start=78)), "told to fail"),
+    ):
+        ended = vector_store(*arguments)
+        assert ended.returncode == status, ended.stderr
+        assert complaint in ended.stderr
+        assert ended.stdout == ""
