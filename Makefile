@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test clients bench lint fmt soak clean
+.PHONY: demo test coverage clients bench lint fmt soak clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/python examples/demo.py
@@ -12,6 +12,9 @@ test: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile
+
+coverage: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m "not soak" --cov --cov-report=term:skip-covered
 
 # The clients in other languages, each where its toolchain is: built, checked, tested against the fake worker and the
