@@ -328,6 +328,8 @@ class _Reader:
 
     def _dense(self, module: _Module) -> DensePlan:
         config = self._read_object(_config_of(module.path))
+        if not config:
+            raise self._error(f"has no {_config_of(module.path)}, which says what its Dense module is")
         of = config.get("module_input_name", "sentence_embedding")
         to = config.get("module_output_name") or of
         if (of, to) != ("sentence_embedding", "sentence_embedding"):

@@ -13,7 +13,7 @@ from embed_worker.tools.coreml_partitions import Forecast, ForecastError, bucket
 from embed_worker.tools.onnx_writer import ExportError
 
 _BUCKETS = tuple((batch, length) for length in (32, 64, 128, 256, 512) for batch in (1, 8))
-_USUAL = (1, 128)
+_USUAL_LENGTH = 128
 
 
 def forecast_model(plan: ModelPlan) -> dict[str, Any]:
@@ -22,9 +22,10 @@ def forecast_model(plan: ModelPlan) -> dict[str, Any]:
     What cannot be forecast is None, and `sentences` say why.
     """
     sentences: list[str] = []
-    own = _try(plan.graph, _USUAL, sentences)
+    usual = (1, max(length for _, length in _BUCKETS if length <= min(_USUAL_LENGTH, max(32, plan.max_tokens))))
+    own = _try(plan.graph, usual, sentences)
     if own is not None:
-        sentences += [f"its own graph at {_USUAL[0]} × {_USUAL[1]}: {line}" for line in own.sentences()]
+        sentences += [f"its own graph at {usual[0]} × {usual[1]}: {line}" for line in own.sentences()]
     dedicated: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="embed-worker-") as scratch:
         try:
@@ -35,7 +36,7 @@ def forecast_model(plan: ModelPlan) -> dict[str, Any]:
             found = [(bucket, _try(graph, bucket, sentences)) for bucket in _buckets(plan)]
             dedicated = [_as_json(bucket, result) for bucket, result in found if result is not None]
             sentences += _of_dedicated([result for _, result in found if result is not None])
-    return {"own": None if own is None else _as_json(_USUAL, own), "dedicated": dedicated, "sentences": sentences}
+    return {"own": None if own is None else _as_json(usual, own), "dedicated": dedicated, "sentences": sentences}
 
 
 def _buckets(plan: ModelPlan) -> list[tuple[int, int]]:
