@@ -23,6 +23,7 @@ clients: export EMBED_BRIDGE_PYTHON := $(CURDIR)/$(BIN)/python
 clients: $(VENV)/.installed-test
 	@if command -v cargo >/dev/null; then set -ex; cd examples/rust; \
 	  cargo build --release --locked --all-targets; cargo test --release --locked --quiet; \
+	  if cargo clippy --version >/dev/null 2>&1; then cargo clippy --release --locked --all-targets -- -D warnings; fi; \
 	else echo "clients: no cargo, so no Rust client"; fi
 	@if command -v go >/dev/null; then set -ex; cd examples/go; test -z "$$(gofmt -l .)"; go vet ./...; \
 	  go build -o bin/conformance-adapter ./cmd/conformance-adapter; go test -count=1 -parallel 8 ./...; \

@@ -44,6 +44,7 @@ from embed_worker.tools.onnx_writer import (
     Floats,
     Int64,
     chosen,
+    open_session,
     open_weights,
     read_json_object,
     weight_files,
@@ -164,7 +165,8 @@ class _Source:
         """
         config = read_json_object(folder / "config.json")
         read = chosen(config, "model_type", None, _ENCODERS)
-        if "AutoModel" in (config.get("auto_map") or {}):
+        own_code = config.get("auto_map")
+        if isinstance(own_code, dict) and "AutoModel" in own_code:
             raise ExportError(
                 f"{folder} brings code of its own for its model (auto_map), which is neither read nor run."
             )
@@ -263,7 +265,7 @@ def _check(source: _Source, folder: Path) -> tuple[float, float]:
         model = CoremlModel.open(folder)
     except CoremlModelError as error:
         raise CheckFailedError(f"What was written cannot be read: {error}") from error
-    session = _session(model.graph)
+    session = open_session(model.graph)
     random = np.random.default_rng(0)
     lengths = [min(length, source.encoder.max_tokens) for length in (1, 9, 33)]
     texts = [random.integers(0, source.encoder.vocabulary, length) for length in lengths]
@@ -295,14 +297,3 @@ def _parity(found: Floats, expected: Floats) -> tuple[float, float]:
             f"allowed, smallest cosine {cosine:.7f} of {_MIN_COSINE} required."
         )
     return difference, cosine
-
-
-def _session(graph: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its exceptions have no narrower base
-        raise CheckFailedError(f"onnxruntime cannot load the graph: {error}") from error

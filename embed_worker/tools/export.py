@@ -34,6 +34,7 @@ from embed_worker.tools.onnx_writer import (
     Storage,
     Weights,
     chosen,
+    open_session,
     open_weights,
     read_json_object,
     weight_files,
@@ -290,7 +291,7 @@ def check(graph: Path, encoder: Encoder, storage: Storage) -> Parity:
     Raises:
         CheckFailedError: It differs by more than the storage explains.
     """
-    session = _session(graph)
+    session = open_session(graph)
     inputs = {tensor.name for tensor in session.get_inputs()}
     sequences = _check_sequences(encoder)
     witness = np.concatenate([encoder.hidden(ids, types) for ids, types in sequences])
@@ -312,17 +313,6 @@ def check(graph: Path, encoder: Encoder, storage: Storage) -> Parity:
             f"{allowed.min_cosine} required."
         )
     return found
-
-
-def _session(graph: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its exceptions have no narrower base
-        raise CheckFailedError(f"onnxruntime cannot load the graph: {error}") from error
 
 
 def _check_sequences(encoder: Encoder) -> list[tuple[Int64, Int64]]:

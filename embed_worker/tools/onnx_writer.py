@@ -195,6 +195,25 @@ def shown(items: range, what: str) -> Iterable[int]:
     return bar
 
 
+# Checking what was written ------------------------------------------------------------------------------------------
+
+
+def open_session(graph: Path) -> Any:
+    """Load a graph with onnxruntime, on the CPU.
+
+    Raises:
+        CheckFailedError: It cannot.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no narrower base
+        raise CheckFailedError(f"onnxruntime cannot load the graph: {error}") from error
+
+
 # Reading a folder that may be damaged -------------------------------------------------------------------------------
 
 
