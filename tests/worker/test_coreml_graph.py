@@ -133,7 +133,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Made]:
 
 
 @pytest.mark.parametrize(("name", "width"), [(DEFAULT_MODEL.name, 384), ("bert-mean", 32), ("xlmr-unigram", 32)])
-def test_rule_5_a_bert_has_three_float_inputs_and_one_output(made: Mapping[str, Made], name: str, width: int) -> None:
+def test_rule_05_a_bert_has_three_float_inputs_and_one_output(made: Mapping[str, Made], name: str, width: int) -> None:
     batch, length = "batch_size", "sequence_length"
     assert interface_of(made[name]) == {
         "inputs_embeds": ("tensor(float)", [batch, length, width]),
@@ -143,7 +143,7 @@ def test_rule_5_a_bert_has_three_float_inputs_and_one_output(made: Mapping[str, 
     }
 
 
-def test_rule_5_a_qwen3_has_a_causal_bias_and_its_rotations_as_inputs(made: Mapping[str, Made]) -> None:
+def test_rule_05_a_qwen3_has_a_causal_bias_and_its_rotations_as_inputs(made: Mapping[str, Made]) -> None:
     batch, length = "batch_size", "sequence_length"
     assert interface_of(made["qwen3-last"]) == {
         "inputs_embeds": ("tensor(float)", [batch, length, 32]),
@@ -161,7 +161,7 @@ def interface_of(model: Made) -> dict[str, tuple[str, list[int | str]]]:
 
 
 @pytest.mark.parametrize("name", [DEFAULT_MODEL.name, *FIXTURES])
-def test_rule_5_operators_are_plain_and_weights_are_constants_of_products(made: Mapping[str, Made], name: str) -> None:
+def test_rule_05_operators_are_plain_and_weights_are_constants_of_products(made: Mapping[str, Made], name: str) -> None:
     model = onnx.load(made[name].coreml.graph)
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 20)]
     assert {node.op_type for node in model.graph.node} <= PLAIN
@@ -179,7 +179,7 @@ def test_rule_5_operators_are_plain_and_weights_are_constants_of_products(made: 
 
 @pytest.mark.parametrize("name", ["bert-mean", "qwen3-last"])
 @pytest.mark.parametrize("bucket", [(1, 32), (8, 512)])
-def test_rule_5_a_bucket_fixes_every_shape(made: Mapping[str, Made], name: str, bucket: tuple[int, int]) -> None:
+def test_rule_05_a_bucket_fixes_every_shape(made: Mapping[str, Made], name: str, bucket: tuple[int, int]) -> None:
     overrides = dict(zip((BATCH_DIMENSION, LENGTH_DIMENSION), bucket, strict=True))
     graph = optimized(made[name].coreml.graph, overrides).graph
     values = [*graph.input, *graph.value_info, *graph.output]
@@ -189,7 +189,7 @@ def test_rule_5_a_bucket_fixes_every_shape(made: Mapping[str, Made], name: str, 
     assert all(isinstance(size, int) for node in made[name].session(bucket).get_inputs() for size in node.shape)
 
 
-def test_rule_5_tables_are_mapped_and_as_wide_as_their_source(made: Mapping[str, Made]) -> None:
+def test_rule_05_tables_are_mapped_and_as_wide_as_their_source(made: Mapping[str, Made]) -> None:
     default, fixture, rotary = (made[name].coreml for name in (DEFAULT_MODEL.name, "bert-mean", "qwen3-last"))
     assert isinstance(default.words.base, np.memmap)
     assert default.positions is not None
@@ -221,7 +221,7 @@ def test_the_description_tells_the_architecture_apart(made: Mapping[str, Made]) 
 
 
 @pytest.mark.parametrize(("batch", "name"), [*((8, name) for name in FIXTURES), (1, "bert-mean"), (1, "qwen3-last")])
-def test_rule_5_all_texts_have_the_vectors_of_sentence_transformers(
+def test_rule_05_all_texts_have_the_vectors_of_sentence_transformers(
     made: Mapping[str, Made], name: str, batch: int
 ) -> None:
     """Every case of the fixture in the smallest bucket that takes it; the last batch of most is partial."""
@@ -241,7 +241,7 @@ def test_rule_5_all_texts_have_the_vectors_of_sentence_transformers(
 
 @pytest.mark.parametrize("name", ["bert-mean", "bert-cls-new", "qwen3-last"])
 @pytest.mark.parametrize("bucket", BUCKETS)
-def test_rule_5_every_bucket_gives_the_goldens(made: Mapping[str, Made], name: str, bucket: tuple[int, int]) -> None:
+def test_rule_05_every_bucket_gives_the_goldens(made: Mapping[str, Made], name: str, bucket: tuple[int, int]) -> None:
     """Texts of up to 32 tokens, which are mostly padding in the longer buckets; the last batch of 8 is partial."""
     model = made[name]
     cases = [case for case in expected_of(name)["cases"] if case["dimensions"] is case["normalize"] is None]
@@ -269,7 +269,7 @@ def test_padding_may_be_on_either_side(made: Mapping[str, Made], name: str) -> N
     np.testing.assert_allclose(left, right, rtol=0, atol=2e-6)
 
 
-def test_rule_5_the_default_model_has_the_vectors_of_the_cpu_and_the_goldens(made: Mapping[str, Made]) -> None:
+def test_rule_05_the_default_model_has_the_vectors_of_the_cpu_and_the_goldens(made: Mapping[str, Made]) -> None:
     model = made[DEFAULT_MODEL.name]
     cpu = load_model(DEFAULT_MODEL, ModelOptions(), RuntimeOptions(), 1)
     for bucket, places in (((8, 32), range(11)), ((8, 64), (18, 19, 21, 30)), ((1, 128), (71,)), ((1, 512), (76, 77))):

@@ -79,7 +79,7 @@ def assert_whole(found: Forecast) -> None:
 
 
 @pytest.mark.parametrize(("batch", "length"), BUCKETS)
-def test_rule_6_the_default_model_is_one_partition_in_every_bucket(
+def test_rule_06_the_default_model_is_one_partition_in_every_bucket(
     dedicated: Mapping[str, Path], batch: int, length: int
 ) -> None:
     graph = optimized(dedicated[DEFAULT_MODEL.name], {"batch_size": batch, "sequence_length": length})
@@ -89,7 +89,7 @@ def test_rule_6_the_default_model_is_one_partition_in_every_bucket(
 
 @pytest.mark.parametrize("name", ["bert-mean", "xlmr-unigram", "qwen3-last"])
 @pytest.mark.parametrize(("batch", "length"), BUCKETS)
-def test_rule_6_fixture_models_are_one_partition_in_every_bucket(
+def test_rule_06_fixture_models_are_one_partition_in_every_bucket(
     dedicated: Mapping[str, Path], name: str, batch: int, length: int
 ) -> None:
     graph = optimized(dedicated[name], {"batch_size": batch, "sequence_length": length})
@@ -138,7 +138,7 @@ dumped_by_1_31 = pytest.mark.skipif(
 
 
 @dumped_by_1_31
-def test_rule_6_a_raw_export_of_six_layers_has_the_counts_of_the_reference() -> None:
+def test_rule_06_a_raw_export_of_six_layers_has_the_counts_of_the_reference() -> None:
     model = raw_bert(6)
     dynamic = optimized(model, {})
     assert counts(forecast_optimized(dynamic, static=False)) == (15, 211, 290)
@@ -165,7 +165,7 @@ def remove_unread(graph: onnx.GraphProto) -> None:
 
 
 @dumped_by_1_31
-def test_rule_6_a_raw_export_with_a_float_mask_is_one_partition() -> None:
+def test_rule_06_a_raw_export_with_a_float_mask_is_one_partition() -> None:
     model = raw_bert(6)
     mask = "/model/Where_1_output_0"
     graph = model.graph
@@ -198,7 +198,7 @@ RAW_COUNTS: Sequence[tuple[str, bool, str, ModelFormat, bool, tuple[int, int, in
 
 @dumped_by_1_31
 @pytest.mark.parametrize(("name", "is_fixed", "version", "model_format", "static", "expected"), RAW_COUNTS)
-def test_rule_6_raw_exports_have_the_counts_of_an_independent_program(
+def test_rule_06_raw_exports_have_the_counts_of_an_independent_program(
     name: str, is_fixed: bool, version: str, model_format: ModelFormat, static: bool, expected: tuple[int, int, int]
 ) -> None:
     overrides = bucket_overrides(raw(name), batch=1, length=64) if is_fixed else {}
@@ -207,7 +207,7 @@ def test_rule_6_raw_exports_have_the_counts_of_an_independent_program(
 
 
 @dumped_by_1_31
-def test_rule_6_a_mask_of_plain_arithmetic_costs_two_nodes_and_no_partition() -> None:
+def test_rule_06_a_mask_of_plain_arithmetic_costs_two_nodes_and_no_partition() -> None:
     """The graph that the CPU runs: Unsqueeze of integers stays on the CPU, and so does its Cast up to 1.26."""
     overrides = {"batch_size": 1, "sequence_length": 128}
     graph = optimized(DEFAULT_MODEL / "onnx" / "model.onnx", overrides)
