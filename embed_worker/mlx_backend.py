@@ -223,23 +223,23 @@ def _read_weights(plan: ModelPlan) -> _Weights:
         ModelError: There is no such architecture here, or the weights cannot be had; one sentence says why.
     """
     # The readers of `embed-worker export`, which nothing else that serves needs.
-    from embed_worker.tools import bert, onnx_writer, qwen3
+    from embed_worker.tools import bert, published, qwen3
 
-    published = (plan.folder / name for name in (onnx_writer.WEIGHTS, onnx_writer.INDEX))
-    source = next((file for file in published if file.exists()), plan.graph)
+    weight_files = (plan.folder / name for name in (published.WEIGHTS, published.INDEX))
+    source = next((file for file in weight_files if file.exists()), plan.graph)
     try:
-        config = onnx_writer.read_json_object(plan.folder / "config.json")
+        config = published.read_json_object(plan.folder / "config.json")
         architecture = config.get("model_type")
         if architecture not in (*bert.MODEL_TYPES, "qwen3"):
             known = ", ".join((*bert.MODEL_TYPES, "qwen3"))
             raise ModelError(f"its architecture is {architecture!r}, and those that are known to run are {known}")
-        if "AutoModel" in (config.get("auto_map") or {}):
+        if published.has_own_code(config):
             raise ModelError("it brings code of its own (auto_map), which is neither read nor run")
-        tensors = _onnx_weights(source) if source == plan.graph else onnx_writer.open_weights(plan.folder)
+        tensors = _onnx_weights(source) if source == plan.graph else published.open_weights(plan.folder)
         encoder = (qwen3.Qwen3 if architecture == "qwen3" else bert.Bert).read(config, tensors)
-    except onnx_writer.ExportError as error:
+    except published.ExportError as error:
         # The readers take every file for the usual one.
-        problem = str(error).replace(onnx_writer.WEIGHTS, source.name).rstrip(".")
+        problem = str(error).replace(published.WEIGHTS, source.name).rstrip(".")
         raise ModelError(f"its weights cannot be used: {problem}") from error
     # DistilBERT calls it so.
     activation = str(config.get("hidden_act", config.get("activation", "gelu")))

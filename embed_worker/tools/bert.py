@@ -14,18 +14,8 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 
 from embed_worker.safetensors import Tensor
-from embed_worker.tools.onnx_writer import (
-    ExportError,
-    Floats,
-    GraphWriter,
-    Int64,
-    Storage,
-    Weights,
-    chosen,
-    epsilon,
-    shown,
-    size,
-)
+from embed_worker.tools.onnx_writer import GraphWriter, Storage, shown
+from embed_worker.tools.published import ExportError, Floats, Int64, Weights, chosen, epsilon, size
 
 # Activations: as a graph and in numpy. The graphs are the patterns that onnxruntime fuses into one operator. ---------
 

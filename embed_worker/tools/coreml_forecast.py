@@ -10,7 +10,7 @@ from typing import Any
 from embed_worker.model_folder import ModelPlan
 from embed_worker.tools.coreml_graph import export_for_coreml
 from embed_worker.tools.coreml_partitions import Forecast, ForecastError, bucket_overrides, forecast
-from embed_worker.tools.onnx_writer import ExportError
+from embed_worker.tools.published import ExportError
 
 _BUCKETS = tuple((batch, length) for length in (32, 64, 128, 256, 512) for batch in (1, 8))
 _USUAL_LENGTH = 128

@@ -36,7 +36,8 @@ from embed_worker.safetensors import Tensor
 from embed_worker.tools import bert
 from embed_worker.tools.bert import Bert
 from embed_worker.tools.coreml_layers import dedicated_graph
-from embed_worker.tools.onnx_writer import (
+from embed_worker.tools.onnx_writer import open_session
+from embed_worker.tools.published import (
     INDEX,
     WEIGHTS,
     CheckFailedError,
@@ -44,7 +45,7 @@ from embed_worker.tools.onnx_writer import (
     Floats,
     Int64,
     chosen,
-    open_session,
+    has_own_code,
     open_weights,
     read_json_object,
     weight_files,
@@ -165,8 +166,7 @@ class _Source:
         """
         config = read_json_object(folder / "config.json")
         read = chosen(config, "model_type", None, _ENCODERS)
-        own_code = config.get("auto_map")
-        if isinstance(own_code, dict) and "AutoModel" in own_code:
+        if has_own_code(config):
             raise ExportError(
                 f"{folder} brings code of its own for its model (auto_map), which is neither read nor run."
             )

@@ -14,7 +14,8 @@ import numpy as np
 
 from embed_worker.coreml_model import BATCH_DIMENSION, LENGTH_DIMENSION
 from embed_worker.tools.bert import Bert
-from embed_worker.tools.onnx_writer import Floats, GraphWriter, Storage
+from embed_worker.tools.onnx_writer import GraphWriter, Storage
+from embed_worker.tools.published import Floats
 from embed_worker.tools.qwen3 import Qwen3
 
 # 20 is the first opset with Gelu.

@@ -23,18 +23,16 @@ import numpy as np
 from embed_worker.manifest import Manifest, ManifestError, file_sha256
 from embed_worker.safetensors import Tensor
 from embed_worker.tools import bert
-from embed_worker.tools.onnx_writer import (
-    DEFAULT_OPSET,
-    OPSETS,
+from embed_worker.tools.onnx_writer import DEFAULT_OPSET, OPSETS, Storage, open_session
+from embed_worker.tools.published import (
     WEIGHTS,
     CheckFailedError,
     ExportError,
     Floats,
     Int64,
-    Storage,
     Weights,
     chosen,
-    open_session,
+    has_own_code,
     open_weights,
     read_json_object,
     weight_files,
@@ -241,8 +239,7 @@ def read_encoder(folder: Path) -> Encoder:
     """
     config = read_json_object(folder / "config.json")
     read = chosen(config, "model_type", None, _ENCODERS)
-    own_code = config.get("auto_map")
-    if isinstance(own_code, dict) and "AutoModel" in own_code:
+    if has_own_code(config):
         raise ExportError(f"{folder} brings code of its own for its model (auto_map), which is neither read nor run.")
     return read(config, open_weights(folder))
 

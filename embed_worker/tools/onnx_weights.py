@@ -19,7 +19,7 @@ import onnxruntime
 from onnx import helper, numpy_helper
 
 from embed_worker.safetensors import Tensor
-from embed_worker.tools.onnx_writer import ExportError, Floats, Int64
+from embed_worker.tools.published import ExportError, Floats, Int64
 
 # Of the table of words, wherever a wrapper around the model has put it.
 _TABLES = ("embeddings.word_embeddings.weight", "embed_tokens.weight")

@@ -14,18 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed_worker.safetensors import Tensor
-from embed_worker.tools.onnx_writer import (
-    ExportError,
-    Floats,
-    GraphWriter,
-    Int64,
-    Storage,
-    Weights,
-    chosen,
-    epsilon,
-    shown,
-    size,
-)
+from embed_worker.tools.onnx_writer import GraphWriter, Storage, shown
+from embed_worker.tools.published import ExportError, Floats, Int64, Weights, chosen, epsilon, size
 
 # Of the scores: added to what a token does not see. A weight of e to this power is 0, and it is far from overflowing.
 _UNSEEN = -1e9

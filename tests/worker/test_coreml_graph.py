@@ -34,7 +34,7 @@ from embed_worker.tools import bert, coreml_graph, coreml_layers
 from embed_worker.tools.coreml_graph import export_for_coreml
 from embed_worker.tools.coreml_partitions import optimized
 from embed_worker.tools.onnx_weights import read_onnx_weights
-from embed_worker.tools.onnx_writer import ExportError
+from embed_worker.tools.published import ExportError
 from tests.worker import test_export_qwen3
 from tests.worker.export_fixtures import (
     MODELS,
