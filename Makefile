@@ -21,10 +21,13 @@ coverage: $(VENV)/.installed-test
 # real one. `make test` then runs the conformance suite with them; without them it says what it skips.
 clients: export EMBED_BRIDGE_PYTHON := $(CURDIR)/$(BIN)/python
 clients: $(VENV)/.installed-test
-	@if command -v cargo >/dev/null; then set -ex; cd examples/rust; \
+	@if ! command -v cargo >/dev/null; then echo "clients: no cargo, so no Rust client"; \
+	elif ! cargo fetch --locked --manifest-path examples/rust/Cargo.toml; then \
+	  echo "clients: its crates cannot be fetched, so no Rust client"; \
+	else set -ex; cd examples/rust; \
 	  cargo build --release --locked --all-targets; cargo test --release --locked --quiet; \
 	  if cargo clippy --version >/dev/null 2>&1; then cargo clippy --release --locked --all-targets -- -D warnings; fi; \
-	else echo "clients: no cargo, so no Rust client"; fi
+	fi
 	@if command -v go >/dev/null; then set -ex; cd examples/go; test -z "$$(gofmt -l .)"; go vet ./...; \
 	  go build -o bin/conformance-adapter ./cmd/conformance-adapter; go test -count=1 -parallel 8 ./...; \
 	else echo "clients: no go, so no Go client"; fi
