@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from embed_worker.backend import Backend, ProviderReport, TokenBatch
 from embed_worker.config import CoremlPrecision, RuntimeOptions
 from embed_worker.coreml_cache import State, Verdict
 from embed_worker.coreml_compile import PROVIDER
@@ -33,9 +34,9 @@ from embed_worker.coreml_proof import (
     shape_for,
 )
 from embed_worker.errors import ConfigError, ModelError, brief
-from embed_worker.model_folder import ModelPlan
+from embed_worker.model_plan import ModelPlan
 from embed_worker.pooling import Float32, are_usable
-from embed_worker.session import Backend, OnnxBackend, ProviderReport, SessionClosedError, TokenBatch
+from embed_worker.session import OnnxBackend, SessionClosedError
 from embed_worker.tokenizer import TextTokenizer
 
 _log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed_worker.manifest import file_sha256
-from embed_worker.model_folder import PoolingMode
+from embed_worker.model_plan import PoolingMode
 from embed_worker.pooling import Float32, Int64
 
 FOLDER = "coreml"  # within the model's

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embed_worker import __version__
+from embed_worker.backend import Backend, TokenBatch
 from embed_worker.config import CoremlPrecision, RuntimeOptions
 from embed_worker.coreml_cache import Entry, State, Verdict, sweep
 from embed_worker.coreml_compile import PROVIDER, ChildFailedError, Job, StoppedError
@@ -30,16 +31,10 @@ from embed_worker.coreml_model import (
 )
 from embed_worker.errors import brief
 from embed_worker.manifest import file_sha256
-from embed_worker.model_folder import ModelPlan, PoolingMode
+from embed_worker.model_plan import ModelPlan, PoolingMode
 from embed_worker.pooling import Float32
 from embed_worker.providers import ProofError, golden_batches, golden_cosine
-from embed_worker.session import (
-    Backend,
-    StaticSession,
-    Subgraph,
-    TokenBatch,
-    is_out_of_memory,
-)
+from embed_worker.session import StaticSession, Subgraph, is_out_of_memory
 from embed_worker.tokenizer import TextTokenizer
 
 _log = logging.getLogger(__name__)

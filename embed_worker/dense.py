@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed_worker.errors import ModelError
-from embed_worker.model_folder import DensePlan, ModelPlan
+from embed_worker.model_plan import DensePlan, ModelPlan
 from embed_worker.pooling import Float32
 from embed_worker.safetensors import SafetensorsError, SafetensorsFile
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from embed_worker.backend import Backend, TokenBatch
 from embed_worker.dense import DenseLayer
 from embed_worker.errors import ModelError, brief
 from embed_worker.machine import release_freed_memory, return_large_blocks
-from embed_worker.model_folder import ModelPlan
+from embed_worker.model_plan import ModelPlan
 from embed_worker.pooling import Float32, are_usable, cosine_distances, finish_vectors, norms
-from embed_worker.session import Backend, TokenBatch
 from embed_worker.tokenizer import TextTokenizer, TokenizedText
 
 # Every loaded model has run on these: short, long enough to fill words, and not English.

@@ -15,7 +15,8 @@ from embed_worker.engine import Engine, LoadedModel
 from embed_worker.errors import ModelError
 from embed_worker.external_data import external_files
 from embed_worker.manifest import Manifest, ManifestError, Verify, file_sha256, verify
-from embed_worker.model_folder import ModelPlan, read_model_folder
+from embed_worker.model_folder import read_model_folder
+from embed_worker.model_plan import ModelPlan
 from embed_worker.onnx_file import read_outline
 from embed_worker.providers import accelerate
 from embed_worker.session import OnnxBackend

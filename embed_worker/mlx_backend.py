@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from embed_worker.backend import Backend, ProviderReport, TokenBatch
 from embed_worker.config import MlxPrecision, RuntimeOptions
 from embed_worker.errors import ConfigError, ModelError, OutOfMemoryError, brief
-from embed_worker.model_folder import ModelPlan
+from embed_worker.model_plan import ModelPlan
 from embed_worker.pooling import Float32, Int64, pool
 from embed_worker.providers import ProofError, golden_batches, golden_cosine
 from embed_worker.safetensors import Tensor
-from embed_worker.session import Backend, OnnxBackend, ProviderReport, TokenBatch, is_out_of_memory
+from embed_worker.session import OnnxBackend, is_out_of_memory
 from embed_worker.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:

@@ -12,11 +12,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from embed_worker.backend import Backend, TokenBatch
 from embed_worker.config import RuntimeOptions
 from embed_worker.errors import ConfigError, ModelError, OutOfMemoryError, brief
-from embed_worker.model_folder import ModelPlan
+from embed_worker.model_plan import ModelPlan
 from embed_worker.pooling import Float32, cosine_distances, norms
-from embed_worker.session import Backend, OnnxBackend, TokenBatch, available_providers, choose_provider
+from embed_worker.session import OnnxBackend, available_providers, choose_provider
 from embed_worker.tokenizer import TextTokenizer
 
 # The smallest cosine to the CPU's vectors that passes, by the precision that is computed in.

@@ -8,96 +8,25 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from embed_worker.backend import ProviderReport, TokenBatch
 from embed_worker.config import RuntimeOptions
 from embed_worker.errors import ConfigError, ModelError, OutOfMemoryError, brief
 from embed_worker.external_data import MappedTensor, external_files, map_linked
-from embed_worker.model_folder import ModelPlan
+from embed_worker.graph_inputs import check_is_dynamic, feeder, hidden_output
+from embed_worker.model_plan import ModelPlan
 from embed_worker.onnx_file import Outline, read_outline
-from embed_worker.pooling import Float32, Int64, pool
+from embed_worker.pooling import Float32, pool
 
 _log = logging.getLogger(__name__)
 
 _CPU = "CPUExecutionProvider"
 _POOLED_OUTPUT = "sentence_embedding"
-_HIDDEN_OUTPUTS = ("last_hidden_state", "token_embeddings")
-_KNOWN_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
-_INTEGER_TYPES: dict[str, Any] = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
-_TYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16, **_INTEGER_TYPES}
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TokenBatch:
-    """Padded token ids of some texts.
-
-    Attributes:
-        ids: (B, T) int64.
-        mask: (B, T) int64, 1 for a token and 0 for padding.
-        skipped: (B,) int64, the leading tokens of each text that pooling leaves out; None where there are none.
-    """
-
-    ids: Int64
-    mask: Int64
-    skipped: Int64 | None = None
-
-
-_Feed: TypeAlias = Callable[[TokenBatch], NDArray[Any]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProviderReport:
-    """What `info` tells of the provider: the one asked for, the one that runs, and why.
-
-    A provider with more to tell has a subclass: all fields become members of `info`, and so must be JSON.
-    """
-
-    asked: str
-    chosen: str
-    reason: str
-
-
-class Backend(Protocol):
-    """A loaded model, from token ids to one vector a text. onnxruntime fulfils it here, others elsewhere."""
-
-    @property
-    def provider(self) -> ProviderReport:
-        """What runs the graph."""
-
-    @property
-    def precision(self) -> str:
-        """The type that the graph computes in."""
-
-    @property
-    def scales_by_batch(self) -> bool:
-        """Whether it is known to quantise by the values of the whole batch, so that neighbours matter."""
-
-    @property
-    def is_end_to_end(self) -> bool:
-        """Whether `embed` gives the model's final vectors: `Dense` modules, and perhaps L2, are inside the graph."""
-
-    def widen(self) -> None:
-        """Do what makes the model faster and may wait until it serves. It never raises."""
-
-    def embed(self, batch: TokenBatch, *, is_alone: bool) -> Float32:
-        """Run a padded batch and pool it.
-
-        Args:
-            batch: At least one row of at least one token.
-            is_alone: Nothing else runs: all cores may be used for it.
-
-        Returns:
-            (B, D) float32 as pooled: not cut, not normalised, not checked.
-
-        Raises:
-            OutOfMemoryError: An allocation failed.
-            ModelError: The model gives something else than vectors of its folder.
-            Exception: Whatever the runtime raises for this batch.
-        """
 
 
 class OnnxBackend:
@@ -125,14 +54,14 @@ class OnnxBackend:
         self.provider = _as_chosen(provider, self._lane.get_providers())
         outputs = {output.name: output for output in self._lane.get_outputs()}
         self.is_end_to_end = _POOLED_OUTPUT in outputs
-        self._output = _POOLED_OUTPUT if self.is_end_to_end else _hidden_output(outputs, plan.name)
+        self._output = _POOLED_OUTPUT if self.is_end_to_end else hidden_output(outputs, plan.name)
         # "tensor(float)" is 32 bits wide.
         kind = outputs[self._output].type.removeprefix("tensor(").removesuffix(")")
         self.precision = "float32" if kind == "float" else kind
         inputs = self._lane.get_inputs()
-        _check_is_dynamic(inputs, plan.name)
+        check_is_dynamic(inputs, plan.name)
         batch_axis = next((node.shape[0] for node in inputs if node.name == "input_ids" and node.shape), None)
-        self._inputs = [_feeder(node, batch_axis, plan.name) for node in inputs]
+        self._inputs = [feeder(node, batch_axis, plan.name) for node in inputs]
 
     @classmethod
     def load(cls, plan: ModelPlan, options: RuntimeOptions, *, threads: int, provider: str = _CPU) -> OnnxBackend:
@@ -403,67 +332,6 @@ def _as_chosen(report: ProviderReport, active: Sequence[str]) -> ProviderReport:
     return ProviderReport(
         asked=report.asked, chosen=active[0], reason=f"{report.chosen} could not be set up; see standard error"
     )
-
-
-def _hidden_output(outputs: Mapping[str, Any], name: str) -> str:
-    found = next((output for output in _HIDDEN_OUTPUTS if output in outputs), None)
-    if found is None:
-        raise ModelError(
-            f"the model {name!r} has a graph without an output {' or '.join(_HIDDEN_OUTPUTS)}: "
-            f"it has {', '.join(outputs)}"
-        )
-    rank = len(outputs[found].shape)
-    if rank != 3:
-        raise ModelError(f"the model {name!r} has a graph whose {found} has {rank} dimensions, not batch, tokens, size")
-    return found
-
-
-def _check_is_dynamic(inputs: Sequence[Any], name: str) -> None:
-    shape: Sequence[object] = next((node.shape for node in inputs if node.name == "input_ids"), ())
-    if any(isinstance(size, int) for size in shape):
-        problem = f"has a graph for texts of one fixed shape, {list(shape)}: export it with dynamic axes"
-        raise ModelError(f"the model {name!r} {problem}")
-
-
-def _feeder(node: Any, batch_axis: object, name: str) -> tuple[str, _Feed]:
-    """Pair an input of the graph with the function that makes it from a batch.
-
-    Args:
-        node: Name, type and shape, as onnxruntime describes an input.
-        batch_axis: What the graph calls the first axis of `input_ids`.
-        name: The model's, for messages.
-    """
-    if node.name in _KNOWN_INPUTS:
-        dtype = _INTEGER_TYPES.get(node.type)
-        if dtype is None:
-            raise ModelError(f"the model {name!r} has a graph whose {node.name} is {node.type}, not integers")
-        return node.name, _FEEDS[node.name](dtype)
-    # What a decoder carries from one token to the next is empty here, and so are images and sounds; the graph says in
-    # which dimension. The batch's own is not it.
-    dtype = _TYPES.get(node.type)
-    follows_batch = bool(node.shape) and not isinstance(node.shape[0], int) and node.shape[0] == batch_axis
-    shape = [size if isinstance(size, int) else 0 for size in node.shape]
-    if dtype is None or 0 not in (shape[1:] if follows_batch else shape):
-        raise ModelError(f"the model {name!r} has a graph with an input that is not known: {node.name} {node.type}")
-
-    def feed(batch: TokenBatch) -> NDArray[Any]:
-        return np.zeros([len(batch.ids), *shape[1:]] if follows_batch else shape, dtype)
-
-    return node.name, feed
-
-
-def _positions(mask: Int64) -> Int64:
-    """Count the tokens of each text from 0, wherever its padding is; padding gets 0."""
-    positions: Int64 = np.maximum(mask.cumsum(axis=1) - 1, 0) * mask
-    return positions
-
-
-_FEEDS: dict[str, Callable[[Any], _Feed]] = {
-    "input_ids": lambda dtype: lambda batch: batch.ids.astype(dtype, copy=False),
-    "attention_mask": lambda dtype: lambda batch: batch.mask.astype(dtype, copy=False),
-    "token_type_ids": lambda dtype: lambda batch: np.zeros(batch.ids.shape, dtype),
-    "position_ids": lambda dtype: lambda batch: _positions(batch.mask).astype(dtype, copy=False),
-}
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer, normalizers
 
 from embed_worker.errors import ModelError
-from embed_worker.model_folder import ModelPlan
+from embed_worker.model_plan import ModelPlan
 
 
 @dataclass(frozen=True, slots=True, eq=False)

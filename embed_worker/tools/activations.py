@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from embed_worker.model_folder import ModelPlan
-from embed_worker.session import OnnxBackend, ProviderReport, TokenBatch
+from embed_worker.backend import ProviderReport, TokenBatch
+from embed_worker.model_plan import ModelPlan
+from embed_worker.session import OnnxBackend
 from embed_worker.tokenizer import TextTokenizer
 from embed_worker.tools.int8 import Float32, FloatGraph
 from embed_worker.tools.texts import CALIBRATION_TEXTS

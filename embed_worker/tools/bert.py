@@ -14,72 +14,9 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 
 from embed_worker.safetensors import Tensor
+from embed_worker.tools.activation_functions import ACTIVATIONS, Activation
 from embed_worker.tools.onnx_writer import GraphWriter, Storage, shown
 from embed_worker.tools.published import ExportError, Floats, Int64, Weights, chosen, epsilon, size
-
-# Activations: as a graph and in numpy. The graphs are the patterns that onnxruntime fuses into one operator. ---------
-
-
-def _write_gelu(graph: GraphWriter, scope: str, x: str) -> str:
-    scaled = graph.node(f"{scope}.scaled", "Div", x, graph.scalar(math.sqrt(2)))
-    raised = graph.node(f"{scope}.raised", "Add", graph.node(f"{scope}.erf", "Erf", scaled), graph.scalar(1))
-    return graph.node(scope, "Mul", graph.node(f"{scope}.doubled", "Mul", x, raised), graph.scalar(0.5))
-
-
-def _write_gelu_new(graph: GraphWriter, scope: str, x: str) -> str:
-    cube = graph.node(f"{scope}.cube", "Pow", x, graph.scalar(3))
-    bent = graph.node(f"{scope}.bent", "Mul", cube, graph.scalar(0.044715))
-    inner = graph.node(f"{scope}.inner", "Add", x, bent)
-    scaled = graph.node(f"{scope}.scaled", "Mul", inner, graph.scalar(math.sqrt(2 / math.pi)))
-    raised = graph.node(f"{scope}.raised", "Add", graph.node(f"{scope}.tanh", "Tanh", scaled), graph.scalar(1))
-    return graph.node(scope, "Mul", graph.node(f"{scope}.half", "Mul", x, graph.scalar(0.5)), raised)
-
-
-def _write_relu(graph: GraphWriter, scope: str, x: str) -> str:
-    return graph.node(scope, "Relu", x)
-
-
-def _write_silu(graph: GraphWriter, scope: str, x: str) -> str:
-    return graph.node(scope, "Mul", x, graph.node(f"{scope}.sigmoid", "Sigmoid", x))
-
-
-def _gelu(x: Floats) -> Floats:
-    # numpy has no erf; the check's few tokens can afford the slow one.
-    erf = np.vectorize(math.erf, otypes=[np.float64])
-    activated: Floats = 0.5 * x * (1 + erf(x / math.sqrt(2)))
-    return activated
-
-
-def _gelu_new(x: Floats) -> Floats:
-    activated: Floats = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-    return activated
-
-
-def _relu(x: Floats) -> Floats:
-    return np.maximum(x, 0.0)
-
-
-def _silu(x: Floats) -> Floats:
-    activated: Floats = x / (1 + np.exp(-x))
-    return activated
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Activation:
-    write: Callable[[GraphWriter, str, str], str]
-    compute: Callable[[Floats], Floats]
-
-
-_TANH_GELU = _Activation(write=_write_gelu_new, compute=_gelu_new)
-_ACTIVATIONS: Mapping[str, _Activation] = {
-    "gelu": _Activation(write=_write_gelu, compute=_gelu),
-    "gelu_new": _TANH_GELU,
-    "gelu_fast": _TANH_GELU,
-    "gelu_pytorch_tanh": _TANH_GELU,
-    "relu": _Activation(write=_write_relu, compute=_relu),
-    "silu": _Activation(write=_write_silu, compute=_silu),
-}
-
 
 # How the architectures of the family differ -------------------------------------------------------------------------
 
@@ -173,7 +110,7 @@ class Bert:
     heads: int
     layers: int
     epsilon: float
-    activation: _Activation
+    activation: Activation
     tensors: Weights
     padding_id: int | None = None
 
@@ -216,7 +153,7 @@ class Bert:
             heads=heads,
             layers=layers,
             epsilon=epsilon(config),
-            activation=chosen(config, layout.keys.get("hidden_act", "hidden_act"), "gelu", _ACTIVATIONS),
+            activation=chosen(config, layout.keys.get("hidden_act", "hidden_act"), "gelu", ACTIVATIONS),
             tensors=Weights(file, shapes, published),
             padding_id=padding_id,
         )

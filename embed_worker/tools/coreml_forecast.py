@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from embed_worker.model_folder import ModelPlan
+from embed_worker.model_plan import ModelPlan
 from embed_worker.tools.coreml_graph import export_for_coreml
 from embed_worker.tools.coreml_partitions import Forecast, ForecastError, bucket_overrides, forecast
 from embed_worker.tools.published import ExportError

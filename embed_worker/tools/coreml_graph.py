@@ -31,7 +31,7 @@ from embed_worker.coreml_model import (
     pooling_weights,
 )
 from embed_worker.manifest import file_sha256
-from embed_worker.model_folder import PoolingMode
+from embed_worker.model_plan import PoolingMode
 from embed_worker.safetensors import Tensor
 from embed_worker.tools import bert
 from embed_worker.tools.bert import Bert

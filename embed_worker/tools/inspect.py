@@ -18,7 +18,8 @@ from embed_worker.errors import ModelError
 from embed_worker.known_models import find_known_model
 from embed_worker.loading import fingerprint
 from embed_worker.manifest import Manifest, ManifestError
-from embed_worker.model_folder import Decision, ModelPlan, read_model_folder
+from embed_worker.model_folder import read_model_folder
+from embed_worker.model_plan import Decision, ModelPlan
 from embed_worker.tokenizer import TextTokenizer
 from embed_worker.tools.arguments import add_model_arguments, model_folder, model_options
 from embed_worker.tools.graph_summary import GraphSummary, SummaryError, summarize

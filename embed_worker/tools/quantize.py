@@ -28,7 +28,8 @@ from embed_worker.errors import ModelError, OutOfMemoryError, brief
 from embed_worker.external_data import external_files
 from embed_worker.loading import load_model
 from embed_worker.manifest import FileRecord, Manifest, ManifestError, Verify, file_sha256
-from embed_worker.model_folder import ModelPlan, read_model_folder
+from embed_worker.model_folder import read_model_folder
+from embed_worker.model_plan import ModelPlan
 from embed_worker.onnx_file import read_outline
 from embed_worker.protocol import ExitCode
 from embed_worker.tools.activations import sample_activations

@@ -25,10 +25,11 @@ import onnxruntime
 
 from embed_worker import __main__ as command
 from embed_worker import coreml_compile, coreml_gate, providers
+from embed_worker.backend import TokenBatch
 from embed_worker.coreml_compile import ChildFailedError, ChildRunner, Job
 from embed_worker.coreml_gate import Host, Surroundings
 from embed_worker.pooling import Float32
-from embed_worker.session import OnnxBackend, StaticSession, TokenBatch
+from embed_worker.session import OnnxBackend, StaticSession
 
 CPU, COREML = "CPUExecutionProvider", "CoreMLExecutionProvider"
 COREML_S, CPU_S = 0.002, 0.010  # what a run takes on the fake clock: a fifth

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from embed_worker.config import ModelOptions, RuntimeOptions, WorkerConfig
 from embed_worker.errors import ModelError, OutOfMemoryError
-from embed_worker.model_folder import ModelPlan, PoolingMode
+from embed_worker.model_plan import ModelPlan, PoolingMode
 from embed_worker.model_store import ModelStore
 from embed_worker.pooling import Float32, are_usable, finish_vectors
 from embed_worker.protocol import Limits

@@ -29,6 +29,7 @@ import onnxruntime
 import pytest
 
 from embed_worker import coreml, coreml_proof
+from embed_worker.backend import Backend, TokenBatch
 from embed_worker.config import CoremlPrecision, CoremlUnits, ModelOptions, RuntimeOptions
 from embed_worker.coreml import CoremlBackend, CoremlReport, accelerate
 from embed_worker.coreml_cache import Entry, State, Verdict, sweep
@@ -37,9 +38,10 @@ from embed_worker.coreml_gate import Surroundings, gate
 from embed_worker.coreml_proof import SHAPES, Shape, is_worth, shape_for
 from embed_worker.errors import ConfigError, ModelError
 from embed_worker.loading import load_model
-from embed_worker.model_folder import ModelPlan, PoolingMode, read_model_folder
+from embed_worker.model_folder import read_model_folder
+from embed_worker.model_plan import ModelPlan, PoolingMode
 from embed_worker.pooling import Float32
-from embed_worker.session import Backend, OnnxBackend, TokenBatch
+from embed_worker.session import OnnxBackend
 from embed_worker.tokenizer import TextTokenizer
 from tests.worker.coreml_fakes import (
     COREML,

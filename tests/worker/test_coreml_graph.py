@@ -27,7 +27,8 @@ from embed_worker.coreml_model import (
     pooling_weights,
 )
 from embed_worker.loading import load_model
-from embed_worker.model_folder import ModelPlan, PoolingMode, read_model_folder
+from embed_worker.model_folder import read_model_folder
+from embed_worker.model_plan import ModelPlan, PoolingMode
 from embed_worker.pooling import Float32, Int64, finish_vectors, pool
 from embed_worker.tokenizer import TextTokenizer, TokenizedText
 from embed_worker.tools import bert, coreml_graph, coreml_layers

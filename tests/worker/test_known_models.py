@@ -13,7 +13,8 @@ import pytest
 from embed_worker import known_models as module
 from embed_worker.config import ModelOptions
 from embed_worker.known_models import KnownModel, find_known_model, known_models
-from embed_worker.model_folder import PoolingMode, read_model_folder
+from embed_worker.model_folder import read_model_folder
+from embed_worker.model_plan import PoolingMode
 from embed_worker.model_search import short_name
 from tests.worker.harness import ROOT
 

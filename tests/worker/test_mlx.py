@@ -19,6 +19,7 @@ import pytest
 
 from embed_worker import mlx_backend
 from embed_worker.__main__ import make_config, make_parser
+from embed_worker.backend import ProviderReport, TokenBatch
 from embed_worker.config import MlxPrecision, ModelOptions, RuntimeOptions
 from embed_worker.engine import LoadedModel
 from embed_worker.errors import ConfigError, ModelError, OutOfMemoryError
@@ -27,9 +28,9 @@ from embed_worker.manifest import Verify
 from embed_worker.mlx_backend import MlxBackend, MlxReport, forecast_model
 from embed_worker.pooling import Float32, Int64
 from embed_worker.providers import accelerate
-from embed_worker.session import OnnxBackend, ProviderReport, TokenBatch
+from embed_worker.session import OnnxBackend
 from embed_worker.tokenizer import TextTokenizer
-from embed_worker.tools import bert
+from embed_worker.tools.activation_functions import ACTIVATIONS
 from embed_worker.tools.bert import Bert
 from embed_worker.tools.qwen3 import Qwen3
 from tests.worker import test_export_qwen3
@@ -226,7 +227,7 @@ def test_qwen3_computes_what_the_witness_does(changes: dict[str, Any], pad_left:
 
 @needs_mlx
 def test_every_activation_that_can_be_exported_is_here() -> None:
-    assert set(mlx_models._ACTIVATIONS) == set(bert._ACTIVATIONS)
+    assert set(mlx_models._ACTIVATIONS) == set(ACTIVATIONS)
 
 
 @needs_mlx

@@ -15,11 +15,12 @@ import pytest
 
 from embed_worker import providers
 from embed_worker.__main__ import make_config, make_parser
+from embed_worker.backend import Backend, TokenBatch
 from embed_worker.config import CoremlPrecision, CoremlUnits, RuntimeOptions
 from embed_worker.errors import ConfigError, ModelError
 from embed_worker.pooling import Float32
 from embed_worker.providers import ProofError, accelerate, golden_batches, golden_cosine
-from embed_worker.session import Backend, OnnxBackend, TokenBatch
+from embed_worker.session import OnnxBackend
 from embed_worker.tokenizer import TextTokenizer
 from tests.worker.harness import ROOT, TINY_MODEL
 from tests.worker.test_tokenizer import plan_for

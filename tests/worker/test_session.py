@@ -13,10 +13,11 @@ import onnx
 import onnxruntime
 import pytest
 
-from embed_worker import session
+from embed_worker import graph_inputs, session
+from embed_worker.backend import TokenBatch
 from embed_worker.config import RuntimeOptions
 from embed_worker.errors import ConfigError, ModelError, OutOfMemoryError
-from embed_worker.session import OnnxBackend, TokenBatch, choose_provider, is_out_of_memory
+from embed_worker.session import OnnxBackend, choose_provider, is_out_of_memory
 from tests.worker.test_model_folder import EXPECTED, MODELS
 from tests.worker.test_tokenizer import plan_for
 
@@ -159,14 +160,14 @@ BATCH = TokenBatch(np.array([[0, 7, 8], [9, 7, 8]]), np.array([[0, 1, 1], [1, 1,
 
 
 def feed(described: Any) -> np.ndarray[Any, Any]:
-    name, make = session._feeder(described, "B", "m")
+    name, make = graph_inputs.feeder(described, "B", "m")
     assert name == described.name
     return make(BATCH)
 
 
 @pytest.mark.parametrize("kind", ["tensor(int64)", "tensor(int32)"])
 def test_inputs_are_made_in_the_type_that_the_graph_states(kind: str) -> None:
-    values = {name: feed(node(name, kind)) for name in session._KNOWN_INPUTS}
+    values = {name: feed(node(name, kind)) for name in graph_inputs.KNOWN_INPUTS}
     assert values["input_ids"].tolist() == BATCH.ids.tolist()
     assert values["attention_mask"].tolist() == BATCH.mask.tolist()
     assert values["token_type_ids"].tolist() == [[0, 0, 0], [0, 0, 0]]
@@ -197,19 +198,20 @@ def test_what_belongs_to_other_senses_is_empty(images: int | str | None) -> None
 )
 def test_an_input_that_is_not_known_is_refused(described: Any) -> None:
     with pytest.raises(ModelError, match=described.name):
-        session._feeder(described, "B", "m")
+        graph_inputs.feeder(described, "B", "m")
 
 
 def test_the_output_is_the_hidden_state_or_its_other_name() -> None:
-    hidden, tokens = (node(name, "tensor(float)", ("B", "T", 4)) for name in session._HIDDEN_OUTPUTS)
+    hidden, tokens = (node(name, "tensor(float)", ("B", "T", 4)) for name in graph_inputs.HIDDEN_OUTPUTS)
     pooler = node("pooler_output", "tensor(float)", ("B", 4))
-    assert session._hidden_output({"pooler_output": pooler, "last_hidden_state": hidden}, "m") == "last_hidden_state"
-    assert session._hidden_output({"token_embeddings": tokens}, "m") == "token_embeddings"
+    both = {"pooler_output": pooler, "last_hidden_state": hidden}
+    assert graph_inputs.hidden_output(both, "m") == "last_hidden_state"
+    assert graph_inputs.hidden_output({"token_embeddings": tokens}, "m") == "token_embeddings"
     with pytest.raises(ModelError, match="it has pooler_output"):
-        session._hidden_output({"pooler_output": pooler}, "m")
+        graph_inputs.hidden_output({"pooler_output": pooler}, "m")
     flat = node("last_hidden_state", "tensor(float)", ("B", 4))
     with pytest.raises(ModelError, match="has 2 dimensions"):
-        session._hidden_output({"last_hidden_state": flat}, "m")
+        graph_inputs.hidden_output({"last_hidden_state": flat}, "m")
 
 
 def test_the_report_says_what_really_runs() -> None:
