@@ -6,6 +6,7 @@ Pure: a status and what we did to the process go in, a cause comes out.
 from __future__ import annotations
 
 import signal
+import sys
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -45,7 +46,11 @@ _CRASH_SIGNALS = frozenset(
     getattr(signal, name) for name in ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE") if hasattr(signal, name)
 )
 _OUTSIDE_SIGNALS = frozenset(getattr(signal, name) for name in ("SIGKILL", "SIGTERM") if hasattr(signal, name))
-_WINDOWS_CRASHES = range(0xC0000000, 0xD0000000)  # NTSTATUS errors: access violation, stack overflow and their like
+# Windows knows no signals. `abort()` ends with 3, NTSTATUS errors are access violations, stack overflows and the like,
+# and from outside come Ctrl-C, a logoff, and `TerminateProcess` with the numbers that people pass to it.
+_WINDOWS_CRASHES = range(0xC0000000, 0xD0000000)
+_WINDOWS_ABORT = 3
+_WINDOWS_OUTSIDE = (1, 9, 15, 0xC000013A, 0xC0000142)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,21 +102,24 @@ class ExitReport:
         return ", ".join(parts)
 
 
-def cause_of(status: int, ours: Cause | None) -> Cause:
+def cause_of(status: int, ours: Cause | None, *, is_windows: bool = sys.platform == "win32") -> Cause:
     """Tell why a process ended.
 
     Args:
         status: As `Popen.returncode`.
         ours: Why we ended it, where we did: it names the cause unless the process ended in its own way before.
+        is_windows: Whose statuses they are.
     """
-    if ours is Cause.ASKED or (ours is not None and (status in (-9, 1) or -status in _OUTSIDE_SIGNALS)):
+    is_from_outside = status in _WINDOWS_OUTSIDE if is_windows else -status in _OUTSIDE_SIGNALS
+    if ours is Cause.ASKED or (ours is not None and is_from_outside):
         return ours
     if status in _PERMANENT_STATUSES:
         return Cause.UNUSABLE
-    if -status in _CRASH_SIGNALS or status == ExitCode.INTERNAL or status in _WINDOWS_CRASHES:
-        return Cause.CRASHED
-    if -status in _OUTSIDE_SIGNALS:
+    if is_from_outside:
         return Cause.KILLED
+    is_crash = status in _WINDOWS_CRASHES or status == _WINDOWS_ABORT if is_windows else -status in _CRASH_SIGNALS
+    if is_crash or status == ExitCode.INTERNAL:
+        return Cause.CRASHED
     if status == ExitCode.OUT_OF_MEMORY:
         return Cause.OUT_OF_MEMORY
     if status == ExitCode.RECYCLED:

@@ -15,10 +15,15 @@ from bridge_client.lifecycle import Policy, State
 
 _START_TIMEOUT_S = 60.0
 _COREML_START_TIMEOUT_S = 300.0  # compiling a model for the Neural Engine takes minutes, once
-_PASSED_ENVIRONMENT = (
-    "PATH", "HOME", "LANG", "LC_*", "TZ", "TMPDIR", "TEMP", "TMP", "SystemRoot", "SYSTEMROOT",
-    "OMP_*", "ORT_*", "EMBED_WORKER_*",
+# What a locale, a home, a temporary folder, Windows, a linker and an accelerator need. `HF_*` would pass a token.
+PASSED_ENVIRONMENT = (
+    "PATH", "LANG", "LANGUAGE", "LC_*", "TZ", "HOME", "XDG_*", "TMPDIR", "TEMP", "TMP",
+    "USERPROFILE", "HOMEDRIVE", "HOMEPATH", "APPDATA", "LOCALAPPDATA", "PROGRAMDATA",
+    "SYSTEMROOT", "SYSTEMDRIVE", "WINDIR", "COMSPEC", "PATHEXT",
+    "NUMBER_OF_PROCESSORS", "PROCESSOR_ARCHITECTURE", "PROCESSOR_IDENTIFIER",
+    "LD_LIBRARY_PATH", "DYLD_*", "CUDA_*", "ORT_*", "OMP_*", "HF_HOME", "HF_HUB_CACHE", "EMBED_WORKER_*",
 )  # fmt: skip
+ENVIRONMENT_BY_DEFAULT = {"ORT_DISABLE_TELEMETRY": "1"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,14 +115,9 @@ class ClientOptions:
 
     def environment(self, host: Mapping[str, str]) -> dict[str, str]:
         """Return the worker's environment: of the host's only what it needs, never its passwords."""
-        passed = {
-            name: value
-            for name, value in host.items()
-            if any(fnmatch.fnmatchcase(name, pattern) for pattern in _PASSED_ENVIRONMENT)
-        }
-        if (root := _checkout()) is not None:
-            passed["PYTHONPATH"] = root
-        return passed | dict(self.env)
+        root = _checkout()
+        own = {} if root is None else {"PYTHONPATH": root}
+        return worker_environment(host, own | dict(self.env), is_windows=sys.platform == "win32")
 
     def policy(self) -> Policy:
         """Return the numbers that the state machine goes by."""
@@ -157,6 +157,24 @@ class OptionKeywords(TypedDict, total=False):
     max_queued_bytes: int
     on_state_change: Callable[[int, State], None] | None
     timing: Timing
+
+
+def worker_environment(host: Mapping[str, str], added: Mapping[str, str], *, is_windows: bool) -> dict[str, str]:
+    """Return what a worker gets of its host's environment, and what is added; on Windows names have no case."""
+
+    def key(name: str) -> str:
+        return name.upper() if is_windows else name
+
+    passed = {
+        name: value
+        for name, value in host.items()
+        if any(fnmatch.fnmatchcase(key(name), pattern) for pattern in PASSED_ENVIRONMENT)
+    }
+    environment = dict(ENVIRONMENT_BY_DEFAULT)
+    for names in (passed, added):
+        taken = {key(name) for name in names}
+        environment = {name: value for name, value in environment.items() if key(name) not in taken} | dict(names)
+    return environment
 
 
 def _checkout() -> str | None:

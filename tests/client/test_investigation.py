@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge_client.exits import Cause, ExitReport, cause_of
+from bridge_client.exits import Cause, ExitReport
 from bridge_client.investigation import Investigation, Quarantine, most_lone_deaths
 from bridge_client.requests import Job, Parameters, Piece
 
@@ -204,30 +204,3 @@ def test_the_quarantine_keeps_no_text() -> None:
     quarantine = Quarantine()
     quarantine.add("a secret", 0.0)
     assert "a secret" not in repr(vars(quarantine))
-
-
-@pytest.mark.parametrize(
-    ("status", "ours", "cause"),
-    [
-        (-11, None, Cause.CRASHED),
-        (-6, None, Cause.CRASHED),
-        (70, None, Cause.CRASHED),
-        (0xC0000005, None, Cause.CRASHED),
-        (-9, None, Cause.KILLED),
-        (-15, None, Cause.KILLED),
-        (-9, Cause.HUNG, Cause.HUNG),
-        (-11, Cause.HUNG, Cause.CRASHED),
-        (0, Cause.ASKED, Cause.ASKED),
-        (0, None, Cause.EXITED),
-        (74, None, Cause.EXITED),
-        (1, None, Cause.EXITED),
-        (75, None, Cause.OUT_OF_MEMORY),
-        (79, None, Cause.RECYCLED),
-        (2, None, Cause.UNUSABLE),
-        (78, None, Cause.UNUSABLE),
-        (126, None, Cause.UNUSABLE),
-        (127, None, Cause.UNUSABLE),
-    ],
-)
-def test_what_an_exit_status_means(status: int, ours: Cause | None, cause: Cause) -> None:
-    assert cause_of(status, ours) is cause
