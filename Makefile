@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+REFERENCE := .venv-reference
 
-.PHONY: demo test coverage clients bench lint fmt soak clean
+.PHONY: demo test coverage clients bench lint fmt soak reference clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/python examples/demo.py
@@ -49,8 +50,15 @@ bench: $(VENV)/.installed-bench
 soak: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m soak --timeout=3600 -s tests
 
+# What the newest sentence-transformers makes of the folders of the tests, or of others: make reference ARGS="FOLDER …".
+# An environment of its own, of 6 GB on Linux; nothing else needs it.
+reference: $(VENV)/.installed-test
+	test -x $(REFERENCE)/bin/python || $(PYTHON) -m venv $(REFERENCE)
+	$(REFERENCE)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade -r tests/reference/requirements.txt
+	$(BIN)/python -m tests.reference $(ARGS)
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf $(VENV) $(REFERENCE) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 
 # Editable installs: a change of the code needs no new environment, a change of pyproject.toml does.
 $(VENV)/bin/python:
