@@ -34,6 +34,7 @@ _CHUNK_TEXTS = 128
 _CHUNK_CHARACTERS = 16 * 1024  # tokenising them takes a few milliseconds, so that a short request soon gets its turn
 _LONG_CHARACTERS = 64 * 1024  # a text of 1 MiB takes the tokenizer 100 MB, which the C library would keep
 _MAX_WAITING_ROWS = 8192  # enough to find rows of similar length; more would only take memory
+_LONGEST_WAIT_S = 60.0
 _PATIENCE = 8  # one choice in so many favours bulk over small
 _MAX_HELD_BYTES = 64 * 2**20  # of vectors of requests that have begun and are not answered
 
@@ -237,7 +238,7 @@ class Lanes:
             except (OutOfMemoryError, MemoryError):
                 _log.exception("out of memory")
                 self._on_out_of_memory()
-            except Exception:  # noqa: BLE001 - a lane must survive, and everybody gets an answer
+            except BaseException:  # noqa: BLE001 - a lane must survive; Rust's panics are no Exception
                 _log.exception("a lane met a bug")
                 self.fail_all(ErrorCode.INTERNAL_ERROR, "the worker met a bug; its traceback is on standard error")
             finally:
@@ -275,7 +276,9 @@ class Lanes:
         return self._bulk_to_tokenize() or self._batch_to_run()
 
     def _seconds_to_deadline(self) -> float:
-        return max(0.0, self._deadlines[0][0] - self._clock()) if self._deadlines else 60.0
+        """Return how long to wait at most: a lane looks again then, and no system takes a wait of any length."""
+        left = self._deadlines[0][0] - self._clock() if self._deadlines else _LONGEST_WAIT_S
+        return min(max(0.0, left), _LONGEST_WAIT_S)
 
     # Tokenising
 
@@ -337,7 +340,7 @@ class Lanes:
             texts = model.engine.tokenizer.encode(job.request.inputs[first:last], job.prompt)
         except MemoryError:
             raise
-        except Exception:  # noqa: BLE001 - it concerns this request alone
+        except BaseException:  # noqa: BLE001 - it concerns this request alone; Rust's panics are no Exception
             _log.exception("tokenising failed texts=%d", last - first)
             self.fail(job, ErrorCode.INTERNAL_ERROR, f"the tokenizer failed on one of the inputs {first} to {last - 1}")
             return
@@ -388,7 +391,7 @@ class Lanes:
             vectors = engine.embed(texts, is_alone=is_alone)
         except (OutOfMemoryError, MemoryError):
             raise
-        except Exception as error:  # noqa: BLE001 - the runtime raises many types; the guilty request gets the answer
+        except BaseException as error:  # noqa: BLE001 - the runtime raises many types; the guilty request gets the answer
             if len(rows) == 1:
                 self._blame(rows[0], error)
                 return
@@ -401,7 +404,7 @@ class Lanes:
         self._metrics.count_batch(len(rows), max(row.tokens for row in rows))
         self._collect(rows, vectors, engine)
 
-    def _blame(self, row: Row[Job], error: Exception) -> None:
+    def _blame(self, row: Row[Job], error: BaseException) -> None:
         _log.error("inference failed tokens=%d reason=%s", row.tokens, _brief(error))
         message = f"the runtime failed on input {row.index}, also when it was alone"
         self.fail(row.job, ErrorCode.INFERENCE_FAILED, message, row.index)
@@ -464,7 +467,7 @@ def _no_length(index: int) -> str:
     return f"the model gave input {index} a vector that is not finite or has no length"
 
 
-def _brief(error: Exception) -> str:
+def _brief(error: BaseException) -> str:
     """The runtime's own words, which name nodes and shapes and never hold a text."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 

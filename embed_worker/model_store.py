@@ -187,7 +187,7 @@ class ModelStore:
             error = refused
         except MemoryError:
             error = OutOfMemoryError(f"no memory to load the model {slot.name!r}")
-        except Exception as bug:  # noqa: BLE001 - the thread must survive, and who waits must hear
+        except BaseException as bug:  # noqa: BLE001 - the thread must survive, and who waits must hear
             _log.exception("model not loaded name=%s", slot.name)
             error = ModelError(f"the model {slot.name!r} could not be loaded: {type(bug).__name__}")
         with self._lock:
@@ -197,7 +197,7 @@ class ModelStore:
         for callback in waiting:
             try:
                 callback(slot)
-            except Exception:  # noqa: BLE001 - the others must hear, and the thread must survive
+            except BaseException:  # noqa: BLE001 - the others must hear, and the thread must survive
                 _log.exception("a callback met a bug name=%s", slot.name)
         if model is not None:
             model.widen()

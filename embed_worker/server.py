@@ -263,7 +263,7 @@ class Server:
             self.stop(Stop.INPUT_BROKEN)
         except MemoryError:
             self.stop(Stop.OUT_OF_MEMORY)
-        except Exception:  # noqa: BLE001 - a worker that no longer reads must not pretend to live
+        except BaseException:  # noqa: BLE001 - a worker that no longer reads must not pretend to live
             _log.exception("the reader met a bug")
             self.stop(Stop.READER_FAILED)
 

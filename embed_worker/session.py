@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from embed_worker.backend import ProviderReport, TokenBatch
@@ -22,6 +22,10 @@ from embed_worker.graph_inputs import check_is_dynamic, feeder, hidden_output
 from embed_worker.model_plan import ModelPlan
 from embed_worker.onnx_file import Outline, read_outline
 from embed_worker.pooling import Float32, pool
+
+# From 1.29 on it reports to its maker from the moment that it is loaded; a call of its own to stop that comes too late.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime
 
 _log = logging.getLogger(__name__)
 

@@ -193,7 +193,7 @@ class FakeLoader:
         self.gate = _open_gate()
         self.entered: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.models: dict[str, FakeModel] = {}
-        self.error: Exception | None = None  # raised by the next loads
+        self.error: BaseException | None = None  # raised by the next loads
 
     def __call__(self, folder: Path, options: ModelOptions) -> LoadedModel:
         self.entered.put(folder.name)

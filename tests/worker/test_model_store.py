@@ -60,10 +60,11 @@ def test_a_model_may_be_opened_by_its_path(store: Store, tmp_path: Path) -> None
         (OutOfMemoryError("none left"), OutOfMemoryError),
         (MemoryError(), OutOfMemoryError),
         (RuntimeError("a bug"), ModelError),
+        (KeyboardInterrupt(), ModelError),  # as a panic in Rust: no Exception
     ],
 )
 def test_who_waits_hears_why_a_model_failed_and_the_loader_goes_on(
-    store: Store, error: Exception, kind: type[Exception]
+    store: Store, error: BaseException, kind: type[Exception]
 ) -> None:
     store.loader.error = error
     slot = store.open("first")

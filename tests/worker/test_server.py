@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from tests.worker.fakes import (
     WAIT_S,
     FakeClock,
     FakeLoader,
+    FakeTokenizer,
     Worker,
     expected_vector,
     running_worker,
@@ -282,6 +284,43 @@ def test_a_deadline_holds_while_the_model_loads() -> None:
         worker.send({"id": 1, "inputs": "a", "deadline_ms": 50})
         assert worker.receive()["code"] == "deadline_exceeded"
         assert worker.ask({"id": 2, "method": "ping"})["state"] == "loading"
+
+
+def test_a_deadline_beyond_what_a_wait_can_take_is_no_deadline() -> None:
+    with running_worker() as worker:
+        hold_the_lane(worker)
+        worker.send({"id": "far", "inputs": "a", "deadline_ms": 2**63 - 1})
+        worker.engine.gate.set()
+        assert worker.receive_many(2)["far"]["count"] == 1
+        assert worker.ask({"id": "after", "inputs": "b", "deadline_ms": 2**63 - 1})["count"] == 1
+
+
+class Panic(BaseException):
+    """What Rust's panics are in Python: no Exception."""
+
+
+def test_a_panic_of_the_tokenizer_fails_its_request_and_the_lane_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    with running_worker() as worker:
+        worker.ask({"id": 0, "inputs": "a"})
+        encode = FakeTokenizer.encode
+
+        def panic(self: FakeTokenizer, texts: Any, prompt: str) -> Any:
+            if "panic" in texts:
+                raise Panic
+            return encode(self, texts, prompt)
+
+        monkeypatch.setattr(FakeTokenizer, "encode", panic)
+        assert worker.ask({"id": 1, "inputs": "panic"})["code"] == "internal_error"
+        assert worker.ask({"id": 2, "inputs": "a"})["count"] == 1
+
+
+def test_a_panic_of_a_run_is_answered_and_the_lane_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    with running_worker() as worker:
+        worker.ask({"id": 0, "inputs": "a"})
+        with monkeypatch.context() as broken:
+            broken.setattr(worker.engine, "embed", Mock(side_effect=Panic))
+            assert worker.ask({"id": 1, "inputs": "a"})["status"] == "error"
+        assert worker.ask({"id": 2, "inputs": "a"})["count"] == 1
 
 
 def test_a_deadline_of_a_request_that_is_over_keeps_nothing_of_it() -> None:
