@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bridge_client.aio import AsyncEmbedClient
     from bridge_client.client import EmbedClient
+    from bridge_client.embeddings import Embeddings
     from bridge_client.errors import (
         BridgeError,
         CircuitOpenError,
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from bridge_client.exits import Cause, ExitReport
     from bridge_client.lifecycle import State
     from bridge_client.options import ClientOptions, Timing
-    from bridge_client.requests import Embeddings
     from bridge_client.stats import ClientStats, WorkerStats
 
 _HOMES = {
@@ -51,7 +51,7 @@ _HOMES = {
     "State": "lifecycle",
     "ClientOptions": "options",
     "Timing": "options",
-    "Embeddings": "requests",
+    "Embeddings": "embeddings",
     "ClientStats": "stats",
     "WorkerStats": "stats",
 }

@@ -12,9 +12,10 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 from bridge_client.client import BLOCK_INPUTS, BLOCKS_AHEAD, EmbedClient, blocks
+from bridge_client.embeddings import Embeddings, Matrix
 from bridge_client.errors import QueueFullError, RequestTimeoutError
 from bridge_client.options import ClientOptions, OptionKeywords
-from bridge_client.requests import Embeddings, Job, Matrix, Parameters
+from bridge_client.requests import Job, Parameters
 from bridge_client.stats import ClientStats
 from embed_worker import protocol
 

@@ -10,10 +10,11 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self, Unpack
 
+from bridge_client.embeddings import Embeddings, Matrix
 from bridge_client.errors import QueueFullError, RequestTimeoutError
 from bridge_client.options import ClientOptions, OptionKeywords
 from bridge_client.place import Control
-from bridge_client.requests import Embeddings, Job, Matrix, Parameters
+from bridge_client.requests import Job, Parameters
 from bridge_client.stats import ClientStats
 from bridge_client.supervisor import Supervisor
 from embed_worker import protocol

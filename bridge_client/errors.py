@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from bridge_client.exits import Cause, ExitReport
 
 if TYPE_CHECKING:
-    from bridge_client.requests import Embeddings
+    from bridge_client.embeddings import Embeddings
 
 
 class BridgeError(Exception):

@@ -10,17 +10,16 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
-from typing import Any, Generic, NoReturn, TypeAlias, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from bridge_client.embeddings import Embeddings, Matrix
 from bridge_client.errors import BridgeError, PoisonedInputError, RequestError
 from bridge_client.handshake import Served
 from embed_worker import protocol
 from embed_worker.protocol import EncodingFormat, ErrorCode, Limits
 
-Matrix: TypeAlias = NDArray[np.float32]
 T = TypeVar("T")
 
 # A piece is a second or two of work on a small machine: long enough to be batched well, short enough that a bulk call
@@ -30,28 +29,6 @@ _MOST_INPUTS = Limits().max_inputs  # a worker with less says so, and its pieces
 PIECE_BYTES = 4 * 2**20  # times six, for the escapes of control characters, still a legal line
 _BYTES_PER_TOKEN = 4
 _MOST_TOKENS = 512  # a text is truncated at the model's limit, and few models go further
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Embeddings:
-    """What `embed_detailed` returns.
-
-    Attributes:
-        vectors: (B, D) float32, one row for each input, in order.
-        tokens: Real tokens of each input, special tokens included, before truncation.
-        truncated: The indexes of the inputs that were cut.
-        model: The model's name.
-        fingerprint: Names the vector space; vectors of two fingerprints must not be mixed.
-        timing_ms: Milliseconds inside the worker: `queue`, `tokenize`, `inference`, `total`. Of the slowest piece,
-            where the call was split.
-    """
-
-    vectors: Matrix
-    tokens: tuple[int, ...]
-    truncated: tuple[int, ...]
-    model: str
-    fingerprint: str
-    timing_ms: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

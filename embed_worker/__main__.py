@@ -11,45 +11,25 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from embed_worker import __version__, machine
+from embed_worker import machine
+from embed_worker.arguments import make_config, make_parser
 from embed_worker.config import (
-    DEFAULT_MODEL,
-    CoremlPrecision,
-    CoremlUnits,
     LogFormat,
-    MlxPrecision,
     ModelOptions,
-    RuntimeOptions,
     WorkerConfig,
 )
-from embed_worker.manifest import Verify
-from embed_worker.model_search import model_name, models_folders
-from embed_worker.protocol import ExitCode, Limits
+from embed_worker.model_files.search import models_folders
+from embed_worker.protocol import ExitCode
 
 if TYPE_CHECKING:
-    from embed_worker.engine import LoadedModel
+    from embed_worker.inference.engine import LoadedModel
 
-_SUPERVISED_DRAIN_S = 10.0
 _MAX_LANES = 32  # beyond, the interpreter lock is what lanes wait for
 
 # Each is a module of that name in embed_worker.tools, imported when it is called.
 _TOOLS = ("inspect", "check", "pull", "export", "quantize")
-
-_DESCRIPTION = """\
-Turn texts into embeddings: JSON lines on standard input, JSON lines on standard output.
-
-  echo '{"inputs": ["hello world"]}' | embed-worker
-  embed-worker < requests.jsonl > vectors.jsonl
-"""
-
-_EPILOG = """\
-requests: embed, info, ping, metrics, cancel, load_model, unload_model, shutdown; docs/protocol.md describes them.
-other commands: inspect, check, pull, export, quantize; `embed-worker inspect --help` and so on.
-exit status: 0 end of input, shutdown or SIGTERM; 2 usage; 70 internal error; 74 the pipe failed; 75 out of memory;
-78 the model or the configuration cannot be used; 79 recycled; 130 Ctrl-C.
-"""
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -76,7 +56,7 @@ def _run_tool(name: str, arguments: Sequence[str]) -> int:
 
 def serve(config: WorkerConfig, *, log_level: str = "warning", log_format: LogFormat = LogFormat.TEXT) -> int:
     """Be the worker: claim standard input and output, serve until there is a reason to stop; return the exit status."""
-    from embed_worker import stdio
+    from embed_worker.serving import stdio
 
     _exit_quietly_on_signals(is_supervised=config.is_supervised)
     is_parent_alive = machine.watch_parent()
@@ -87,7 +67,8 @@ def serve(config: WorkerConfig, *, log_level: str = "warning", log_format: LogFo
         _say(f"embed-worker: {error}")
         return ExitCode.PIPE_FAILED
 
-    from embed_worker import logs, model_store, server
+    from embed_worker import logs
+    from embed_worker.serving import model_store, server
 
     logs.set_up_logging(log_level, log_format)
     threads = config.runtime.threads or machine.available_cores()
@@ -115,7 +96,7 @@ def serve(config: WorkerConfig, *, log_level: str = "warning", log_format: LogFo
         return ExitCode.INTERNAL
     finally:
         # Only where CoreML was loaded; the quick exit would leave its temporary files and its child behind.
-        close_all = getattr(sys.modules.get("embed_worker.coreml"), "close_all", None)
+        close_all = getattr(sys.modules.get("embed_worker.accelerators.coreml.backend"), "close_all", None)
         if close_all is not None:
             close_all()
 
@@ -145,209 +126,6 @@ def _stop_on_signals(terminate: Callable[[], None], interrupt: Callable[[], None
     # A shell starts background jobs with SIGINT ignored, and a supervised worker ignores it: both stay so.
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, lambda number, frame: interrupt())
-
-
-# Arguments --------------------------------------------------------------------------------------------------------
-
-
-class _StartModel(argparse.Action):
-    """`--model`: begin the next model; the options after it settle its folder."""
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        models = namespace.models or []
-        if models and "name_or_path" not in models[-1]:
-            settled = ", ".join(f"--{name.replace('_', '-')}" for name in models[-1])
-            parser.error(f"{settled} must come after the --model that it settles")
-        if model_name(Path(os.path.abspath(values))) in (
-            model_name(Path(os.path.abspath(model["name_or_path"]))) for model in models
-        ):
-            parser.error(f"two models have the name that {values!r} ends in: requests could not tell them apart")
-        namespace.models = [*models, {"name_or_path": values}]
-
-
-class _SettleModel(argparse.Action):
-    """An option of the `--model` before it, or of the default model."""
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        models = list(namespace.models or [{}])
-        models[-1] = models[-1] | {self.dest: self.const if self.nargs == 0 else values}
-        namespace.models = models
-        setattr(namespace, self.dest, None)
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """Describe the command line."""
-    parser = argparse.ArgumentParser(
-        prog="embed-worker",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"embed-worker {__version__}")
-    limits, runtime = Limits(), RuntimeOptions()
-
-    models = parser.add_argument_group("models", "options after a --model apply to that model")
-    models.add_argument(
-        "--model",
-        dest="models",
-        action=_StartModel,
-        metavar="PATH-OR-NAME",
-        help=f"a model's folder or its name; repeat it to serve several, the first is the default ({DEFAULT_MODEL})",
-    )
-    models.add_argument(
-        "--onnx-file", action=_SettleModel, metavar="FILE", help="the graph to run, relative to the folder"
-    )
-    models.add_argument(
-        "--variant", action=_SettleModel, metavar="NAME", help="run onnx/model_NAME.onnx: fp16, int8, quantized …"
-    )
-    models.add_argument(
-        "--pooling",
-        action=_SettleModel,
-        metavar="MODE[,MODE]",
-        help="how token vectors become one: mean, cls, lasttoken, max …",
-    )
-    models.add_argument(
-        "--normalize", action=_SettleModel, nargs=0, const=True, help="L2-normalise unless a request says no"
-    )
-    models.add_argument(
-        "--no-normalize",
-        action=_SettleModel,
-        nargs=0,
-        const=False,
-        dest="normalize",
-        help="do not, unless a request says so",
-    )
-    models.add_argument(
-        "--max-tokens",
-        action=_SettleModel,
-        type=_positive,
-        metavar="N",
-        help="cut texts to N tokens instead of the folder's limit",
-    )
-    models.add_argument(
-        "--models-dir",
-        dest="models_dirs",
-        action="append",
-        type=Path,
-        default=[],
-        metavar="DIR",
-        help="look for names here first; repeatable; $EMBED_WORKER_MODELS comes next",
-    )
-    models.add_argument(
-        "--verify",
-        choices=[str(mode) for mode in Verify],
-        default=str(runtime.verify),
-        help="hash a model's files and compare with its manifest: auto hashes what changed since (auto)",
-    )
-
-    running = parser.add_argument_group("running")
-    running.add_argument(
-        "--provider", default=runtime.provider, metavar="NAME", help="auto, cpu, coreml, mlx, cuda … (auto)"
-    )
-    running.add_argument(
-        "--threads", type=_positive, metavar="N", help="cores to use (all that affinity and cgroup quota leave)"
-    )
-    running.add_argument(
-        "--batch-tokens",
-        type=_positive,
-        default=runtime.batch_tokens,
-        metavar="N",
-        help=f"budget of a micro-batch: texts times the longest ({runtime.batch_tokens})",
-    )
-    running.add_argument(
-        "--batch-invariant", action="store_true", help="run texts one at a time: for graphs that scale by batch"
-    )
-    running.add_argument(
-        "--supervised",
-        action="store_true",
-        help="for programs that own the worker: ignore Ctrl-C, end with the parent, drain for 10 s at most",
-    )
-
-    running.add_argument(
-        "--rss-limit-mb",
-        type=_positive,
-        metavar="MB",
-        help="above this resident memory: finish accepted work, exit with 79 to be restarted (none)",
-    )
-    running.add_argument(
-        "--coreml-units",
-        choices=[str(units) for units in CoremlUnits],
-        default=str(runtime.coreml_units),
-        help="what CoreML may compute on (ALL)",
-    )
-    running.add_argument(
-        "--coreml-precision",
-        choices=[str(precision) for precision in CoremlPrecision],
-        default=str(runtime.coreml_precision),
-        help="what CoreML computes in; the Neural Engine needs fp16 (fp32)",
-    )
-    running.add_argument(
-        "--coreml-cache",
-        type=Path,
-        metavar="DIR",
-        help="where models compiled for CoreML are kept (coreml in the user's cache folder)",
-    )
-    running.add_argument(
-        "--mlx-precision",
-        choices=[str(precision) for precision in MlxPrecision],
-        default=str(runtime.mlx_precision),
-        help="what MLX computes in (float32)",
-    )
-
-    bounds = parser.add_argument_group("limits", "advertised in `info`")
-    for name, what in (
-        ("max_line_bytes", "bytes of a request line"),
-        ("max_inputs", "texts of a request"),
-        ("max_text_bytes", "bytes of a text"),
-        ("max_in_flight", "embed requests being worked on; reading stops beyond"),
-        ("max_in_flight_bytes", "bytes of their lines; reading stops beyond"),
-    ):
-        default = getattr(limits, name)
-        flag = f"--{name.replace('_', '-')}"
-        bounds.add_argument(flag, type=_positive, default=default, metavar="N", help=f"{what} ({default})")
-
-    logs = parser.add_argument_group("logs, on standard error: ids and counts, never texts")
-    logs.add_argument("--log-level", choices=["debug", "info", "warning", "error"], default="warning", help="(warning)")
-    logs.add_argument("--log-format", choices=[str(name) for name in LogFormat], default="text", help="(text)")
-    return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
-
-
-def make_config(options: argparse.Namespace) -> WorkerConfig:
-    """Turn parsed arguments, and the one environment variable, into settings."""
-    from_environment = os.environ.get("EMBED_WORKER_MODELS", "")
-    return WorkerConfig(
-        models=tuple(ModelOptions(**model) for model in options.models or [{}]),
-        models_dirs=(*options.models_dirs, *(Path(part) for part in from_environment.split(os.pathsep) if part)),
-        runtime=RuntimeOptions(
-            provider=options.provider,
-            threads=options.threads,
-            batch_tokens=options.batch_tokens,
-            batch_invariant=options.batch_invariant,
-            verify=Verify(options.verify),
-            coreml_units=CoremlUnits(options.coreml_units),
-            coreml_precision=CoremlPrecision(options.coreml_precision),
-            coreml_cache=options.coreml_cache,
-            mlx_precision=MlxPrecision(options.mlx_precision),
-        ),
-        limits=Limits(
-            max_line_bytes=options.max_line_bytes,
-            max_inputs=options.max_inputs,
-            max_text_bytes=options.max_text_bytes,
-            max_in_flight=options.max_in_flight,
-            max_in_flight_bytes=options.max_in_flight_bytes,
-        ),
-        is_supervised=options.supervised,
-        drain_timeout_s=_SUPERVISED_DRAIN_S if options.supervised else None,
-        rss_limit_bytes=None if options.rss_limit_mb is None else options.rss_limit_mb * 10**6,
-    )
 
 
 if __name__ == "__main__":

@@ -6,10 +6,17 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from embed_worker.manifest import Verify
 from embed_worker.protocol import Limits
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
+
+
+class Verify(StrEnum):
+    """When the files of a model are hashed: always, never, or where they changed since they last were."""
+
+    AUTO = "auto"
+    ALWAYS = "always"
+    NEVER = "never"
 
 
 class LogFormat(StrEnum):

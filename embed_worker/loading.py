@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from embed_worker.config import ModelOptions, RuntimeOptions
-from embed_worker.dense import load_dense
-from embed_worker.engine import Engine, LoadedModel
+from embed_worker.accelerators.choose import choose_backend
+from embed_worker.config import ModelOptions, RuntimeOptions, Verify
 from embed_worker.errors import ModelError
-from embed_worker.external_data import external_files
-from embed_worker.manifest import Manifest, ManifestError, Verify, file_sha256, verify
-from embed_worker.model_folder import read_model_folder
-from embed_worker.model_plan import ModelPlan
-from embed_worker.onnx_file import read_outline
-from embed_worker.providers import accelerate
-from embed_worker.session import OnnxBackend
-from embed_worker.tokenizer import TextTokenizer
+from embed_worker.inference.dense import load_dense
+from embed_worker.inference.engine import Engine, LoadedModel
+from embed_worker.inference.onnx_backend import OnnxBackend
+from embed_worker.inference.tokenizer import TextTokenizer
+from embed_worker.model_files.fingerprint import fingerprint
+from embed_worker.model_files.folder import read_model_folder
+from embed_worker.model_files.manifest import Manifest, ManifestError, verify
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +42,7 @@ def load_model(folder: Path, options: ModelOptions, runtime: RuntimeOptions, thr
         opening = beside.submit(OnnxBackend.load, plan, runtime, threads=threads)
         tokenizer = TextTokenizer.load(plan)
         cpu = opening.result()
-    backend = accelerate(cpu, plan, tokenizer, runtime, threads)
+    backend = choose_backend(cpu, plan, tokenizer, runtime, threads)
     # A graph that pools itself has its Dense modules inside.
     engine = Engine.warm_up(plan, tokenizer, backend, () if backend.is_end_to_end else load_dense(plan))
     model = LoadedModel(name=plan.name, engine=engine, fingerprint=fingerprint(plan, manifest))
@@ -59,38 +55,3 @@ def load_model(folder: Path, options: ModelOptions, runtime: RuntimeOptions, thr
         (time.monotonic() - started) * 1e3,
     )
     return model
-
-
-def fingerprint(plan: ModelPlan, manifest: Manifest | None) -> str:
-    """Name the vector space of a plan in 16 hex digits: everything on disk that shapes a vector, nothing else.
-
-    The provider, the precision it computes in and the machine have no part in it.
-    """
-    data = external_files(plan.graph, read_outline(plan.graph).external)
-    files = [
-        plan.graph,
-        *data,
-        plan.tokenizer_file,
-        *(layer.weights for layer in plan.dense if layer.weights.is_file()),
-    ]
-    shape: dict[str, object] = {
-        "files": [_content_hash(file, plan.folder, manifest) for file in files],
-        "pooling": list(plan.pooling),
-        "include_prompt": plan.include_prompt,
-        "dense": [[layer.activation, layer.use_residual] for layer in plan.dense],
-        "normalize": plan.normalize,
-        "max_tokens": plan.max_tokens,
-        "truncate_left": plan.truncate_left,
-        "prompts": dict(sorted(plan.prompts.items())),
-        "default_prompt_name": plan.default_prompt_name,
-    }
-    if plan.lowercase:
-        shape["lowercase"] = True
-    canonical = json.dumps(shape, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-
-def _content_hash(file: Path, folder: Path, manifest: Manifest | None) -> str:
-    if manifest is not None and (entry := manifest.files.get(file.relative_to(folder).as_posix())) is not None:
-        return entry.sha256
-    return file_sha256(file)

@@ -15,6 +15,19 @@ from pathlib import Path
 ReadText = Callable[[str], str]  # raises OSError for a missing file
 
 
+def cache_dir() -> Path:
+    """Give this program's folder under the user's cache folder; it need not exist."""
+    if sys.platform == "win32":
+        root = os.environ.get("LOCALAPPDATA") or os.path.expanduser("~\\AppData\\Local")
+    elif sys.platform == "darwin":
+        root = os.path.expanduser("~/Library/Caches")
+    else:
+        root = os.environ.get("XDG_CACHE_HOME") or ""
+        # The XDG specification says that a relative path is to be ignored.
+        root = root if os.path.isabs(root) else os.path.expanduser("~/.cache")
+    return Path(root, "embed-bridge")
+
+
 def available_cores() -> int:
     """Count the cores that this process may really use: the affinity mask and the cgroup quota, at least 1."""
     # Not os.cpu_count(), which counts the host's cores: 28 threads on a quota of two halve the throughput.

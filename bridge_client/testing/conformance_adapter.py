@@ -17,6 +17,7 @@ from concurrent.futures import CancelledError, Future
 from typing import Any
 
 from bridge_client.client import EmbedClient
+from bridge_client.embeddings import Embeddings
 from bridge_client.errors import (
     BridgeError,
     CircuitOpenError,
@@ -32,7 +33,6 @@ from bridge_client.errors import (
     WorkerStartError,
 )
 from bridge_client.options import ClientOptions, Timing
-from bridge_client.requests import Embeddings
 
 _KINDS: dict[type[BaseException], str] = {
     RequestError: "request",

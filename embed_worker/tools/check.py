@@ -22,13 +22,13 @@ import numpy as np
 from embed_worker import protocol
 from embed_worker.config import DEFAULT_MODEL
 from embed_worker.errors import ModelError
-from embed_worker.known_models import KnownModel, find_known_model
 from embed_worker.machine import available_cores
-from embed_worker.model_folder import read_model_folder
-from embed_worker.onnx_file import read_outline
+from embed_worker.model_files.folder import read_model_folder
+from embed_worker.model_files.known_models import KnownModel, find_known_model
+from embed_worker.model_files.onnx_outline import read_outline
+from embed_worker.progress import shown
 from embed_worker.protocol import ErrorCode, ExitCode
-from embed_worker.tools.arguments import add_model_arguments, model_folder, model_options
-from embed_worker.tools.progress import shown
+from embed_worker.tools.model_options import add_model_arguments, model_folder, model_options
 from embed_worker.tools.quality import (
     Gate,
     References,

@@ -20,11 +20,8 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from embed_worker.manifest import Manifest, ManifestError, file_sha256
-from embed_worker.safetensors import Tensor
-from embed_worker.tools import bert
-from embed_worker.tools.onnx_writer import DEFAULT_OPSET, OPSETS, Storage, open_session
-from embed_worker.tools.published import (
+from embed_worker.encoders import bert
+from embed_worker.encoders.checkpoint import (
     WEIGHTS,
     CheckFailedError,
     ExportError,
@@ -37,7 +34,10 @@ from embed_worker.tools.published import (
     read_json_object,
     weight_files,
 )
-from embed_worker.tools.qwen3 import Qwen3
+from embed_worker.encoders.onnx_writer import DEFAULT_OPSET, OPSETS, Storage, open_session
+from embed_worker.encoders.qwen3 import Qwen3
+from embed_worker.model_files.manifest import Manifest, ManifestError, file_sha256
+from embed_worker.model_files.safetensors import Tensor
 
 # A protobuf message ends at 2 GiB; the rest is for nodes, norms and biases. Larger weights get a file of their own.
 MAX_WEIGHTS_IN_GRAPH_BYTES = 2**31 - 2**26
@@ -160,9 +160,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Export a folder and report on standard output; give the exit status."""
     if args.target == "coreml":
-        from embed_worker.tools import coreml_graph
-
-        return coreml_graph.run(args)
+        return _run_for_coreml(args)
     try:
         report = export(
             args.folder,
@@ -183,6 +181,26 @@ def run(args: argparse.Namespace) -> int:
     print(f"checked with onnxruntime against numpy: largest difference {report.max_difference:.1e}, ", end="")
     print(f"smallest cosine {report.min_cosine:.8f}")
     print(f"manifest.json lists {report.files} files")
+    return 0
+
+
+def _run_for_coreml(args: argparse.Namespace) -> int:
+    from embed_worker.accelerators.coreml.graph_export import export_for_coreml
+
+    try:
+        report = export_for_coreml(args.folder, output=args.output or args.folder)
+    except ExportError as error:
+        print(f"embed-worker export: {error}", file=sys.stderr)
+        return error.exit_status
+    if args.json:
+        print(json.dumps(asdict(report)))
+        return 0
+    print(
+        f"{report.folder}: graph {report.graph_size / 1e6:.1f} MB, tables {report.tables_size / 1e6:.1f} MB, ", end=""
+    )
+    print(f"made of {', '.join(report.sources)}")
+    print(f"checked with onnxruntime: largest difference {report.max_difference:.1e}, ", end="")
+    print(f"smallest cosine {report.min_cosine:.8f}")
     return 0
 
 

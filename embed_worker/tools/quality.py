@@ -15,8 +15,8 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from embed_worker.known_models import Quality
-from embed_worker.model_search import models_folders
+from embed_worker.model_files.known_models import Quality
+from embed_worker.model_files.search import models_folders
 from embed_worker.tools.texts import SIMILAR_PAIRS
 
 Float32: TypeAlias = NDArray[np.float32]

@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 
 from bridge_client import EmbedClient
-from bridge_client.requests import Matrix
+from bridge_client.embeddings import Matrix
 from bridge_client.testing import fake_client, fake_command, fake_vector
 from bridge_client.testing.conformance_process import Driven
 from tests.client.conftest import WAIT_S, is_alive, wait_until

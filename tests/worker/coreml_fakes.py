@@ -24,12 +24,15 @@ import numpy as np
 import onnxruntime
 
 from embed_worker import __main__ as command
-from embed_worker import coreml_compile, coreml_gate, providers
-from embed_worker.backend import TokenBatch
-from embed_worker.coreml_compile import ChildFailedError, ChildRunner, Job
-from embed_worker.coreml_gate import Host, Surroundings
-from embed_worker.pooling import Float32
-from embed_worker.session import OnnxBackend, StaticSession
+from embed_worker.accelerators import choose as providers
+from embed_worker.accelerators.coreml import child as coreml_compile
+from embed_worker.accelerators.coreml import gate as coreml_gate
+from embed_worker.accelerators.coreml.child import ChildFailedError, ChildRunner, Job
+from embed_worker.accelerators.coreml.gate import Host, Surroundings
+from embed_worker.accelerators.coreml.static_session import StaticSession
+from embed_worker.inference.backend import TokenBatch
+from embed_worker.inference.onnx_backend import OnnxBackend
+from embed_worker.inference.pooling import Float32
 
 CPU, COREML = "CPUExecutionProvider", "CoreMLExecutionProvider"
 COREML_S, CPU_S = 0.002, 0.010  # what a run takes on the fake clock: a fifth

@@ -18,9 +18,8 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from embed_worker.config import ModelOptions, RuntimeOptions
+from embed_worker.config import ModelOptions, RuntimeOptions, Verify
 from embed_worker.loading import load_model
-from embed_worker.manifest import Verify
 from embed_worker.tools import export
 from tests.worker.test_safetensors import file_of_tensors
 

@@ -26,16 +26,16 @@ from numpy.typing import NDArray
 
 from embed_worker.config import ModelOptions, RuntimeOptions, WorkerConfig
 from embed_worker.errors import ModelError, OutOfMemoryError
-from embed_worker.model_plan import ModelPlan, PoolingMode
-from embed_worker.model_store import ModelStore
-from embed_worker.pooling import Float32, are_usable, finish_vectors
+from embed_worker.inference.pooling import Float32, are_usable, finish_vectors
+from embed_worker.model_files.plan import ModelPlan, PoolingMode
 from embed_worker.protocol import Limits
-from embed_worker.server import Server, Surroundings
-from embed_worker.stdio import read_lines
+from embed_worker.serving.model_store import ModelStore
+from embed_worker.serving.server import Server, Surroundings
+from embed_worker.serving.stdio import read_lines
 from tests.worker.harness import parse_answer
 
 if TYPE_CHECKING:
-    from embed_worker.engine import LoadedModel
+    from embed_worker.inference.engine import LoadedModel
 
 WAIT_S = 10.0  # an upper bound for a machine under load; nothing waits for long
 DIMENSION = 4

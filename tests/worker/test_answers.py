@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embed_worker.answers import Answer, Answers
 from embed_worker.protocol import ErrorCode
-from embed_worker.stdio import LineWriter
+from embed_worker.serving.answers import Answer, Answers
+from embed_worker.serving.stdio import LineWriter
 
 WAIT_S = 10.0
 

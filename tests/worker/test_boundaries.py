@@ -14,7 +14,7 @@ import pytest
 from tests.worker.harness import ROOT
 
 PACKAGE = ROOT / "embed_worker"
-SERVING = sorted(path for path in PACKAGE.glob("*.py"))
+SERVING = [path for path in sorted(PACKAGE.rglob("*.py")) if not {"tools", "progress.py"}.intersection(path.parts)]
 HEAVY = {"numpy", "onnxruntime", "tokenizers"}
 NETWORK = {
     "aiohttp",
@@ -67,7 +67,9 @@ def test_importing_the_package_imports_nothing_else() -> None:
     assert loaded_after("import embed_worker") - {"__future__"} == {"embed_worker"}
 
 
-@pytest.mark.parametrize("module", ["protocol", "server", "stdio", "answers", "lanes", "scheduler", "model_store"])
+@pytest.mark.parametrize(
+    "module", ["protocol", "arguments", "serving.server", "serving.stdio", "serving.lanes", "serving.model_store"]
+)
 def test_what_runs_before_the_model_is_there_imports_nothing_heavy(module: str) -> None:
     loaded = {name.partition(".")[0] for name in loaded_after(f"import embed_worker.{module}")}
     assert not loaded & HEAVY
@@ -84,21 +86,26 @@ def test_the_arguments_are_parsed_before_anything_heavy_is_imported() -> None:
     assert not loaded & HEAVY
 
 
-@pytest.mark.parametrize(
-    "module", ["scheduler", "stdio", "machine", "model_folder", "model_search", "onnx_file", "known_models"]
-)
+PURE = [
+    "serving/scheduler",
+    "serving/stdio",
+    "machine",
+    *(f"model_files/{name}" for name in ("folder", "plan", "search", "onnx_outline", "known_models", "manifest")),
+]
+
+
+@pytest.mark.parametrize("module", PURE)
 def test_pure_modules_stay_pure(module: str) -> None:
     outside = top_level(PACKAGE / f"{module}.py") - sys.stdlib_module_names - {"embed_worker"}
     assert outside == set()
 
 
-@pytest.mark.parametrize(("package", "owner"), [("onnxruntime", "session.py"), ("tokenizers", "tokenizer.py")])
+@pytest.mark.parametrize(
+    ("package", "owner"), [("onnxruntime", "inference/ort.py"), ("tokenizers", "inference/tokenizer.py")]
+)
 def test_a_native_library_has_one_owner(package: str, owner: str) -> None:
-    assert {path.name for path in SERVING if package in top_level(path)} == {owner}
-
-
-def test_the_worker_knows_nothing_of_its_client() -> None:
-    assert [path for path in PACKAGE.rglob("*.py") if "bridge_client" in top_level(path)] == []
+    files = [*PACKAGE.rglob("*.py"), *(ROOT / "bridge_client").rglob("*.py")]
+    assert [path for path in files if package in top_level(path)] == [PACKAGE / owner]
 
 
 def test_serving_imports_no_network() -> None:
@@ -106,11 +113,6 @@ def test_serving_imports_no_network() -> None:
     assert found == {}
 
 
-def test_serving_imports_no_tool_but_by_its_command_and_for_the_weights_of_mlx() -> None:
-    users = {path.name for path in SERVING if any(name.startswith("embed_worker.tools") for name in imports_of(path))}
-    assert users <= {"__main__.py", "mlx_backend.py", "mlx_models.py"}
-
-
-def test_run_time_dependencies_are_four_and_one_that_is_asked_for_by_name() -> None:
+def test_run_time_dependencies_are_four_and_two_that_are_asked_for_by_name() -> None:
     outside = set().union(*(top_level(path) for path in SERVING)) - sys.stdlib_module_names - {"embed_worker"}
-    assert outside <= HEAVY | {"orjson", "mlx"}
+    assert outside <= HEAVY | {"orjson", "mlx", "onnx"}

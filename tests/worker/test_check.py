@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from embed_worker.known_models import Quality
+from embed_worker.model_files.known_models import Quality
 from embed_worker.protocol import ErrorCode
 from embed_worker.tools import check
 from embed_worker.tools.check import Verdict

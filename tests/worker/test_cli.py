@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from embed_worker.__main__ import make_config, make_parser
-from embed_worker.config import DEFAULT_MODEL, LogFormat, ModelOptions, RuntimeOptions, WorkerConfig
-from embed_worker.manifest import Verify
+from embed_worker.arguments import make_config, make_parser
+from embed_worker.config import DEFAULT_MODEL, LogFormat, ModelOptions, RuntimeOptions, Verify, WorkerConfig
 from embed_worker.protocol import Limits
 
 

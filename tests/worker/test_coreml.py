@@ -28,21 +28,22 @@ import onnx
 import onnxruntime
 import pytest
 
-from embed_worker import coreml, coreml_proof
-from embed_worker.backend import Backend, TokenBatch
+from embed_worker.accelerators.coreml import backend as coreml
+from embed_worker.accelerators.coreml import proof as coreml_proof
+from embed_worker.accelerators.coreml.backend import CoremlBackend, CoremlReport, accelerate
+from embed_worker.accelerators.coreml.cache import Entry, State, Verdict, sweep
+from embed_worker.accelerators.coreml.child import ChildFailedError, ChildRunner, Job, StoppedError
+from embed_worker.accelerators.coreml.gate import Surroundings, gate
+from embed_worker.accelerators.coreml.proof import SHAPES, Shape, is_worth, shape_for
 from embed_worker.config import CoremlPrecision, CoremlUnits, ModelOptions, RuntimeOptions
-from embed_worker.coreml import CoremlBackend, CoremlReport, accelerate
-from embed_worker.coreml_cache import Entry, State, Verdict, sweep
-from embed_worker.coreml_compile import ChildFailedError, ChildRunner, Job, StoppedError
-from embed_worker.coreml_gate import Surroundings, gate
-from embed_worker.coreml_proof import SHAPES, Shape, is_worth, shape_for
 from embed_worker.errors import ConfigError, ModelError
+from embed_worker.inference.backend import Backend, TokenBatch
+from embed_worker.inference.onnx_backend import OnnxBackend
+from embed_worker.inference.pooling import Float32
+from embed_worker.inference.tokenizer import TextTokenizer
 from embed_worker.loading import load_model
-from embed_worker.model_folder import read_model_folder
-from embed_worker.model_plan import ModelPlan, PoolingMode
-from embed_worker.pooling import Float32
-from embed_worker.session import OnnxBackend
-from embed_worker.tokenizer import TextTokenizer
+from embed_worker.model_files.folder import read_model_folder
+from embed_worker.model_files.plan import ModelPlan, PoolingMode
 from tests.worker.coreml_fakes import (
     COREML,
     COREML_S,
@@ -486,7 +487,7 @@ def test_rule_07_a_lock_is_held_against_others_until_it_is_let_go(tmp_path: Path
     entry = Entry(tmp_path / "entry")
     code = f"""
 from pathlib import Path
-from embed_worker.coreml_cache import Entry
+from embed_worker.accelerators.coreml.cache import Entry
 with Entry(Path({str(entry.folder)!r})).locked(wait=False) as is_ours:
     print(is_ours)
 """
@@ -742,7 +743,7 @@ def test_rule_11_the_child_ends_with_its_parent() -> None:
     """A worker that is killed cannot kill its child; the end of the child's input tells it."""
     code = """
 import json, sys, threading
-from embed_worker import coreml_compile
+from embed_worker.accelerators.coreml import child as coreml_compile
 coreml_compile.perform = lambda job, factory: (print("begun", flush=True), threading.Event().wait())
 coreml_compile.main([json.dumps({"task": "compile", "entry": "e", "source": "s"})])
 """

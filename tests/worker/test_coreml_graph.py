@@ -18,24 +18,26 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from onnx import TensorProto, helper, numpy_helper
 
-from embed_worker.config import ModelOptions, RuntimeOptions
-from embed_worker.coreml_model import (
+from embed_worker.accelerators.coreml import graph_export as coreml_graph
+from embed_worker.accelerators.coreml import graph_layers as coreml_layers
+from embed_worker.accelerators.coreml.graph import (
     BATCH_DIMENSION,
     LENGTH_DIMENSION,
     CoremlModel,
     CoremlModelError,
     pooling_weights,
 )
+from embed_worker.accelerators.coreml.graph_export import export_for_coreml
+from embed_worker.config import ModelOptions, RuntimeOptions
+from embed_worker.encoders import bert
+from embed_worker.encoders.checkpoint import ExportError
+from embed_worker.encoders.onnx_weights import read_onnx_weights
+from embed_worker.inference.pooling import Float32, Int64, finish_vectors, pool
+from embed_worker.inference.tokenizer import TextTokenizer, TokenizedText
 from embed_worker.loading import load_model
-from embed_worker.model_folder import read_model_folder
-from embed_worker.model_plan import ModelPlan, PoolingMode
-from embed_worker.pooling import Float32, Int64, finish_vectors, pool
-from embed_worker.tokenizer import TextTokenizer, TokenizedText
-from embed_worker.tools import bert, coreml_graph, coreml_layers
-from embed_worker.tools.coreml_graph import export_for_coreml
-from embed_worker.tools.coreml_partitions import optimized
-from embed_worker.tools.onnx_weights import read_onnx_weights
-from embed_worker.tools.published import ExportError
+from embed_worker.model_files.folder import read_model_folder
+from embed_worker.model_files.plan import ModelPlan, PoolingMode
+from embed_worker.tools.inspect.coreml_partitions import optimized
 from tests.worker import test_export_qwen3
 from tests.worker.export_fixtures import (
     MODELS,
@@ -452,7 +454,7 @@ def test_a_weight_that_is_turned_the_wrong_way_fails_the_check(
         name = "encoder.layer.1.attention.self.key.weight"
         return tensors | {name: tensors[name].T}
 
-    monkeypatch.setattr("embed_worker.tools.onnx_weights.read_onnx_weights", wrong)
+    monkeypatch.setattr("embed_worker.encoders.onnx_weights.read_onnx_weights", wrong)
     refusal(capsys, "--for", "coreml", tmp_path / "model", status=1)
     assert not (tmp_path / "model" / "coreml").exists()
 

@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.tools.mobile_helpers import usability_checker
 
-from embed_worker.tools.coreml_graph import export_for_coreml
-from embed_worker.tools.coreml_partitions import (
+from embed_worker.accelerators.coreml.graph_export import export_for_coreml
+from embed_worker.tools.inspect.coreml_partitions import (
     CpuNode,
     Forecast,
     ForecastError,

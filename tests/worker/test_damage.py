@@ -18,7 +18,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from embed_worker.manifest import Manifest
+from embed_worker.model_files.manifest import Manifest
 from tests.worker.harness import WorkerProcess, matrix_of
 from tests.worker.test_model_folder import EXPECTED, MODELS
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from embed_worker.config import ModelOptions, RuntimeOptions
-from embed_worker.dense import load_dense
 from embed_worker.errors import ModelError
+from embed_worker.inference.dense import load_dense
 from embed_worker.loading import load_model
-from embed_worker.model_plan import DensePlan, ModelPlan
+from embed_worker.model_files.plan import DensePlan, ModelPlan
 from tests.worker.harness import ROOT
 from tests.worker.test_tokenizer import plan_for
 

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embed_worker.backend import ProviderReport, TokenBatch
 from embed_worker.config import ModelOptions, RuntimeOptions
-from embed_worker.engine import Engine, LoadedModel
 from embed_worker.errors import ModelError
+from embed_worker.inference.backend import ProviderReport, TokenBatch
+from embed_worker.inference.engine import Engine, LoadedModel
+from embed_worker.inference.pooling import Float32
+from embed_worker.inference.tokenizer import TextTokenizer
 from embed_worker.loading import load_model
-from embed_worker.pooling import Float32
-from embed_worker.tokenizer import TextTokenizer
 from tests.worker.harness import cosines
 from tests.worker.test_model_folder import EXPECTED, MODELS
 from tests.worker.test_tokenizer import plan_for, prompt_of

@@ -5,7 +5,6 @@ What other architectures are worth, and what the fixtures give, is in test_expor
 
 from __future__ import annotations
 
-import argparse
 import collections
 import io
 import json
@@ -20,10 +19,12 @@ import onnx
 import pytest
 import tqdm  # type: ignore[import-untyped, unused-ignore]
 
-from embed_worker import tools
-from embed_worker.manifest import Manifest, Verify, verify
-from embed_worker.tools import bert, export, onnx_writer
-from embed_worker.tools.onnx_writer import Storage
+from embed_worker.config import Verify
+from embed_worker.encoders import bert, onnx_writer
+from embed_worker.encoders.checkpoint import ExportError
+from embed_worker.encoders.onnx_writer import Storage
+from embed_worker.model_files.manifest import Manifest, verify
+from embed_worker.tools import export
 from tests.worker.export_fixtures import (
     CONFIG,
     MODELS,
@@ -313,19 +314,20 @@ def test_progress_is_no_reason_to_fail_without_tqdm(folder: Path, monkeypatch: p
     assert terminal.getvalue() == ""
 
 
-def test_a_graph_for_coreml_is_another_tools_work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[argparse.Namespace] = []
+def test_a_graph_for_coreml_is_another_writers_work(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[tuple[Path, Path]] = []
 
-    def take(args: argparse.Namespace) -> int:
-        seen.append(args)
-        return 7
+    def refuse(source: Path, *, output: Path) -> None:
+        seen.append((source, output))
+        raise ExportError("not this one")
 
-    other = types.SimpleNamespace(run=take)
-    monkeypatch.setitem(sys.modules, "embed_worker.tools.coreml_graph", other)
-    monkeypatch.setattr(tools, "coreml_graph", other, raising=False)
-    assert run(folder, "--for", "coreml", "--output", "made", "--json") == 7
-    (args,) = seen
-    assert (args.folder, args.output, args.json) == (folder, Path("made"), True)
+    other = types.SimpleNamespace(export_for_coreml=refuse)
+    monkeypatch.setitem(sys.modules, "embed_worker.accelerators.coreml.graph_export", other)
+    assert run(folder, "--for", "coreml", "--output", "made", "--json") == 78
+    assert seen == [(folder, Path("made"))]
+    assert "not this one" in capsys.readouterr().err
     assert not (folder / "onnx").exists()
 
 

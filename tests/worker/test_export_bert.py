@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embed_worker.safetensors import SafetensorsFile
+from embed_worker.model_files.safetensors import SafetensorsFile
 from embed_worker.tools import export
 from tests.worker.export_fixtures import (
     CONFIG,

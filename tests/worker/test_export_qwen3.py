@@ -12,8 +12,9 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from embed_worker.tools import export, onnx_writer, qwen3
-from embed_worker.tools.onnx_writer import Storage
+from embed_worker.encoders import onnx_writer, qwen3
+from embed_worker.encoders.onnx_writer import Storage
+from embed_worker.tools import export
 from tests.worker.export_fixtures import (
     assert_goldens,
     graph_of,

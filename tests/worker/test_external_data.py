@@ -12,11 +12,11 @@ import pytest
 from onnx import external_data_helper
 
 from embed_worker.config import ModelOptions, RuntimeOptions
-from embed_worker.engine import LoadedModel
 from embed_worker.errors import ModelError
-from embed_worker.external_data import external_files, map_linked
+from embed_worker.inference.engine import LoadedModel
 from embed_worker.loading import load_model
-from embed_worker.onnx_file import ExternalTensor, read_outline
+from embed_worker.model_files.external_data import external_files, map_linked
+from embed_worker.model_files.onnx_outline import ExternalTensor, read_outline
 from tests.worker.test_model_folder import MODELS
 
 SOURCE = MODELS / "qwen3-last"

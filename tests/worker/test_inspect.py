@@ -13,7 +13,7 @@ from typing import Any
 import onnx
 import pytest
 
-from embed_worker.tools import inspect
+from embed_worker.tools.inspect import command as inspect
 from tests.worker.test_model_folder import EXPECTED, MODELS
 
 MEMBERS = {

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from embed_worker import known_models as module
 from embed_worker.config import ModelOptions
-from embed_worker.known_models import KnownModel, find_known_model, known_models
-from embed_worker.model_folder import read_model_folder
-from embed_worker.model_plan import PoolingMode
-from embed_worker.model_search import short_name
+from embed_worker.model_files import known_models as module
+from embed_worker.model_files.folder import read_model_folder
+from embed_worker.model_files.known_models import KnownModel, find_known_model, known_models
+from embed_worker.model_files.plan import PoolingMode
+from embed_worker.model_files.search import short_name
 from tests.worker.harness import ROOT
 
 TABLE = ROOT / "models" / "known_models.toml"
@@ -39,7 +39,7 @@ sources = ["a test"]
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A table of the test's own, as the wheel carries it: inside the package."""
     (tmp_path / "package" / "models").mkdir(parents=True)
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "package" / "known_models.py"))
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "package" / "model_files" / "known_models.py"))
     return tmp_path / "package" / "models" / "known_models.toml"
 
 

@@ -134,7 +134,7 @@ def test_a_thousand_requests_at_once_are_all_answered() -> None:
 NOISY = """
 import ctypes, os, subprocess, sys
 import embed_worker.__main__ as command
-import embed_worker.model_folder as victim
+import embed_worker.model_files.folder as victim
 original = victim.read_model_folder
 def noisy(*arguments):
     print("noise from Python")

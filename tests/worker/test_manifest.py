@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
-from embed_worker import manifest as module
-from embed_worker.manifest import FileRecord, Manifest, ManifestError, Verify, cache_dir, file_sha256, verify
+from embed_worker.config import Verify
+from embed_worker.machine import cache_dir
+from embed_worker.model_files import manifest as module
+from embed_worker.model_files.manifest import FileRecord, Manifest, ManifestError, file_sha256, verify
 
 HELLO = hashlib.sha256(b"hello").hexdigest()
 

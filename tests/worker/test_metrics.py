@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embed_worker.metrics import Metrics, percentile
 from embed_worker.protocol import ErrorCode
+from embed_worker.serving.metrics import Metrics, percentile
 
 
 def test_a_new_worker_has_counted_nothing() -> None:

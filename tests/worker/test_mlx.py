@@ -17,22 +17,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embed_worker import mlx_backend
-from embed_worker.__main__ import make_config, make_parser
-from embed_worker.backend import ProviderReport, TokenBatch
-from embed_worker.config import MlxPrecision, ModelOptions, RuntimeOptions
-from embed_worker.engine import LoadedModel
+from embed_worker.accelerators.choose import choose_backend
+from embed_worker.accelerators.mlx import backend as mlx_backend
+from embed_worker.accelerators.mlx.backend import MlxBackend, MlxReport, forecast_model
+from embed_worker.arguments import make_config, make_parser
+from embed_worker.config import MlxPrecision, ModelOptions, RuntimeOptions, Verify
+from embed_worker.encoders.activation_functions import ACTIVATIONS
+from embed_worker.encoders.bert import Bert
+from embed_worker.encoders.qwen3 import Qwen3
 from embed_worker.errors import ConfigError, ModelError, OutOfMemoryError
+from embed_worker.inference.backend import ProviderReport, TokenBatch
+from embed_worker.inference.engine import LoadedModel
+from embed_worker.inference.onnx_backend import OnnxBackend
+from embed_worker.inference.pooling import Float32, Int64
+from embed_worker.inference.tokenizer import TextTokenizer
 from embed_worker.loading import load_model
-from embed_worker.manifest import Verify
-from embed_worker.mlx_backend import MlxBackend, MlxReport, forecast_model
-from embed_worker.pooling import Float32, Int64
-from embed_worker.providers import accelerate
-from embed_worker.session import OnnxBackend
-from embed_worker.tokenizer import TextTokenizer
-from embed_worker.tools.activation_functions import ACTIVATIONS
-from embed_worker.tools.bert import Bert
-from embed_worker.tools.qwen3 import Qwen3
 from tests.worker import test_export_qwen3
 from tests.worker.export_fixtures import CONFIG, published_tensors, random_tensors, write_folder, write_shards
 from tests.worker.harness import ROOT, WorkerProcess, cosines, matrix_of
@@ -45,7 +44,7 @@ from tests.worker.test_tokenizer import plan_for, prompt_of
 try:
     import mlx.core as mx
 
-    from embed_worker import mlx_models
+    from embed_worker.accelerators.mlx import models as mlx_models
 except ImportError as error:
     WHY_NOT = f"MLX is not there: {error}"
 else:
@@ -406,7 +405,7 @@ def test_the_cpu_is_let_go_after_the_proof() -> None:
     runtime = RuntimeOptions(provider="mlx")
     cpu = OnnxBackend.load(plan, runtime, threads=2)
     witness = weakref.ref(cpu)
-    backend = accelerate(cpu, plan, TextTokenizer.load(plan), runtime, 2)
+    backend = choose_backend(cpu, plan, TextTokenizer.load(plan), runtime, 2)
     del cpu
     gc.collect()
     assert witness() is None
@@ -501,7 +500,7 @@ def test_an_mlx_that_cannot_be_loaded_is_told_from_one_that_is_not_there(monkeyp
 @needs_mlx
 def test_without_onnx_a_folder_of_safetensors_runs_and_another_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
-    monkeypatch.delitem(sys.modules, "embed_worker.tools.onnx_weights", raising=False)
+    monkeypatch.delitem(sys.modules, "embed_worker.encoders.onnx_weights", raising=False)
     assert report_of(load(MODELS / "bert-mean")).weights == "model.safetensors"
     refused = refusal_of(MODELS / "qwen3-last")
     assert refused.endswith("reading them needs the package onnx: pip install 'embed-bridge[mlx]'")
@@ -525,7 +524,7 @@ def test_a_forecast_needs_no_mlx_and_agrees_with_the_load(monkeypatch: pytest.Mo
 def test_neither_mlx_nor_a_tool_is_loaded_unless_it_is_asked_for() -> None:
     code = (
         "from pathlib import Path; from embed_worker.config import ModelOptions, RuntimeOptions;"
-        "from embed_worker import mlx_backend; from embed_worker.loading import load_model;"
+        "from embed_worker.accelerators.mlx import backend as mlx_backend; from embed_worker.loading import load_model;"
         f"load_model(Path({str(MODELS / 'bert-mean')!r}), ModelOptions(), RuntimeOptions(provider='auto'), 1)"
     )
     assert [name for name in loaded_after(code) if name.partition(".")[0] == "mlx" or ".tools" in name] == []

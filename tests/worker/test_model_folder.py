@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from embed_worker.config import ModelOptions
 from embed_worker.errors import ModelError, ModelNotFoundError
-from embed_worker.model_folder import read_model_folder
-from embed_worker.model_plan import ModelPlan, PoolingMode
-from embed_worker.model_search import (
+from embed_worker.model_files.folder import read_model_folder
+from embed_worker.model_files.plan import ModelPlan, PoolingMode
+from embed_worker.model_files.search import (
     find_by_name,
     find_model,
     model_name,

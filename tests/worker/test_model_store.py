@@ -10,7 +10,7 @@ import pytest
 
 from embed_worker.config import ModelOptions
 from embed_worker.errors import ConfigError, ModelError, ModelNotFoundError, OutOfMemoryError
-from embed_worker.model_store import ModelSlot, ModelStore
+from embed_worker.serving.model_store import ModelSlot, ModelStore
 from tests.worker.fakes import WAIT_S, FakeLoader, models_folder
 
 

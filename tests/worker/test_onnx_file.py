@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embed_worker.onnx_file import Outline, read_outline
+from embed_worker.model_files.onnx_outline import Outline, read_outline
 from tests.worker.harness import ROOT
 
 onnx = pytest.importorskip("onnx")

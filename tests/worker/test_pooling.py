@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from embed_worker.model_plan import PoolingMode
-from embed_worker.pooling import are_usable, finish_vectors, norms, pool
+from embed_worker.inference.pooling import are_usable, finish_vectors, norms, pool
+from embed_worker.model_files.plan import PoolingMode
 
 D = 3  # B, T and D are batch, tokens and dimension
 

@@ -13,15 +13,16 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from embed_worker import providers
-from embed_worker.__main__ import make_config, make_parser
-from embed_worker.backend import Backend, TokenBatch
+from embed_worker.accelerators import choose as providers
+from embed_worker.accelerators.agreement import ProofError, agreement_with_cpu, golden_batches
+from embed_worker.accelerators.choose import choose_backend
+from embed_worker.arguments import make_config, make_parser
 from embed_worker.config import CoremlPrecision, CoremlUnits, RuntimeOptions
 from embed_worker.errors import ConfigError, ModelError
-from embed_worker.pooling import Float32
-from embed_worker.providers import ProofError, accelerate, golden_batches, golden_cosine
-from embed_worker.session import OnnxBackend
-from embed_worker.tokenizer import TextTokenizer
+from embed_worker.inference.backend import Backend, TokenBatch
+from embed_worker.inference.onnx_backend import OnnxBackend
+from embed_worker.inference.pooling import Float32
+from embed_worker.inference.tokenizer import TextTokenizer
 from tests.worker.harness import ROOT, TINY_MODEL
 from tests.worker.test_tokenizer import plan_for
 
@@ -32,7 +33,7 @@ TOKENIZER = TextTokenizer.load(PLAN)
 
 def chosen(provider: str) -> Backend:
     runtime = RuntimeOptions(provider=provider)
-    return accelerate(OnnxBackend.load(PLAN, runtime, threads=1), PLAN, TOKENIZER, runtime, 1)
+    return choose_backend(OnnxBackend.load(PLAN, runtime, threads=1), PLAN, TOKENIZER, runtime, 1)
 
 
 @pytest.mark.parametrize("asked", ["cpu", "CPU", "CPUExecutionProvider"])
@@ -210,10 +211,10 @@ def test_rule_09_the_bounds_are_those_of_the_precision(noise: float, precision: 
 
     cpu: Any = GoldenBackend()
     if passes:
-        assert golden_cosine(embed, cpu, batches, precision) == pytest.approx(1 / np.sqrt(1 + noise**2), abs=1e-6)
+        assert agreement_with_cpu(embed, cpu, batches, precision) == pytest.approx(1 / np.sqrt(1 + noise**2), abs=1e-6)
     else:
         with pytest.raises(ProofError, match="differs from the CPU"):
-            golden_cosine(embed, cpu, batches, precision)
+            agreement_with_cpu(embed, cpu, batches, precision)
 
 
 def test_rule_09_a_wrong_vector_among_right_ones_is_found() -> None:
@@ -227,4 +228,4 @@ def test_rule_09_a_wrong_vector_among_right_ones_is_found() -> None:
         return vectors
 
     with pytest.raises(ProofError, match="a cosine is -1"):
-        golden_cosine(embed, cpu, batches, "float32")
+        agreement_with_cpu(embed, cpu, batches, "float32")

@@ -17,15 +17,15 @@ from typing import Any
 
 import pytest
 
-from embed_worker.config import ModelOptions, RuntimeOptions
-from embed_worker.known_models import KnownModel
+from embed_worker.config import ModelOptions, RuntimeOptions, Verify
 from embed_worker.loading import load_model
-from embed_worker.manifest import Manifest, Verify, verify
-from embed_worker.tools import pull as module
-from embed_worker.tools.hub import Hub, HubError, VerificationError
-from embed_worker.tools.pull import PullError, Report
-from embed_worker.tools.selection import inner_path
-from embed_worker.tools.staging import BusyError, staging
+from embed_worker.model_files.known_models import KnownModel
+from embed_worker.model_files.manifest import Manifest, verify
+from embed_worker.tools.pull import command as module
+from embed_worker.tools.pull.command import PullError, Report
+from embed_worker.tools.pull.hub import Hub, HubError, VerificationError
+from embed_worker.tools.pull.selection import inner_path
+from embed_worker.tools.pull.staging import BusyError, staging
 from tests.worker.harness import ROOT, WAIT_S
 from tests.worker.hub import FakeHub, HubRepository, fake_hub
 

@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from embed_worker.config import ModelOptions, RuntimeOptions
-from embed_worker.engine import LoadedModel
+from embed_worker.config import ModelOptions, RuntimeOptions, Verify
+from embed_worker.inference.engine import LoadedModel
 from embed_worker.loading import load_model
-from embed_worker.manifest import Manifest, Verify, verify
-from embed_worker.tools import int8, quantize
-from embed_worker.tools.int8 import FloatGraph, QuantizeError
+from embed_worker.model_files.manifest import Manifest, verify
+from embed_worker.tools.quantize import command as quantize
+from embed_worker.tools.quantize import int8
+from embed_worker.tools.quantize.int8 import FloatGraph, QuantizeError
 from tests.worker.harness import ROOT, cosines
 
 MODELS = ROOT / "tests" / "models"

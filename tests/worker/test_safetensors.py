@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from embed_worker.safetensors import SafetensorsError, SafetensorsFile
+from embed_worker.model_files.safetensors import SafetensorsError, SafetensorsFile
 
 NAMES = {
     "float64": "F64",

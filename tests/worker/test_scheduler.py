@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from embed_worker.scheduler import Row, Scheduler
+from embed_worker.serving.scheduler import Row, Scheduler
 
 BUDGET = 64
 MAX_BATCHES = 10_000

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 from embed_worker.config import RuntimeOptions
 from embed_worker.errors import OutOfMemoryError
-from embed_worker.lanes import Job
 from embed_worker.protocol import ExitCode, Limits
-from embed_worker.server import Stop
+from embed_worker.serving.lanes import Job
+from embed_worker.serving.server import Stop
 from tests.worker.fakes import (
     DIMENSION,
     MAX_TOKENS,

@@ -13,11 +13,13 @@ import onnx
 import onnxruntime
 import pytest
 
-from embed_worker import graph_inputs, session
-from embed_worker.backend import TokenBatch
 from embed_worker.config import RuntimeOptions
 from embed_worker.errors import ConfigError, ModelError, OutOfMemoryError
-from embed_worker.session import OnnxBackend, choose_provider, is_out_of_memory
+from embed_worker.inference import graph_io as graph_inputs
+from embed_worker.inference import onnx_backend as session
+from embed_worker.inference.backend import TokenBatch
+from embed_worker.inference.onnx_backend import OnnxBackend, choose_provider
+from embed_worker.inference.ort import is_out_of_memory
 from tests.worker.test_model_folder import EXPECTED, MODELS
 from tests.worker.test_tokenizer import plan_for
 

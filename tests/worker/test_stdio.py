@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embed_worker import stdio
-from embed_worker.stdio import Line, LineSplitter, LineWriter, WireError, claim, read_lines
+from embed_worker.serving import stdio
+from embed_worker.serving.stdio import Line, LineSplitter, LineWriter, WireError, claim, read_lines
 
 LIMIT = 10
 BOM = b"\xef\xbb\xbf"

@@ -12,9 +12,9 @@ import pytest
 
 from embed_worker.config import ModelOptions
 from embed_worker.errors import ModelError
-from embed_worker.model_folder import read_model_folder
-from embed_worker.model_plan import ModelPlan
-from embed_worker.tokenizer import TextTokenizer
+from embed_worker.inference.tokenizer import TextTokenizer
+from embed_worker.model_files.folder import read_model_folder
+from embed_worker.model_files.plan import ModelPlan
 from tests.worker.test_model_folder import EXPECTED, MODELS
 
 

@@ -1,0 +1,34 @@
+"""What a call gives: vectors, and what the worker says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Matrix: TypeAlias = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Embeddings:
+    """What `embed_detailed` returns.
+
+    Attributes:
+        vectors: (B, D) float32, one row for each input, in order.
+        tokens: Real tokens of each input, special tokens included, before truncation.
+        truncated: The indexes of the inputs that were cut.
+        model: The model's name.
+        fingerprint: Names the vector space; vectors of two fingerprints must not be mixed.
+        timing_ms: Milliseconds inside the worker: `queue`, `tokenize`, `inference`, `total`. Of the slowest piece,
+            where the call was split.
+    """
+
+    vectors: Matrix
+    tokens: tuple[int, ...]
+    truncated: tuple[int, ...]
+    model: str
+    fingerprint: str
+    timing_ms: Mapping[str, float]

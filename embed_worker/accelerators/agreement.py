@@ -1,0 +1,80 @@
+"""The golden test: whether a provider's vectors are the CPU's.
+
+A provider is believed for its vectors and not for its name: zeros, NaN and wrong values have all come without an error.
+B and T are batch and tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from embed_worker.inference.backend import Backend, TokenBatch
+from embed_worker.inference.pooling import Float32, cosine_distances, norms
+from embed_worker.inference.tokenizer import TextTokenizer
+
+# The smallest cosine to the CPU's vectors that passes, by the precision that is computed in.
+MIN_COSINE = {"float32": 0.9995, "float16": 0.999, "bfloat16": 0.995}
+_MIN_NORM = 0.1
+
+_GOLDEN_TEXT = (
+    "a vector database keeps one row for every text and finds the nearest of them by the angle between two rows while "
+    "rain falls on 47 green hills, größer als Straßen in 東京, et l'été passe à pied: 3.14 € per kg; SELECT * FROM t;"
+)
+
+
+class ProofError(Exception):
+    """A provider's vectors are not the CPU's; the message says how they differ."""
+
+
+def golden_batches(tokenizer: TextTokenizer, rows: int, tokens: int, *, pad_left: bool) -> list[TokenBatch]:
+    """Make the batches that every provider is compared on: a full one, and one with padding and fewer rows.
+
+    Args:
+        tokenizer: Its limit may keep the full one below `tokens`.
+        rows: Of the full one.
+        tokens: Of its rows.
+        pad_left: On which side padding goes, as the model has it.
+    """
+    words = _GOLDEN_TEXT.split()
+    texts = [" ".join((words[row:] + words[:row]) * (tokens // len(words) + 1)) for row in range(rows)]
+    ids = [text.ids[:tokens] for text in tokenizer.encode(texts, "")]
+    lengths = [max(1, tokens * share // 8) for share in (1, 3, 5, 7, 2)][: max(1, rows - 1)]
+    shorter = [row[:length] for row, length in zip(ids, lengths, strict=False)]
+    return [_padded(some, tokenizer.pad_id, pad_left=pad_left) for some in (ids, shorter)]
+
+
+def _padded(rows: Sequence[np.ndarray[tuple[int], np.dtype[np.int64]]], pad_id: int, *, pad_left: bool) -> TokenBatch:
+    longest = max(map(len, rows))
+    ids = np.full((len(rows), longest), pad_id, np.int64)
+    mask = np.zeros_like(ids)
+    for place, row in enumerate(rows):
+        here = slice(longest - len(row), None) if pad_left else slice(len(row))
+        ids[place, here] = row
+        mask[place, here] = 1
+    return TokenBatch(ids, mask)
+
+
+def agreement_with_cpu(
+    embed: Callable[[TokenBatch], Float32], cpu: Backend, batches: Sequence[TokenBatch], precision: str
+) -> float:
+    """Compare a provider's vectors with the CPU's; return the smallest cosine.
+
+    Raises:
+        ProofError: They are not finite, have no length, have another shape, or another direction.
+    """
+    smallest = 1.0
+    for batch in batches:
+        expected, vectors = cpu.embed(batch, is_alone=True), embed(batch)
+        if vectors.shape != expected.shape:
+            raise ProofError(f"gives an output of shape {vectors.shape} where the CPU gives {expected.shape}")
+        if not np.isfinite(vectors).all():
+            raise ProofError("gives values that are not finite")
+        shortest = float(norms(vectors).min())
+        if not shortest > _MIN_NORM:
+            raise ProofError(f"gives vectors of length {shortest:.2g}")
+        smallest = min(smallest, 1 - float(cosine_distances(vectors, expected).max()))
+    if not smallest >= MIN_COSINE[precision]:
+        raise ProofError(f"differs from the CPU: a cosine is {smallest:.6f}, and {MIN_COSINE[precision]} is needed")
+    return smallest

@@ -1,0 +1,77 @@
+"""Which backend serves a model: the CPU, or what has proved itself against it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+from embed_worker.accelerators.agreement import ProofError, agreement_with_cpu, golden_batches
+from embed_worker.config import RuntimeOptions
+from embed_worker.errors import ConfigError, ModelError, OutOfMemoryError, brief
+from embed_worker.inference.backend import Backend
+from embed_worker.inference.onnx_backend import OnnxBackend, choose_provider
+from embed_worker.inference.ort import available_providers
+from embed_worker.inference.tokenizer import TextTokenizer
+from embed_worker.model_files.plan import ModelPlan
+
+_GOLDEN_ROWS, _GOLDEN_TOKENS = 8, 64
+
+
+def choose_backend(
+    cpu: OnnxBackend, plan: ModelPlan, tokenizer: TextTokenizer, runtime: RuntimeOptions, threads: int
+) -> Backend:
+    """Return the backend to serve with. `auto` takes what is proved; what was asked for by name must be.
+
+    Args:
+        cpu: The model on the CPU: it serves, or it is what another provider is compared with.
+        plan: The model's folder.
+        tokenizer: The model's own.
+        runtime: The provider that is asked for.
+        threads: Cores that a batch alone may use.
+
+    Raises:
+        ConfigError: The provider that is asked for is not there.
+        ModelError: It is there and does not give the model's vectors.
+    """
+    match runtime.provider.lower().removesuffix("executionprovider"):
+        case "cpu":
+            return cpu
+        case "auto" if not _is_mac():
+            reason = "no other provider is chosen by itself but CoreML, which needs a Mac"
+            cpu.provider = replace(cpu.provider, reason=reason)
+            return cpu
+        case "auto" | "coreml":
+            from embed_worker.accelerators.coreml import backend as coreml
+            from embed_worker.accelerators.coreml import gate as coreml_gate  # nothing of it is loaded anywhere else
+
+            return coreml.accelerate(cpu, plan, tokenizer, runtime, coreml_gate.surroundings(runtime))
+        case "mlx":
+            from embed_worker.accelerators.mlx import backend as mlx_backend  # as above
+
+            return mlx_backend.accelerate(cpu, plan, tokenizer, runtime)
+        case _:
+            return _other_provider(cpu, plan, tokenizer, runtime, threads)
+
+
+def _is_mac() -> bool:
+    return sys.platform == "darwin"
+
+
+def _other_provider(
+    cpu: OnnxBackend, plan: ModelPlan, tokenizer: TextTokenizer, runtime: RuntimeOptions, threads: int
+) -> Backend:
+    """Open the same graph on another of onnxruntime's providers, and compare."""
+    (provider, *_), _ = choose_provider(runtime.provider, available_providers())
+    backend = OnnxBackend.load(plan, runtime, threads=threads, provider=provider)
+    if backend.provider.chosen != provider:
+        raise ConfigError(f"--provider {runtime.provider}: {backend.provider.reason}")
+    batches = golden_batches(tokenizer, _GOLDEN_ROWS, _GOLDEN_TOKENS, pad_left=plan.pad_left)
+    try:
+        cosine = agreement_with_cpu(lambda batch: backend.embed(batch, is_alone=False), cpu, batches, backend.precision)
+    except OutOfMemoryError:
+        raise
+    except Exception as error:
+        problem = str(error) if isinstance(error, ProofError) else f"fails: {brief(error)}"
+        raise ModelError(f"--provider {runtime.provider}: {provider} {problem}") from error
+    backend.provider = replace(backend.provider, reason=f"asked for; its smallest cosine to the CPU is {cosine:.7f}")
+    return backend

@@ -1,0 +1,277 @@
+"""A graph that CoreML takes in one piece, with the tables that stay on the host.
+
+Its inputs are all float, its operators plain, and with the lengths of a bucket its shapes are fixed. Embeddings are
+looked up on the host, so that no table is copied into CoreML's packages; pooling is a matrix product, so that one form
+serves every mode that is a weighted sum. `graph_layers.py` writes the graph, `graph.py` makes its inputs. T and
+H are the tokens of a text and the hidden size.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from embed_worker.accelerators.coreml.graph import (
+    FOLDER,
+    GRAPH,
+    POSITIONS,
+    WORDS,
+    CoremlModel,
+    CoremlModelError,
+    Description,
+    pooling_weights,
+)
+from embed_worker.accelerators.coreml.graph_layers import dedicated_graph
+from embed_worker.encoders import bert
+from embed_worker.encoders.bert import Bert
+from embed_worker.encoders.checkpoint import (
+    INDEX,
+    WEIGHTS,
+    CheckFailedError,
+    ExportError,
+    Floats,
+    Int64,
+    chosen,
+    has_own_code,
+    open_weights,
+    read_json_object,
+    weight_files,
+)
+from embed_worker.encoders.onnx_writer import open_session
+from embed_worker.encoders.qwen3 import Qwen3
+from embed_worker.model_files.manifest import file_sha256
+from embed_worker.model_files.plan import PoolingMode
+from embed_worker.model_files.safetensors import Tensor
+
+_Encoder: TypeAlias = Bert | Qwen3
+_Witness: TypeAlias = Callable[[Int64], Floats]
+
+_GRAPHS = (Path("onnx", "model.onnx"), Path("model.onnx"))
+# CoreML's provider reads weights from the graph alone, and a protobuf holds no more.
+_MAX_GRAPH_BYTES = 2**31 - 2**24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What an export did; the `--json` output has these names. Sizes are in bytes."""
+
+    folder: str
+    architecture: str
+    graph_size: int
+    tables_size: int
+    graph_sha256: str
+    sources: list[str]
+    max_difference: float
+    min_cosine: float
+
+
+def export_for_coreml(folder: Path, *, output: Path) -> Report:
+    """Make `coreml/` in `output`: the graph, the tables and coreml.json, all of them or none.
+
+    The weights are those of the folder's safetensors, or where it has none those of its ONNX file.
+
+    Raises:
+        ExportError: The folder cannot be used, or the output not be written.
+        CheckFailedError: The graph differs from what it was made of.
+    """
+    source = _Source.read(folder)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".coreml-", dir=output) as staging:
+            staged = Path(staging, FOLDER)
+            staged.mkdir()
+            _write(source, staged)
+            max_difference, min_cosine = _check(source, staged)
+            _put_in_place(staged, output / FOLDER, Path(staging, "old"))
+    except OSError as error:
+        raise ExportError(f"{output} cannot be written: {error}") from error
+    made = output / FOLDER
+    return Report(
+        folder=str(made),
+        architecture=source.architecture,
+        graph_size=(made / GRAPH).stat().st_size,
+        tables_size=sum(file.stat().st_size for file in made.glob("*.npy")),
+        graph_sha256=file_sha256(made / GRAPH),
+        sources=[file.relative_to(folder).as_posix() for file in source.files],
+        max_difference=max_difference,
+        min_cosine=min_cosine,
+    )
+
+
+def _put_in_place(staged: Path, target: Path, old: Path) -> None:
+    if target.exists():
+        os.replace(target, old)
+    try:
+        os.replace(staged, target)
+    except OSError:
+        if old.exists():
+            os.replace(old, target)
+        raise
+
+
+# What it is made of -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """A model that was read from its folder.
+
+    Attributes:
+        activation: Between the two halves of a feed-forward part, as config.json names it.
+        files: Those that it was read from.
+        hidden: The witness: (T,) ids to the (T, H) last hidden state of one text.
+    """
+
+    architecture: str
+    activation: str
+    encoder: _Encoder
+    files: Sequence[Path]
+    folder: Path
+    hidden: _Witness
+
+    @classmethod
+    def read(cls, folder: Path) -> _Source:
+        """Read a model with the class of its architecture.
+
+        Raises:
+            ExportError: Something is missing or damaged, or no class is for this architecture.
+        """
+        config = read_json_object(folder / "config.json")
+        read = chosen(config, "model_type", None, _ENCODERS)
+        if has_own_code(config):
+            raise ExportError(
+                f"{folder} brings code of its own for its model (auto_map), which is neither read nor run."
+            )
+        graph = next((folder / path for path in _GRAPHS if (folder / path).is_file()), None)
+        has_weights = (folder / WEIGHTS).exists() or (folder / INDEX).exists()
+        if has_weights or graph is None:
+            encoder = read(config, open_weights(folder))
+            files, hidden = weight_files(folder), _without_types(encoder)
+        else:
+            encoder, files, hidden = _read_graph(graph, lambda tensors: read(config, tensors))
+        return cls(
+            architecture=config["model_type"],
+            # DistilBERT calls it so.
+            activation=config.get("hidden_act", config.get("activation", "gelu")),
+            encoder=encoder,
+            files=[folder / "config.json", *files],
+            folder=folder,
+            hidden=hidden,
+        )
+
+
+def _without_types(encoder: _Encoder) -> _Witness:
+    return lambda ids: encoder.hidden(ids, np.zeros_like(ids))
+
+
+def _read_graph(graph: Path, read: Callable[[Mapping[str, Tensor]], _Encoder]) -> tuple[_Encoder, list[Path], _Witness]:
+    try:
+        from embed_worker.encoders.onnx_weights import GraphWitness, graph_files, read_onnx_weights
+    except ImportError as error:
+        raise ExportError("The package onnx is missing: pip install 'embed-bridge[tools]'.") from error
+    tensors = read_onnx_weights(graph)
+    try:
+        encoder = read(tensors)
+    except ExportError as error:
+        raise ExportError(f"There is no {WEIGHTS}, and {graph} does not serve in its place: {error}") from error
+    return encoder, graph_files(graph), GraphWitness(graph).hidden
+
+
+_ENCODERS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Tensor]], _Encoder]] = {
+    **dict.fromkeys(bert.MODEL_TYPES, Bert.read),
+    "qwen3": Qwen3.read,
+}
+
+
+# Writing ------------------------------------------------------------------------------------------------------------
+
+
+def _write(source: _Source, folder: Path) -> None:
+    encoder = source.encoder
+    graph_bytes = 4 * (encoder.tensors.parameters - encoder.vocabulary * encoder.width)
+    if graph_bytes > _MAX_GRAPH_BYTES:
+        raise ExportError(
+            f"The model needs {graph_bytes / 1e9:.1f} GB in one file, and a graph for CoreML can have 2 GB."
+        )
+    _write_tables(encoder, folder)
+    model = dedicated_graph(encoder, source.activation)
+    (folder / GRAPH).write_bytes(model.SerializeToString(deterministic=True))
+    Description(
+        architecture=source.architecture,
+        hidden_size=encoder.width,
+        vocabulary=encoder.vocabulary,
+        max_tokens=encoder.max_tokens,
+        padding_id=encoder.padding_id if isinstance(encoder, Bert) else None,
+        is_causal=isinstance(encoder, Qwen3) and encoder.is_causal,
+        rotation_speeds=tuple(map(float, encoder.rotation_speeds)) if isinstance(encoder, Qwen3) else None,
+        graph_sha256=file_sha256(folder / GRAPH),
+        sources={file.relative_to(source.folder).as_posix(): file_sha256(file) for file in source.files},
+    ).write(folder)
+
+
+def _write_tables(encoder: _Encoder, folder: Path) -> None:
+    """Write the words as wide as they are stored, and the positions with the vector of token type 0."""
+    tensors = encoder.tensors
+    words = tensors["embeddings.word_embeddings.weight" if isinstance(encoder, Bert) else "embed_tokens.weight"]
+    np.save(folder / WORDS, words.astype(np.float16 if words.dtype == np.float16 else np.float32, copy=False))
+    if isinstance(encoder, Bert):
+        positions = tensors["embeddings.position_embeddings.weight"].astype(np.float32)
+        if "embeddings.token_type_embeddings.weight" in tensors:
+            positions += tensors["embeddings.token_type_embeddings.weight"][0]
+        np.save(folder / POSITIONS, positions)
+
+
+# The check ----------------------------------------------------------------------------------------------------------
+
+# Of pooled vectors, relative to the largest component, and as a cosine: what float32 explains, also in 24 layers.
+_MAX_DIFFERENCE, _MIN_COSINE = 1e-4, 0.999999
+
+
+def _check(source: _Source, folder: Path) -> tuple[float, float]:
+    """Run the graph on texts of three lengths in one padded bucket; give the largest difference and smallest cosine.
+
+    Raises:
+        CheckFailedError: It differs from the witness by more than float32 explains.
+    """
+    try:
+        model = CoremlModel.open(folder)
+    except CoremlModelError as error:
+        raise CheckFailedError(f"What was written cannot be read: {error}") from error
+    session = open_session(model.graph)
+    random = np.random.default_rng(0)
+    lengths = [min(length, source.encoder.max_tokens) for length in (1, 9, 33)]
+    texts = [random.integers(0, source.encoder.vocabulary, length) for length in lengths]
+    hidden = [source.hidden(ids) for ids in texts]
+    ids = np.zeros((len(texts), max(lengths)), np.int64)
+    mask = np.zeros_like(ids)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)], mask[row, : len(text)] = text, 1
+    found, expected = [], []
+    for mode in (PoolingMode.MEAN, PoolingMode.CLS, PoolingMode.LAST_TOKEN):
+        weights = pooling_weights(mask, mode)
+        assert weights is not None
+        feeds = model.feeds(ids, mask, weights, len(texts) + 1, max(lengths) + 7)
+        found.append(session.run(["pooled"], feeds)[0][: len(texts)])
+        expected.append([row[: len(vectors)] @ vectors for row, vectors in zip(weights, hidden, strict=True)])
+    return _parity(np.concatenate(found), np.concatenate(expected))
+
+
+def _parity(found: Floats, expected: Floats) -> tuple[float, float]:
+    difference = float(np.abs(found - expected).max())
+    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
+    with np.errstate(invalid="ignore"):
+        cosine = float(((found * expected).sum(axis=1) / lengths).min())
+    allowed = _MAX_DIFFERENCE * max(1.0, float(np.abs(expected).max()))
+    # The comparisons are written so that NaN fails.
+    if not (difference <= allowed and cosine >= _MIN_COSINE):
+        raise CheckFailedError(
+            f"The graph differs from what it was made of: largest difference {difference:.1e} of {allowed:.1e} "
+            f"allowed, smallest cosine {cosine:.7f} of {_MIN_COSINE} required."
+        )
+    return difference, cosine

@@ -1,0 +1,380 @@
+"""Whether a shape of a model is right on CoreML, and faster than on the CPU.
+
+CoreML compiles a graph for one shape: a number of texts and a number of tokens. Every shape is compiled by a child,
+then opened, and proved in four steps before it serves: its inputs are fixed, one subgraph holds the nodes, its vectors
+are the CPU's, and it takes less time. What was found is remembered until something changes that it depends on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from embed_worker import __version__
+from embed_worker.accelerators.agreement import ProofError, agreement_with_cpu, golden_batches
+from embed_worker.accelerators.coreml.cache import Entry, State, Verdict, sweep
+from embed_worker.accelerators.coreml.child import PROVIDER, ChildFailedError, Job, StoppedError
+from embed_worker.accelerators.coreml.gate import Surroundings, provider_options
+from embed_worker.accelerators.coreml.graph import (
+    BATCH_DIMENSION,
+    FOLDER,
+    GRAPH,
+    LENGTH_DIMENSION,
+    CoremlModel,
+    CoremlModelError,
+    pooling_weights,
+)
+from embed_worker.accelerators.coreml.static_session import StaticSession, Subgraph
+from embed_worker.config import CoremlPrecision, RuntimeOptions
+from embed_worker.errors import brief
+from embed_worker.inference.backend import Backend, TokenBatch
+from embed_worker.inference.ort import is_out_of_memory
+from embed_worker.inference.pooling import Float32
+from embed_worker.inference.tokenizer import TextTokenizer
+from embed_worker.model_files.manifest import file_sha256
+from embed_worker.model_files.plan import ModelPlan, PoolingMode
+
+_log = logging.getLogger(__name__)
+
+# Beyond 8 texts attention has come out wrong on the GPU (apple/coremltools#2650), and every shape takes time and disk.
+BATCHES = (1, 8)
+LENGTHS = (32, 64, 128, 256, 512)
+
+_MIN_SHARE_OF_NODES = 0.95
+MAX_SPEED_RATIO = 0.9
+_TIMED_RUNS = 5
+
+
+# Shapes -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A number of texts and a number of tokens."""
+
+    batch: int
+    length: int
+
+    def __str__(self) -> str:
+        return f"{self.batch}x{self.length}"
+
+
+SHAPES = tuple(Shape(batch, length) for batch in BATCHES for length in LENGTHS)
+
+
+def shape_for(rows: int, tokens: int) -> Shape | None:
+    """Find the smallest shape that takes a batch; None where none does."""
+    return next((shape for shape in SHAPES if shape.batch >= rows and shape.length >= tokens), None)
+
+
+def is_worth(speed_ratio: float, rows: int, tokens: int, shape: Shape) -> bool:
+    """Whether a batch is faster on CoreML, which pays for the padding, than on the CPU, which does not.
+
+    Args:
+        speed_ratio: CoreML's time over the CPU's for a full batch of the shape.
+        rows: Of the batch.
+        tokens: Of its rows.
+        shape: What it would be padded to.
+    """
+    return speed_ratio <= MAX_SPEED_RATIO * (rows * tokens) / (shape.batch * shape.length)
+
+
+# The proof ----------------------------------------------------------------------------------------------------------
+
+
+class _RefusedError(Exception):
+    """Why CoreML is not used; `is_lasting` says whether it would be the same at the next start."""
+
+    def __init__(self, reason: str, *, is_lasting: bool = True) -> None:
+        super().__init__(reason)
+        self.is_lasting = is_lasting
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Compiled:
+    """An open session of one shape, and how batches get into it."""
+
+    session: StaticSession
+    model: CoremlModel
+    shape: Shape
+    mode: PoolingMode
+
+    def feeds(self, batch: TokenBatch) -> dict[str, Float32]:
+        """Look up the embeddings of a batch and pad it to the shape.
+
+        Raises:
+            IndexError: An id is beyond the table.
+        """
+        weights = pooling_weights(batch.mask, self.mode, batch.skipped)
+        assert weights is not None
+        return self.model.feeds(batch.ids, batch.mask, weights, self.shape.batch, self.shape.length)
+
+    def run(self, feeds: dict[str, Float32], rows: int) -> Float32:
+        """Give (rows, D) pooled vectors; see `StaticSession.run`."""
+        return self.session.run(feeds)[:rows]
+
+    def embed(self, batch: TokenBatch) -> Float32:
+        """Give (B, D) pooled vectors."""
+        return self.run(self.feeds(batch), len(batch.ids))
+
+
+class Prover:
+    """Compiles, opens and proves the sessions of one model, one at a time; `stop` may come from any thread."""
+
+    def __init__(
+        self, cpu: Backend, plan: ModelPlan, tokenizer: TextTokenizer, runtime: RuntimeOptions, around: Surroundings
+    ) -> None:
+        self._cpu = cpu
+        self._plan = plan
+        self._tokenizer = tokenizer
+        self._units = runtime.coreml_units
+        self._precision = runtime.coreml_precision
+        self._around = around
+        self._graph: tuple[CoremlModel, Path] | None = None
+        self._problem: _RefusedError | None = None
+        self._in_use: set[Path] = set()
+        self.max_sessions = len(SHAPES)  # fewer once the size of the graph is known
+
+    def stop(self) -> None:
+        """Kill what is being compiled, and compile nothing more."""
+        self._around.children.stop()
+
+    def remembered(self) -> list[Shape]:
+        """List the shapes that an earlier start has compiled and proved, so that opening them takes no time."""
+        try:
+            found = self._find_graph(may_make=False)
+        except (_RefusedError, CoremlModelError, OSError):
+            return []
+        entries = {shape: self._entry(shape, found[0]) for shape in SHAPES}
+        verdicts = {shape: entry.verdict() for shape, entry in entries.items() if entry.is_complete}
+        return [shape for shape, verdict in verdicts.items() if verdict is not None and verdict.state is State.PROVED]
+
+    def prove(self, shape: Shape) -> tuple[Verdict, Compiled | None]:
+        """Do what is missing until a shape may serve, and tell what was found. It never raises."""
+        verdict = Verdict(state=State.REFUSED)
+        try:
+            model, graph = self._prepared()
+            return self._prove(self._entry(shape, model), shape, model, graph)
+        except StoppedError:
+            return Verdict(reason="the worker is ending"), None
+        except _RefusedError as refused:
+            verdict.reason = str(refused)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the CPU serves
+            _log.exception("a proof met a bug shape=%s", shape)
+            verdict.reason = f"the proof could not be made: {type(error).__name__}: {brief(error)}"
+        return verdict, None
+
+    def withdraw(self, shape: Shape, verdict: Verdict | None = None) -> None:
+        """Remove the compiled model of a shape that failed while it served.
+
+        Args:
+            shape: It was proved.
+            verdict: What every start from now on should know; None: it may be compiled and proved again.
+        """
+        entry = self._entry(shape, self._prepared()[0])
+        self._in_use.discard(entry.folder)
+        entry.discard()
+        if verdict is not None:
+            entry.remember(verdict)
+
+    def _entry(self, shape: Shape, model: CoremlModel) -> Entry:
+        """Name the place of a compiled model by everything that it, or its verdict, depends on."""
+        host = self._around.host
+        content = model.description.graph_sha256[:16]
+        # A quantised variant of the model, which gives other vectors, must not condemn CoreML for the others.
+        compared = f"{self._plan.graph.name} {self._plan.graph.stat().st_size}"
+        against = f"{zlib.crc32(compared.encode()):08x}"
+        bucket = f"b{shape.batch}s{shape.length}"
+        parts = (content, against, host.onnxruntime, host.macos_build, self._units, self._precision, bucket)
+        return Entry(self._around.cache / "-".join(parts))
+
+    def _prove(self, entry: Entry, shape: Shape, model: CoremlModel, graph: Path) -> tuple[Verdict, Compiled | None]:
+        remembered = entry.verdict()
+        if remembered is not None and remembered.state in (State.SLOWER, State.REFUSED):
+            return remembered, None
+        was_complete = entry.is_complete
+        verdict = Verdict(state=State.REFUSED)
+        try:
+            try:
+                compiled = self._compiled(entry, shape, model, graph, verdict, remembered)
+            except _RefusedError as refused:
+                entry.discard()
+                if not (was_complete and refused.is_lasting):
+                    raise
+                # What was good once may have gone bad on disk: once more, from the beginning.
+                _log.warning("a compiled model is made anew shape=%s reason=%s", shape, refused)
+                verdict = Verdict(state=State.REFUSED)
+                compiled = self._compiled(entry, shape, model, graph, verdict, None)
+        except _RefusedError as refused:
+            verdict.reason = str(refused)
+            if refused.is_lasting:
+                entry.discard()
+                entry.remember(verdict)
+            return verdict, None
+        return verdict, self._judged(entry, compiled, verdict)
+
+    def _judged(self, entry: Entry, compiled: Compiled, verdict: Verdict) -> Compiled | None:
+        """Decide by the time that it takes, and remember."""
+        ratio = verdict.speed_ratio
+        is_faster = ratio is not None and ratio <= MAX_SPEED_RATIO
+        verdict.state = State.PROVED if is_faster else State.SLOWER
+        verdict.reason = f"its vectors are the CPU's, and it takes {ratio:.2f} of the CPU's time"
+        if not is_faster:
+            verdict.reason += f", where at most {MAX_SPEED_RATIO} is worth it"
+        entry.remember(verdict)
+        if not is_faster:
+            compiled.session.close()
+            entry.discard()
+            return None
+        self._in_use.add(entry.folder)
+        sweep(self._around.cache, self._around.max_cache_bytes, self._in_use)
+        return compiled
+
+    def _compiled(
+        self,
+        entry: Entry,
+        shape: Shape,
+        model: CoremlModel,
+        graph: Path,
+        verdict: Verdict,
+        remembered: Verdict | None,
+    ) -> Compiled:
+        """Compile and time where that has not been done, open, and prove placement and vectors; note the findings."""
+        options = provider_options(self._units, entry.folder)
+        dimensions = {BATCH_DIMENSION: shape.batch, LENGTH_DIMENSION: shape.length}
+        verdict.cache_hit = entry.is_complete
+        if not verdict.cache_hit:
+            started_s = self._around.clock()
+            job = Job("compile", str(entry.folder), str(graph), options, dimensions)
+            self._run_child(job, self._around.compile_limit_s, "compiling it failed")
+            verdict.build_ms = round((self._around.clock() - started_s) * 1e3, 1)
+        try:
+            session = self._around.open_session(graph, provider=PROVIDER, options=options, dimensions=dimensions)
+        except Exception as error:
+            problem = f"the compiled model cannot be opened: {brief(error)}"
+            raise _RefusedError(problem, is_lasting=not _is_passing(error)) from error
+        compiled = Compiled(session, model, shape, self._plan.pooling[0])
+        try:
+            _check_inputs(session)
+            _check_placement(session.placement(), verdict)
+            precision = "float32" if self._precision is CoremlPrecision.FP32 else "float16"
+            verdict.cosine = agreement_with_cpu(compiled.embed, self._cpu, self._golden_batches(shape), precision)
+            if remembered is None or remembered.speed_ratio is None:
+                self._time(compiled, verdict)
+            else:
+                verdict.coreml_ms, verdict.cpu_ms = remembered.coreml_ms, remembered.cpu_ms
+                verdict.build_ms = remembered.build_ms
+            entry.mark_complete()  # also: used just now
+        except Exception as error:
+            session.close()
+            match error:
+                case _RefusedError():
+                    raise
+                case ProofError():
+                    raise _RefusedError(f"CoreML {error}") from error
+                case _:
+                    problem = f"CoreML fails: {brief(error)}"
+                    raise _RefusedError(problem, is_lasting=not _is_passing(error)) from error
+        return compiled
+
+    def _golden_batches(self, shape: Shape) -> list[TokenBatch]:
+        return golden_batches(self._tokenizer, shape.batch, shape.length, pad_left=self._plan.pad_left)
+
+    def _time(self, compiled: Compiled, verdict: Verdict) -> None:
+        """Run a full batch on CoreML and on all cores of the CPU in turn, and note the medians."""
+        full, *_ = self._golden_batches(compiled.shape)
+        clock = self._around.clock
+        coreml_s, cpu_s = [], []
+        for _ in range(_TIMED_RUNS):
+            started_s = clock()
+            compiled.embed(full)
+            between_s = clock()
+            self._cpu.embed(full, is_alone=True)
+            coreml_s.append(between_s - started_s)
+            cpu_s.append(clock() - between_s)
+        verdict.coreml_ms, verdict.cpu_ms = (
+            round(sorted(times_s)[_TIMED_RUNS // 2] * 1e3, 3) for times_s in (coreml_s, cpu_s)
+        )
+
+    # The graph
+
+    def _prepared(self) -> tuple[CoremlModel, Path]:
+        """Find or make the dedicated graph, once: its tables, and the file to compile."""
+        if self._problem is not None:
+            raise self._problem
+        if self._graph is None:
+            try:
+                self._graph = self._find_graph(may_make=True)
+                fitting = self._around.max_session_bytes // self._graph[1].stat().st_size
+                self.max_sessions = max(1, min(len(SHAPES), fitting))
+                sweep(self._around.cache, self._around.max_cache_bytes, self._in_use)
+            except CoremlModelError as error:
+                self._problem = _RefusedError(str(error), is_lasting=False)
+            except _RefusedError as refused:
+                self._problem = refused
+            if self._graph is None:
+                assert self._problem is not None
+                raise self._problem
+        return self._graph
+
+    def _find_graph(self, *, may_make: bool) -> tuple[CoremlModel, Path]:
+        folder = self._plan.folder.absolute() / FOLDER
+        if not (folder / GRAPH).is_file():
+            # In the cache: the model's folder may not be ours to write to.
+            content = f"{file_sha256(self._plan.graph)[:16]}-{__version__}"
+            entry = Entry(self._around.cache / f"graph-{content}")
+            self._make_graph(entry, "export", self._plan.folder.absolute(), may_make=may_make)
+            folder = entry.folder / FOLDER
+        model = CoremlModel.open(folder)
+        if self._precision is CoremlPrecision.FP32:
+            return model, model.graph
+        entry = Entry(self._around.cache / f"graph-{model.description.graph_sha256[:16]}-fp16")
+        self._make_graph(entry, "float16", model.graph, may_make=may_make)
+        return model, entry.folder / GRAPH
+
+    def _make_graph(self, entry: Entry, task: str, source: Path, *, may_make: bool) -> None:
+        self._in_use.add(entry.folder)
+        if entry.is_complete:
+            with contextlib.suppress(OSError):
+                entry.mark_complete()  # also: used just now
+            return
+        if not may_make:
+            raise _RefusedError("it has not been made yet", is_lasting=False)
+        if not self._around.host.has_onnx:
+            how = "install the extra `tools`, or run `embed-worker export --for coreml` where it is installed"
+            raise _RefusedError(f"the graph for CoreML is not there, and making it needs onnx: {how}")
+        job = Job(task, str(entry.folder), str(source))
+        self._run_child(job, self._around.graph_limit_s, "making the graph for CoreML failed")
+
+    def _run_child(self, job: Job, limit_s: float, what: str) -> None:
+        try:
+            self._around.children.run(job, limit_s)
+        except ChildFailedError as error:
+            raise _RefusedError(f"{what}: {error}", is_lasting=error.is_lasting) from error
+
+
+def _check_inputs(session: StaticSession) -> None:
+    """Insist on fixed sizes: the override of a name that the graph does not have is ignored without a word."""
+    for name, sizes in session.inputs.items():
+        if not all(isinstance(size, int) for size in sizes):
+            raise _RefusedError(f"the graph's input {name} keeps a free dimension: {list(sizes)}")
+
+
+def _check_placement(subgraphs: Sequence[Subgraph], verdict: Verdict) -> None:
+    taken = [subgraph.nodes for subgraph in subgraphs if subgraph.provider == PROVIDER]
+    verdict.partitions = len(taken)
+    verdict.coreml_nodes = sum(taken)
+    verdict.nodes = sum(subgraph.nodes for subgraph in subgraphs)
+    if verdict.partitions != 1:
+        raise _RefusedError(f"CoreML takes the graph in {verdict.partitions} pieces, not as one")
+    if not verdict.coreml_nodes >= _MIN_SHARE_OF_NODES * verdict.nodes:
+        raise _RefusedError(f"CoreML takes {verdict.coreml_nodes} of the graph's {verdict.nodes} nodes")
+
+
+def _is_passing(error: Exception) -> bool:
+    """Whether an error tells of the machine at this moment rather than of CoreML."""
+    return isinstance(error, OSError) or is_out_of_memory(error)

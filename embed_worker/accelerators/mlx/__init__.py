@@ -1,0 +1,1 @@
+"""MLX: the same encoders on the GPU of Apple silicon."""

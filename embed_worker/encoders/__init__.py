@@ -1,0 +1,1 @@
+"""Encoder architectures: read from checkpoints, computed in numpy, written as ONNX graphs."""

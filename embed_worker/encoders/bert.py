@@ -1,0 +1,353 @@
+"""BERT and its kin: published weights as an ONNX graph, and as a plain numpy forward pass that it is compared with.
+
+RoBERTa counts positions otherwise, and DistilBERT has other names for the same. B, T and D are batch, tokens and hidden
+size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+
+from embed_worker.encoders.activation_functions import ACTIVATIONS, Activation
+from embed_worker.encoders.checkpoint import ExportError, Floats, Int64, Weights, chosen, epsilon, size
+from embed_worker.encoders.onnx_writer import GraphWriter, Storage, shown
+from embed_worker.model_files.safetensors import Tensor
+
+# How the architectures of the family differ -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Layout:
+    """Where an architecture has what BERT has.
+
+    Attributes:
+        prefix: Of the tensors' names in checkpoints that have a head.
+        keys: BERT's keys of config.json and this one's, where they differ.
+        names: Parts of BERT's tensor names and this one's, replaced in order.
+        counts_tokens: Positions are counted over the tokens and begin behind the padding's own.
+    """
+
+    prefix: str
+    keys: Mapping[str, str] = field(default_factory=dict)
+    names: tuple[tuple[str, str], ...] = ()
+    counts_tokens: bool = False
+
+
+_ROBERTA = _Layout(prefix="roberta.", counts_tokens=True)
+_LAYOUTS: Mapping[str, _Layout] = {
+    "bert": _Layout(prefix="bert."),
+    "camembert": _ROBERTA,
+    "distilbert": _Layout(
+        prefix="distilbert.",
+        keys={
+            "hidden_act": "activation",
+            "hidden_size": "dim",
+            "intermediate_size": "hidden_dim",
+            "num_attention_heads": "n_heads",
+            "num_hidden_layers": "n_layers",
+        },
+        names=(
+            ("encoder.layer", "transformer.layer"),
+            ("attention.self.query", "attention.q_lin"),
+            ("attention.self.key", "attention.k_lin"),
+            ("attention.self.value", "attention.v_lin"),
+            ("attention.output.dense", "attention.out_lin"),
+            ("attention.output.LayerNorm", "sa_layer_norm"),
+            ("intermediate.dense", "ffn.lin1"),
+            ("output.dense", "ffn.lin2"),
+            ("output.LayerNorm", "output_layer_norm"),
+        ),
+    ),
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+}
+MODEL_TYPES = tuple(_LAYOUTS)
+
+# Checkpoints that were converted from TensorFlow call them so.
+_OLD_NORM_NAMES = (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta"))
+
+
+def _published_names(layout: _Layout, file: Mapping[str, Tensor]) -> Callable[[str], str]:
+    """Give the function from BERT's tensor names to those in a file."""
+    prefix = layout.prefix if f"{layout.prefix}embeddings.word_embeddings.weight" in file else ""
+    is_old = f"{prefix}embeddings.LayerNorm.gamma" in file
+    replacements = (*layout.names, *(_OLD_NORM_NAMES if is_old else ()))
+
+    def published(name: str) -> str:
+        for ours, theirs in replacements:
+            name = name.replace(ours, theirs)
+        return prefix + name
+
+    return published
+
+
+# The model ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Bert:
+    """A BERT encoder: learned absolute positions, post-norm layers. Its pooler, where it has one, is left out.
+
+    `tensors` have BERT's published names without the prefix `bert.`, whatever the architecture calls them; linear
+    weights are (out, in).
+
+    Attributes:
+        token_types: 0 where the model has no such input; a table of types then has one row that all tokens get.
+        max_tokens: The longest text for which there are positions.
+        padding_id: Positions are counted over the tokens that are not padding, from the row after this one. None: they
+            are places in the sequence, from row 0.
+    """
+
+    vocabulary: int
+    token_types: int
+    max_tokens: int
+    width: int
+    heads: int
+    layers: int
+    epsilon: float
+    activation: Activation
+    tensors: Weights
+    padding_id: int | None = None
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any], file: Mapping[str, Tensor]) -> Self:
+        """Check a published configuration and its tensors.
+
+        Raises:
+            ExportError: It is a variant that is not written here, or a tensor is missing or has another shape.
+        """
+        layout = chosen(config, "model_type", "bert", _LAYOUTS)
+        chosen(config, "position_embedding_type", "absolute", {"absolute": None})
+        if config.get("is_decoder"):
+            raise ExportError("A BERT decoder cannot be exported, only an encoder.")
+
+        def size_of(key: str) -> int:
+            return size(config, layout.keys.get(key, key))
+
+        width, heads = size_of("hidden_size"), size_of("num_attention_heads")
+        if width % heads:
+            raise ExportError(f"config.json has a hidden_size of {width} that {heads} attention heads do not divide.")
+        published = _published_names(layout, file)
+        has_types = published("embeddings.token_type_embeddings.weight") in file
+        positions, types = size_of("max_position_embeddings"), size_of("type_vocab_size") if has_types else 0
+        padding_id = _padding_id(config, positions) if layout.counts_tokens else None
+        vocabulary, layers = size_of("vocab_size"), size_of("num_hidden_layers")
+        shapes = _bert_shapes(
+            vocabulary=vocabulary,
+            positions=positions,
+            types=types,
+            width=width,
+            layers=layers,
+            inner=size_of("intermediate_size"),
+        )
+        return cls(
+            vocabulary=vocabulary,
+            token_types=0 if layout.counts_tokens else types,
+            max_tokens=positions if padding_id is None else positions - padding_id - 1,
+            width=width,
+            heads=heads,
+            layers=layers,
+            epsilon=epsilon(config),
+            activation=chosen(config, layout.keys.get("hidden_act", "hidden_act"), "gelu", ACTIVATIONS),
+            tensors=Weights(file, shapes, published),
+            padding_id=padding_id,
+        )
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether positions are counted over the tokens, wherever the padding is."""
+        return self.padding_id is not None
+
+    def graph(self, storage: Storage, opset: int, data: BinaryIO | None = None) -> Any:
+        """Build the `onnx.ModelProto` with the inputs and the output that published exports have; see `Encoder`.
+
+        Between embeddings and output the tokens are the rows of one matrix, (B * T, D): only then does onnxruntime fuse
+        a MatMul and its bias into one Gemm. Measured against (B, T, D) and two lanes: 4 to 5 % more texts a second.
+        docs/decisions.md has the layouts that were slower.
+        """
+        graph = GraphWriter(storage, opset, data)
+        shape = graph.node("batch_and_length", "Shape", "input_ids")
+        bias = self._write_attention_bias(graph)
+        hidden = self._write_embeddings(graph)
+        for layer in shown(range(self.layers), "graph"):
+            scope = f"encoder.layer.{layer}"
+            hidden = self._write_attention(graph, f"{scope}.attention", hidden, bias, shape)
+            inner = self._write_linear(graph, f"{scope}.intermediate.dense", hidden)
+            inner = self.activation.write(graph, f"{scope}.intermediate.activation", inner)
+            hidden = self._write_residual(graph, f"{scope}.output", inner, hidden)
+        width = graph.constant("hidden.width", np.array([self.width], np.int64))
+        output_shape = graph.node("output.shape", "Concat", shape, width, axis=0)
+        output = graph.node("last_hidden_state", "Reshape", hidden, output_shape)
+        inputs = ["input_ids", "attention_mask", *(["token_type_ids"] if self.token_types else [])]
+        return graph.model(inputs, output, self.width)
+
+    def _write_attention_bias(self, graph: GraphWriter) -> str:
+        """Turn the mask into (B, 1, 1, T): 0 for a token, -10,000 for padding, whose weight is then exactly 0."""
+        axes = graph.constant("attention_mask.axes", np.array([1, 2], np.int64))
+        mask = graph.node("attention_mask.unsqueezed", "Unsqueeze", "attention_mask", axes)
+        padding = graph.node("padding", "Sub", graph.scalar(1), graph.cast("attention_mask.float32", mask))
+        return graph.node("attention_bias", "Mul", padding, graph.scalar(-10000))
+
+    def _write_embeddings(self, graph: GraphWriter) -> str:
+        scope = "embeddings"
+        words = self._write_lookup(graph, f"{scope}.word_embeddings", "input_ids")
+        if (types := self._write_types(graph, f"{scope}.token_type_embeddings")) is not None:
+            words = graph.node(f"{scope}.words_and_types", "Add", words, types)
+        summed = graph.node(
+            f"{scope}.summed", "Add", words, self._write_positions(graph, f"{scope}.position_embeddings")
+        )
+        return self._write_rows(graph, f"{scope}.hidden", self._write_layer_norm(graph, f"{scope}.LayerNorm", summed))
+
+    def _write_types(self, graph: GraphWriter, table: str) -> str | None:
+        if self.token_types:
+            return self._write_lookup(graph, table, "token_type_ids")
+        if f"{table}.weight" not in self.tensors:
+            return None
+        return self._write_lookup(graph, table, graph.constant("token_type", np.array(0, np.int64)))
+
+    def _write_positions(self, graph: GraphWriter, table: str) -> str:
+        if self.padding_id is not None:
+            return self._write_lookup(graph, table, self._write_counted_positions(graph, self.padding_id))
+        # The first T rows of the table: a text that is longer than it fails in the addition.
+        rows = graph.node(
+            f"{table}.rows",
+            "Slice",
+            graph.stored(f"{table}.weight", self.tensors[f"{table}.weight"]),
+            graph.constant(f"{table}.start", np.array([0], np.int64)),
+            graph.node("sequence_length", "Shape", "input_ids", start=1, end=2),
+        )
+        return graph.picked(table, rows)
+
+    def _write_counted_positions(self, graph: GraphWriter, padding_id: int) -> str:
+        """Count as transformers does, by ids; the mask is a second witness, for padding with other ids."""
+        padding = graph.constant("padding_id", np.array(padding_id, np.int64))
+        is_padding = graph.node("input_ids.is_padding", "Equal", "input_ids", padding)
+        others = graph.integers("input_ids.others", graph.node("input_ids.is_token", "Not", is_padding))
+        tokens = graph.node("tokens", "Mul", others, "attention_mask")
+        counts = graph.node("tokens.counts", "CumSum", tokens, graph.constant("tokens.axis", np.array(1, np.int64)))
+        return graph.node("position_ids", "Add", graph.node("tokens.places", "Mul", counts, tokens), padding)
+
+    def _write_rows(self, graph: GraphWriter, name: str, x: str) -> str:
+        return graph.node(name, "Reshape", x, graph.constant("rows.shape", np.array([-1, self.width], np.int64)))
+
+    def _write_lookup(self, graph: GraphWriter, table: str, ids: str) -> str:
+        stored = graph.stored(f"{table}.weight", self.tensors[f"{table}.weight"])
+        return graph.picked(table, graph.node(f"{table}.rows", "Gather", stored, ids))
+
+    def _write_attention(self, graph: GraphWriter, scope: str, hidden: str, bias: str, shape: str) -> str:
+        heads_and_width = graph.constant("heads.width", np.array([self.heads, self.width // self.heads], np.int64))
+        split = graph.node(f"{scope}.self.shape", "Concat", shape, heads_and_width, axis=0)
+        heads = {}
+        for part, axes in (("query", [0, 2, 1, 3]), ("key", [0, 2, 3, 1]), ("value", [0, 2, 1, 3])):
+            name = f"{scope}.self.{part}"
+            projected = graph.node(f"{name}.split", "Reshape", self._write_linear(graph, name, hidden), split)
+            heads[part] = graph.node(f"{name}.heads", "Transpose", projected, perm=axes)
+        scores = graph.node(f"{scope}.self.products", "MatMul", heads["query"], heads["key"])
+        scores = graph.node(f"{scope}.self.scores", "Div", scores, graph.scalar(math.sqrt(self.width // self.heads)))
+        masked = graph.node(f"{scope}.self.masked", "Add", scores, bias)
+        weights = graph.node(f"{scope}.self.weights", "Softmax", masked, axis=3)
+        context = graph.node(f"{scope}.self.context", "MatMul", weights, heads["value"])
+        context = graph.node(f"{scope}.self.context.by_token", "Transpose", context, perm=[0, 2, 1, 3])
+        context = self._write_rows(graph, f"{scope}.self.context.rows", context)
+        return self._write_residual(graph, f"{scope}.output", context, hidden)
+
+    def _write_residual(self, graph: GraphWriter, scope: str, x: str, residual: str) -> str:
+        summed = graph.node(f"{scope}.summed", "Add", self._write_linear(graph, f"{scope}.dense", x), residual)
+        return self._write_layer_norm(graph, f"{scope}.LayerNorm", summed)
+
+    def _write_linear(self, graph: GraphWriter, scope: str, x: str) -> str:
+        weight = graph.weight(f"{scope}.weight", self.tensors[f"{scope}.weight"].T)
+        bias = graph.constant(f"{scope}.bias", self.tensors[f"{scope}.bias"].astype(np.float32))
+        return graph.node(f"{scope}.output", "Add", graph.node(f"{scope}.product", "MatMul", x, weight), bias)
+
+    def _write_layer_norm(self, graph: GraphWriter, scope: str, x: str) -> str:
+        scale, shift = (
+            graph.constant(f"{scope}.{part}", self.tensors[f"{scope}.{part}"].astype(np.float32))
+            for part in ("weight", "bias")
+        )
+        return graph.node(scope, "LayerNormalization", x, scale, shift, axis=-1, epsilon=self.epsilon)
+
+    def hidden(self, ids: Int64, types: Int64) -> Floats:
+        """Compute the (T, D) last hidden state of one sequence in float64, as the paper has it: no batch, no mask.
+
+        Reference: Devlin et al., BERT, and Vaswani et al., Attention is all you need.
+        """
+        tensors = self.tensors
+        x: Floats = tensors["embeddings.word_embeddings.weight"][ids].astype(np.float64)
+        x = x + tensors["embeddings.position_embeddings.weight"][self._positions(ids)]
+        if "embeddings.token_type_embeddings.weight" in tensors:
+            x = x + tensors["embeddings.token_type_embeddings.weight"][types]
+        x = self._layer_norm("embeddings.LayerNorm", x)
+        for layer in shown(range(self.layers), "check"):
+            scope = f"encoder.layer.{layer}"
+            query, key, value = (
+                self._linear(f"{scope}.attention.self.{part}", x).reshape(len(ids), self.heads, -1).swapaxes(0, 1)
+                for part in ("query", "key", "value")
+            )
+            scores = query @ key.swapaxes(1, 2) / math.sqrt(self.width // self.heads)
+            weights = np.exp(scores - scores.max(axis=2, keepdims=True))
+            context = (weights / weights.sum(axis=2, keepdims=True)) @ value
+            context = context.swapaxes(0, 1).reshape(len(ids), self.width)
+            attended = self._linear(f"{scope}.attention.output.dense", context)
+            x = self._layer_norm(f"{scope}.attention.output.LayerNorm", x + attended)
+            inner = self.activation.compute(self._linear(f"{scope}.intermediate.dense", x))
+            x = self._layer_norm(f"{scope}.output.LayerNorm", x + self._linear(f"{scope}.output.dense", inner))
+        return x
+
+    def _positions(self, ids: Int64) -> Int64:
+        if self.padding_id is None:
+            return np.arange(len(ids))
+        tokens = ids != self.padding_id
+        positions: Int64 = np.cumsum(tokens) * tokens + self.padding_id
+        return positions
+
+    def _linear(self, scope: str, x: Floats) -> Floats:
+        projected: Floats = x @ self.tensors[f"{scope}.weight"].T.astype(np.float64) + self.tensors[f"{scope}.bias"]
+        return projected
+
+    def _layer_norm(self, scope: str, x: Floats) -> Floats:
+        centred = x - x.mean(axis=1, keepdims=True)
+        deviation = np.sqrt((centred**2).mean(axis=1, keepdims=True) + self.epsilon)
+        normal: Floats = centred / deviation * self.tensors[f"{scope}.weight"] + self.tensors[f"{scope}.bias"]
+        return normal
+
+
+def _padding_id(config: Mapping[str, Any], positions: int) -> int:
+    value = config.get("pad_token_id", 1)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < positions - 1:
+        raise ExportError(f"config.json needs a pad_token_id from 0 to below {positions - 1}, not {value!r}.")
+    return value
+
+
+def _bert_shapes(
+    *, vocabulary: int, positions: int, types: int, width: int, layers: int, inner: int
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Give the names and shapes of the tensors of a BERT encoder, lazily: a damaged `layers` may be any number."""
+    yield "embeddings.word_embeddings.weight", (vocabulary, width)
+    yield "embeddings.position_embeddings.weight", (positions, width)
+    if types:
+        yield "embeddings.token_type_embeddings.weight", (types, width)
+    yield from _norm_shapes("embeddings", width)
+    for layer in range(layers):
+        scope = f"encoder.layer.{layer}"
+        for part in ("self.query", "self.key", "self.value", "output.dense"):
+            yield from _linear_shapes(f"{scope}.attention.{part}", width, width)
+        yield from _norm_shapes(f"{scope}.attention.output", width)
+        yield from _linear_shapes(f"{scope}.intermediate.dense", inner, width)
+        yield from _linear_shapes(f"{scope}.output.dense", width, inner)
+        yield from _norm_shapes(f"{scope}.output", width)
+
+
+def _linear_shapes(scope: str, outputs: int, inputs: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield f"{scope}.weight", (outputs, inputs)
+    yield f"{scope}.bias", (outputs,)
+
+
+def _norm_shapes(scope: str, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield f"{scope}.LayerNorm.weight", (width,)
+    yield f"{scope}.LayerNorm.bias", (width,)

@@ -1,0 +1,74 @@
+"""The contract that every backend fulfils: from padded token ids to one vector a text. It imports no runtime."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from embed_worker.inference.pooling import Float32, Int64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenBatch:
+    """Padded token ids of some texts.
+
+    Attributes:
+        ids: (B, T) int64.
+        mask: (B, T) int64, 1 for a token and 0 for padding.
+        skipped: (B,) int64, the leading tokens of each text that pooling leaves out; None where there are none.
+    """
+
+    ids: Int64
+    mask: Int64
+    skipped: Int64 | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProviderReport:
+    """What `info` tells of the provider: the one asked for, the one that runs, and why.
+
+    A provider with more to tell has a subclass: all fields become members of `info`, and so must be JSON.
+    """
+
+    asked: str
+    chosen: str
+    reason: str
+
+
+class Backend(Protocol):
+    """A loaded model, from token ids to one vector a text. onnxruntime fulfils it here, others elsewhere."""
+
+    @property
+    def provider(self) -> ProviderReport:
+        """What runs the graph."""
+
+    @property
+    def precision(self) -> str:
+        """The type that the graph computes in."""
+
+    @property
+    def scales_by_batch(self) -> bool:
+        """Whether it is known to quantise by the values of the whole batch, so that neighbours matter."""
+
+    @property
+    def is_end_to_end(self) -> bool:
+        """Whether `embed` gives the model's final vectors: `Dense` modules, and perhaps L2, are inside the graph."""
+
+    def widen(self) -> None:
+        """Do what makes the model faster and may wait until it serves. It never raises."""
+
+    def embed(self, batch: TokenBatch, *, is_alone: bool) -> Float32:
+        """Run a padded batch and pool it.
+
+        Args:
+            batch: At least one row of at least one token.
+            is_alone: Nothing else runs: all cores may be used for it.
+
+        Returns:
+            (B, D) float32 as pooled: not cut, not normalised, not checked.
+
+        Raises:
+            OutOfMemoryError: An allocation failed.
+            ModelError: The model gives something else than vectors of its folder.
+            Exception: Whatever the runtime raises for this batch.
+        """

@@ -1,0 +1,201 @@
+"""A model's graph in onnxruntime, behind the small contract that every backend fulfils."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embed_worker.config import RuntimeOptions
+from embed_worker.errors import ConfigError, ModelError, OutOfMemoryError, brief
+from embed_worker.inference import ort
+from embed_worker.inference.backend import ProviderReport, TokenBatch
+from embed_worker.inference.graph_io import check_is_dynamic, feeder, hidden_output
+from embed_worker.inference.ort import CPU
+from embed_worker.inference.pooling import Float32, pool
+from embed_worker.model_files.external_data import external_files, map_linked
+from embed_worker.model_files.onnx_outline import Outline, read_outline
+from embed_worker.model_files.plan import ModelPlan
+
+_log = logging.getLogger(__name__)
+
+_POOLED_OUTPUT = "sentence_embedding"
+
+# Beyond some threads a batch of one text is all synchronisation.
+_MAX_THREADS_OF_ONE_BATCH = 8
+
+
+class OnnxBackend:
+    """An ONNX graph in onnxruntime: one session for lanes that run side by side, one for a batch that runs alone.
+
+    A session's threads are fixed when it is made. Lanes of one thread each give the best throughput, all cores on one
+    batch the best latency; the two sessions share the lookup tables, which are a third of a small model.
+    """
+
+    def __init__(
+        self,
+        open_session: _OpenSession,
+        provider: ProviderReport,
+        plan: ModelPlan,
+        *,
+        threads: int,
+        scales_by_batch: bool,
+    ) -> None:
+        self.scales_by_batch = scales_by_batch
+        self._plan = plan
+        self._open_session = open_session
+        self._threads_alone = threads if provider.chosen == CPU else 1
+        self._lane = open_session(1 if provider.chosen == CPU else threads)
+        self._alone = self._lane
+        self.provider = _as_chosen(provider, self._lane.get_providers())
+        outputs = {output.name: output for output in self._lane.get_outputs()}
+        self.is_end_to_end = _POOLED_OUTPUT in outputs
+        self._output = _POOLED_OUTPUT if self.is_end_to_end else hidden_output(outputs, plan.name)
+        # "tensor(float)" is 32 bits wide.
+        kind = outputs[self._output].type.removeprefix("tensor(").removesuffix(")")
+        self.precision = "float32" if kind == "float" else kind
+        inputs = self._lane.get_inputs()
+        check_is_dynamic(inputs, plan.name)
+        batch_axis = next((node.shape[0] for node in inputs if node.name == "input_ids" and node.shape), None)
+        self._inputs = [feeder(node, batch_axis, plan.name) for node in inputs]
+
+    @classmethod
+    def load(cls, plan: ModelPlan, options: RuntimeOptions, *, threads: int, provider: str = CPU) -> OnnxBackend:
+        """Open the graph of a model.
+
+        Args:
+            plan: Its graph and pooling.
+            options: What was asked for, for the report.
+            threads: Cores that a batch alone may use.
+            provider: What runs it, by onnxruntime's name.
+
+        Raises:
+            ModelError: Not a graph, or one whose inputs or outputs are not those of a text encoder.
+            OutOfMemoryError: There is no memory for it.
+        """
+        report = ProviderReport(asked=options.provider, chosen=provider, reason="asked for")
+        graph, name = plan.graph, plan.name
+        outline = read_outline(graph)
+        tables = _read_tables(graph, outline) if provider == CPU and threads > 1 else []
+        providers = list(dict.fromkeys([provider, CPU]))
+        external_files(graph, outline.external)
+        linked = map_linked(graph, outline.external)
+
+        def open_session(threads: int) -> ort.Session:
+            settings = ort.session_options(threads)
+            for table in tables:  # kept by this function: a session does not hold the memory
+                settings.add_initializer(table.name, table.value)
+            if linked:
+                values = [ort.value_of(tensor.values, tensor.kind) for tensor in linked]
+                settings.add_external_initializers([tensor.name for tensor in linked], values)
+            return ort.open_session(graph, settings, providers=providers)
+
+        try:
+            wide = min(threads, _MAX_THREADS_OF_ONE_BATCH)
+            return cls(open_session, report, plan, threads=wide, scales_by_batch=outline.scales_by_batch)
+        except ModelError:
+            raise
+        except Exception as error:
+            if ort.is_out_of_memory(error):
+                raise OutOfMemoryError(f"no memory to load the model {name!r}") from error
+            problem = f"has a graph {graph.name!r} that cannot be used: {brief(error)}"
+            raise ModelError(f"the model {name!r} {problem}") from error
+
+    def widen(self) -> None:
+        """Open the session for batches that run alone; until then they run on one thread. It never raises.
+
+        Apart from `load`, because a worker should answer before it is there.
+        """
+        if self._threads_alone == 1:
+            return
+        try:
+            session = self._open_session(self._threads_alone)
+            one = np.ones((1, 1), np.int64)
+            self._run(session, TokenBatch(one, one))
+            self._alone = session
+        except Exception as error:  # noqa: BLE001 - the model serves without it
+            _log.warning("single texts stay on one thread model=%s reason=%s", self._plan.name, brief(error))
+
+    def embed(self, batch: TokenBatch, *, is_alone: bool) -> Float32:
+        """Run a padded batch and pool it; see `Backend.embed`."""
+        try:
+            output = self._run(self._alone if is_alone else self._lane, batch)
+        except Exception as error:
+            if ort.is_out_of_memory(error):
+                raise OutOfMemoryError(f"no memory for a batch of {batch.ids.shape}") from error
+            raise
+        if self.is_end_to_end:
+            return output
+        if output.ndim != 3 or output.shape[:2] != batch.ids.shape:
+            problem = f"an output of shape {output.shape} for token ids of shape {batch.ids.shape}"
+            raise ModelError(f"the model {self._plan.name!r} gives {problem}")
+        stated = self._plan.pooling_dimension
+        if stated is not None and output.shape[2] != stated:
+            raise ModelError(
+                f"the model {self._plan.name!r} has a graph of dimension {output.shape[2]}, "
+                f"but its pooling configuration says {stated}"
+            )
+        return pool(output, batch.mask, self._plan.pooling, batch.skipped)
+
+    def _run(self, session: ort.Session, batch: TokenBatch) -> Float32:
+        feeds = {name: feed(batch) for name, feed in self._inputs}
+        (output,) = session.run([self._output], feeds)
+        return np.asarray(output, np.float32)
+
+
+_OpenSession: TypeAlias = Callable[[int], ort.Session]  # of so many threads
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _SharedTable:
+    """A lookup table that all sessions of a model use; `value` points into `memory`."""
+
+    name: str
+    memory: NDArray[Any]
+    value: ort.Value
+
+
+def _read_tables(graph: Path, outline: Outline) -> list[_SharedTable]:
+    """Read the lookup tables once for all sessions. Not memory-mapped: a file may be overwritten under a worker."""
+    tables = []
+    for table in outline.tables:
+        dtype = np.float16 if table.item_bytes == 2 else np.float32
+        values = np.fromfile(graph, dtype, count=math.prod(table.shape), offset=table.offset).reshape(table.shape)
+        tables.append(_SharedTable(table.name, values, ort.value_of(values)))
+    return tables
+
+
+def choose_provider(asked: str, available: Sequence[str]) -> tuple[list[str], ProviderReport]:
+    """Map the provider that was asked for to onnxruntime's names, the CPU always last.
+
+    Args:
+        asked: `auto`, `cpu`, or a provider's name with or without `ExecutionProvider`, in any case.
+        available: What this onnxruntime has.
+
+    Raises:
+        ConfigError: This onnxruntime has no such provider.
+    """
+    if asked in ("auto", "cpu"):
+        reason = "asked for" if asked == "cpu" else "no faster provider has been proved on this machine"
+        return [CPU], ProviderReport(asked=asked, chosen=CPU, reason=reason)
+    by_name = {provider.lower().removesuffix("executionprovider"): provider for provider in available}
+    chosen = by_name.get(asked.lower().removesuffix("executionprovider"))
+    if chosen is None:
+        known = ", ".join(sorted(by_name))
+        raise ConfigError(f"this onnxruntime has no provider {asked!r}; it has: {known}")
+    return list(dict.fromkeys([chosen, CPU])), ProviderReport(asked=asked, chosen=chosen, reason="asked for")
+
+
+def _as_chosen(report: ProviderReport, active: Sequence[str]) -> ProviderReport:
+    """Report what the session really got: onnxruntime falls back without an error."""
+    if report.chosen in active:
+        return report
+    return ProviderReport(
+        asked=report.asked, chosen=active[0], reason=f"{report.chosen} could not be set up; see standard error"
+    )

@@ -1,0 +1,143 @@
+"""onnxruntime, in the one file that imports it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from numpy.typing import NDArray
+
+# From 1.29 on it reports to its maker from the moment that it is loaded; a call of its own to stop that comes too late.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime
+
+CPU = "CPUExecutionProvider"
+# CoreML's provider writes the weights of its Gemm nodes as text, by the gigabyte: microsoft/onnxruntime#32212.
+COREML_DISABLED_OPTIMIZERS = ("MatMulAddFusion",)
+
+Session: TypeAlias = onnxruntime.InferenceSession
+Value: TypeAlias = onnxruntime.OrtValue
+# onnxruntime's class, or what stands for it in a test.
+SessionFactory: TypeAlias = Callable[..., Any]
+
+
+def session_options(threads: int = 1) -> onnxruntime.SessionOptions:
+    """Return the options of a session that computes with so many threads."""
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    settings.inter_op_num_threads = 1
+    settings.log_severity_level = 3
+    # Threads spin while a batch runs, which takes a third off a short text, and stop with it: idling costs nothing.
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
+    settings.add_session_config_entry("session.force_spinning_stop", "1")
+    return settings
+
+
+def open_session(
+    graph: Path,
+    settings: onnxruntime.SessionOptions | None = None,
+    *,
+    providers: Sequence[str | tuple[str, Mapping[str, str]]] = (CPU,),
+    disabled_optimizers: Sequence[str] = (),
+    factory: SessionFactory | None = None,
+) -> Any:
+    """Open a graph.
+
+    Args:
+        graph: An ONNX file.
+        settings: By default one thread.
+        providers: By onnxruntime's names, with their options; the first that can takes a node.
+        disabled_optimizers: Passes over the graph to leave out.
+        factory: Stands for `onnxruntime.InferenceSession`.
+
+    Raises:
+        Exception: Whatever the runtime raises; its exceptions have no narrower base.
+    """
+    more = {"disabled_optimizers": list(disabled_optimizers)} if disabled_optimizers else {}
+    # With its fallback, onnxruntime prints to standard output and opens another session than was asked for.
+    return (factory or onnxruntime.InferenceSession)(
+        str(graph), settings or session_options(), providers=list(providers), enable_fallback=0, **more
+    )
+
+
+def value_of(array: NDArray[Any], kind: int | None = None) -> Value:
+    """Wrap an array without copying it; the array must live as long as the value.
+
+    Args:
+        array: Of a type that numpy has, or the bits of another.
+        kind: The ONNX type of the elements where numpy has no such type.
+    """
+    if kind is None:
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array, kind)
+
+
+def dump_optimized(graph: Path, target: Path, dimensions: Mapping[str, int]) -> None:
+    """Let the level 1 passes run and write the graph that a provider would be asked about.
+
+    Large weights are written into a file beside `target`.
+
+    Args:
+        graph: An ONNX file.
+        target: What to write.
+        dimensions: The sizes of free dimensions by name. onnxruntime ignores a name that is wrong.
+
+    Raises:
+        Exception: Whatever the runtime raises.
+    """
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 4
+    settings.intra_op_num_threads = 1
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    settings.optimized_model_filepath = os.fspath(target)
+    for key, value in {
+        # A protobuf holds 2 GB at most.
+        "session.optimized_model_external_initializers_file_name": f"{target.name}.weights",
+        "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+        "session.disable_prepacking": "1",
+    }.items():
+        settings.add_session_config_entry(key, value)
+    for name, size in dimensions.items():
+        settings.add_free_dimension_override_by_name(name, size)
+    open_session(graph, settings, disabled_optimizers=COREML_DISABLED_OPTIMIZERS)
+
+
+def write_float16(graph: Path, target: Path) -> None:
+    """Write a graph that computes in float16 and keeps its inputs and outputs in float32. Needs the package `onnx`.
+
+    Raises:
+        ImportError: The package is not there.
+        OSError: The file cannot be written.
+    """
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    # Shape inference would write a copy beside the graph, where writing may not be allowed.
+    model = convert_float_to_float16(str(graph), keep_io_types=True, disable_shape_infer=True)
+    # The converter appends the casts of the inputs; ONNX wants them before what reads them.
+    inputs = {node.name for node in model.graph.input}
+    nodes = sorted(model.graph.node, key=lambda node: not inputs.intersection(node.input))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    target.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def runtime_version() -> str:
+    """Tell the version of onnxruntime."""
+    return str(onnxruntime.__version__)
+
+
+def available_providers() -> list[str]:
+    """List the providers of this onnxruntime."""
+    return list(onnxruntime.get_available_providers())
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell a failed allocation from other failures; onnxruntime has no type for it."""
+    if isinstance(error, MemoryError):
+        return True
+    message = str(error).lower()
+    return any(
+        sign in message for sign in ("bad_alloc", "failed to allocate memory", "out of memory", "bad allocation")
+    )

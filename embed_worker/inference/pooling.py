@@ -1,0 +1,148 @@
+"""From token vectors to one vector a text: the pooling modes, and L2 normalisation.
+
+B, T and D are batch, tokens and dimension. Everything here is float32 unless it says otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias, assert_never
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embed_worker.model_files.plan import PoolingMode
+
+Float32: TypeAlias = NDArray[np.float32]
+Int64: TypeAlias = NDArray[np.int64]
+
+
+def pool(hidden: Float32, mask: Int64, modes: tuple[PoolingMode, ...], skipped: Int64 | None = None) -> Float32:
+    """Pool token vectors in each of the modes and concatenate the results in their order.
+
+    Args:
+        hidden: (B, T, D) token vectors.
+        mask: (B, T), 1 for a token and 0 for padding, which may be on either side.
+        modes: At least one.
+        skipped: (B,) leading tokens to leave out: a prompt's. None for no such tokens.
+
+    Returns:
+        (B, D * len(modes)).
+
+    Reference: sentence-transformers, the module `Pooling`.
+    """
+    positions = mask.cumsum(axis=1) * mask  # 1, 2, 3 … within each text, 0 for padding
+    if skipped is not None:
+        positions = positions * (positions > skipped[:, None])
+    pooled = [_pool_one(mode, hidden, mask, positions) for mode in modes]
+    return pooled[0] if len(pooled) == 1 else np.concatenate(pooled, axis=1)
+
+
+def _pool_one(mode: PoolingMode, hidden: Float32, mask: Int64, positions: Int64) -> Float32:
+    match mode:
+        case PoolingMode.CLS:
+            return cls_pool(hidden, np.sign(positions))
+        case PoolingMode.LAST_TOKEN:
+            return last_token_pool(hidden, mask)
+        case PoolingMode.MEAN:
+            return mean_pool(hidden, np.sign(positions))
+        case PoolingMode.MEAN_SQRT_LEN:
+            return mean_sqrt_len_pool(hidden, np.sign(positions))
+        case PoolingMode.MAX:
+            return max_pool(hidden, np.sign(positions))
+        case PoolingMode.WEIGHTED_MEAN:
+            return weighted_mean_pool(hidden, positions)
+        case _:
+            assert_never(mode)
+
+
+def mean_pool(hidden: Float32, mask: Int64) -> Float32:
+    """Average the vectors of the tokens of each text: (B, T, D), (B, T) → (B, D)."""
+    return weighted_sum(hidden, mask) / _at_least_one(mask.sum(axis=1))
+
+
+def mean_sqrt_len_pool(hidden: Float32, mask: Int64) -> Float32:
+    """Sum the vectors of each text and divide by the square root of its length: (B, T, D), (B, T) → (B, D)."""
+    roots: Float32 = np.sqrt(_at_least_one(mask.sum(axis=1)))
+    return weighted_sum(hidden, mask) / roots
+
+
+def weighted_mean_pool(hidden: Float32, positions: Int64) -> Float32:
+    """Average with each token's 1-based position in its text as the weight: (B, T, D), (B, T) → (B, D).
+
+    Positions count from the text's own first token, so that padding on the left changes nothing.
+    """
+    return weighted_sum(hidden, positions) / _at_least_one(positions.sum(axis=1))
+
+
+def cls_pool(hidden: Float32, mask: Int64) -> Float32:
+    """Take the first token of each text that counts: (B, T, D), (B, T) → (B, D)."""
+    first: Float32 = hidden[np.arange(len(hidden)), mask.argmax(axis=1)]
+    return first
+
+
+def last_token_pool(hidden: Float32, mask: Int64) -> Float32:
+    """Take the last token of each text, wherever the padding is: (B, T, D), (B, T) → (B, D)."""
+    place = mask.shape[1] - 1 - mask[:, ::-1].argmax(axis=1)
+    last: Float32 = hidden[np.arange(len(hidden)), place]
+    return last
+
+
+def max_pool(hidden: Float32, mask: Int64) -> Float32:
+    """Take the largest value of each component among the tokens: (B, T, D), (B, T) → (B, D)."""
+    largest: Float32 = np.where(mask[:, :, None] > 0, hidden, np.float32(-np.inf)).max(axis=1)
+    return largest
+
+
+def weighted_sum(hidden: Float32, weights: NDArray[Any]) -> Float32:
+    """Sum token vectors with weights, as one matrix product a text: (B, T, D), (B, T) → (B, D)."""
+    product: Float32 = np.matmul(weights.astype(np.float32)[:, None, :], hidden)[:, 0, :]
+    return product
+
+
+def _at_least_one(lengths: Int64) -> Float32:
+    return np.maximum(lengths, 1).astype(np.float32)[:, None]
+
+
+def finish_vectors(raw: Float32, dimensions: int | None, *, normalize: bool) -> Float32:
+    """Cut vectors to their first components, then scale them to length 1 where asked: the order of Matryoshka models.
+
+    Args:
+        raw: (B, D) as pooled.
+        dimensions: Components to keep; None for all.
+        normalize: Whether to divide by the L2 norm.
+
+    Returns:
+        (B, dimensions) float32, C-contiguous. A vector of norm 0 stays 0 for the caller to refuse.
+    """
+    kept = raw[:, :dimensions]
+    finished = np.empty(kept.shape, np.float32)
+    for first in range(0, len(kept), _PIECE_ROWS):
+        piece = kept[first : first + _PIECE_ROWS]
+        lengths = np.maximum(norms(piece), np.finfo(np.float64).tiny)[:, None] if normalize else 1
+        finished[first : first + _PIECE_ROWS] = piece / lengths
+    return finished
+
+
+_PIECE_ROWS = 1024  # norms are computed in float64: the copy of a whole matrix would be twice its size
+
+
+def norms(vectors: Float32) -> NDArray[np.float64]:
+    """Compute L2 norms in float64, where squares of float32 neither overflow nor vanish: (B, D) → (B,)."""
+    wide = vectors.astype(np.float64)
+    lengths: NDArray[np.float64] = np.sqrt(np.einsum("bd,bd->b", wide, wide))
+    return lengths
+
+
+def cosine_distances(a: Float32, b: Float32) -> NDArray[np.float64]:
+    """Compute 1 - cosine in float64, row by row: (B, D), (B, D) → (B,). NaN where a vector has no length."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cosines = np.einsum("bd,bd->b", a.astype(np.float64), b.astype(np.float64)) / (norms(a) * norms(b))
+    distances: NDArray[np.float64] = 1 - cosines
+    return distances
+
+
+def are_usable(vectors: Float32) -> NDArray[np.bool_]:
+    """Tell which vectors are finite and have a length: (B, D) → (B,)."""
+    lengths = norms(vectors)
+    usable: NDArray[np.bool_] = np.isfinite(lengths) & (lengths > 0)
+    return usable

@@ -1,0 +1,147 @@
+"""What is known of published models and their folders do not say: prompts, pooling, gates of quality, where they are.
+
+Reads `models/known_models.toml`, which names the source of every fact; standard library only. The table is a help:
+where it is missing or damaged, the worker serves what folders say themselves.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+_log = logging.getLogger(__name__)
+
+_FILE_NAME = "known_models.toml"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quality:
+    """Gates of `embed-worker check`, in cosine: of similar pairs, of different pairs, and of the gap between them."""
+
+    similar_min: float
+    different_max: float
+    separation_min: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownModel:
+    """One published model.
+
+    Attributes:
+        name: The name of its folder.
+        repository: Where it is on the Hugging Face hub, as `org/name`.
+        aliases: Other repositories of the same weights.
+        revision: A commit of `repository`, 40 hex digits; None where no source states one.
+        onnx_repository: Where its graph is; None where that is `repository`.
+        onnx_revision: A commit of `onnx_repository`.
+        license: As the hub abbreviates it, `apache-2.0`.
+        pooling: The modes whose vectors are concatenated, as sentence-transformers names them.
+        normalize: Whether its published modules L2-normalise.
+        max_tokens: Where sentence-transformers cuts a text, special tokens included.
+        prompts: By name, joined verbatim before the text; empty where it wants none.
+        sources: Where each of these facts is from.
+    """
+
+    name: str
+    repository: str
+    aliases: tuple[str, ...]
+    revision: str | None
+    onnx_repository: str | None
+    onnx_revision: str | None
+    license: str
+    pooling: tuple[str, ...]
+    normalize: bool
+    dimension: int
+    max_tokens: int
+    prompts: Mapping[str, str]
+    quality: Quality | None
+    sources: tuple[str, ...]
+
+
+def find_known_model(name: str) -> KnownModel | None:
+    """Find a model by its folder's name or as `org/name`, upper and lower case alike; None where it is not known."""
+    wanted = name.casefold()
+    for model in known_models():
+        repositories = [repository.casefold() for repository in (model.repository, *model.aliases)]
+        names = [model.name.casefold(), *(repository.rpartition("/")[2] for repository in repositories)]
+        if wanted in (repositories if "/" in name else names):
+            return model
+    return None
+
+
+def known_models() -> tuple[KnownModel, ...]:
+    """Read the table. What is wrong with it is logged, and the models that it concerns are left out."""
+    import tomllib  # with its regular expressions, some milliseconds that most starts need not spend
+
+    file = _file()
+    try:
+        entries = tomllib.loads(file.read_bytes().decode()).get("models", [])
+    except FileNotFoundError:
+        _log.warning("there is no %s: prompts and pooling come from models' folders alone", _FILE_NAME)
+        return ()
+    except (OSError, ValueError) as error:
+        _log.warning("%s cannot be read, and is not used: %s", _FILE_NAME, error)
+        return ()
+    models = []
+    for entry in entries if isinstance(entries, list) else []:
+        try:
+            models.append(_known_model(entry))
+        except (KeyError, TypeError, ValueError) as error:
+            _log.warning("%s has an entry that is not used: %s", _FILE_NAME, error)
+    return tuple(models)
+
+
+def _file() -> Path:
+    """Name the packaged table: the wheel carries models/ inside the package; in a checkout it lies beside it."""
+    package = Path(__file__).parents[1]
+    inside = package / "models" / _FILE_NAME
+    return inside if inside.is_file() else package.parent / "models" / _FILE_NAME
+
+
+def _known_model(entry: Mapping[str, Any]) -> KnownModel:
+    entry = _of_type(dict, entry)
+    prompts = entry.get("prompts", {})
+    quality = entry.get("quality")
+    return KnownModel(
+        name=_of_type(str, entry["name"]),
+        repository=_of_type(str, entry["repository"]),
+        aliases=_strings(entry.get("aliases", [])),
+        revision=_optional(entry.get("revision")),
+        onnx_repository=_optional(entry.get("onnx_repository")),
+        onnx_revision=_optional(entry.get("onnx_revision")),
+        license=_of_type(str, entry["license"]),
+        pooling=_strings(entry["pooling"]),
+        normalize=_of_type(bool, entry["normalize"]),
+        dimension=_of_type(int, entry["dimension"]),
+        max_tokens=_of_type(int, entry["max_tokens"]),
+        prompts={name: _of_type(str, prompt) for name, prompt in _of_type(dict, prompts).items()},
+        quality=None if quality is None else _quality(quality),
+        sources=_strings(entry["sources"]),
+    )
+
+
+def _quality(entry: Mapping[str, Any]) -> Quality:
+    return Quality(
+        similar_min=float(entry["similar_min"]),
+        different_max=float(entry["different_max"]),
+        separation_min=float(entry["separation_min"]),
+    )
+
+
+def _strings(value: object) -> tuple[str, ...]:
+    return tuple(_of_type(str, item) for item in _of_type(list, value))
+
+
+def _optional(value: object) -> str | None:
+    return None if value is None else _of_type(str, value)
+
+
+def _of_type(kind: type[T], value: object) -> T:
+    if type(value) is not kind:  # a bool is an int to isinstance, and no dimension
+        raise ValueError(f"{value!r} is not {kind.__name__}")
+    return value

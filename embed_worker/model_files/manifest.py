@@ -1,0 +1,254 @@
+"""A model folder's `manifest.json`: where its files came from, and the hashes that they are verified against.
+
+It owns the manifest's form, the verification and the memory of what was verified before. It reads no model and
+imports the standard library only, because the worker needs it before anything else of a folder is believed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from typing import Any, Self, TypeAlias, assert_never
+
+from embed_worker.config import Verify
+from embed_worker.machine import cache_dir
+
+MANIFEST_NAME = "manifest.json"
+FORMAT = 1
+MAX_REMEMBERED_FILES = 1024
+
+_HIDDEN = re.compile(r"(^|/)\.")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+# Control characters and lone surrogates: no such name can be printed, and some cannot be opened.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+_MAX_MANIFEST_BYTES = 16 << 20
+_VERIFIED_NAME = "verified.json"
+
+
+class ManifestError(ValueError):
+    """A manifest is not one, or its folder is not what it says; the message is one sentence."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRecord:
+    """What a file must be: its SHA-256 in lower-case hex and its size in bytes."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Name, origin, licence and files of a model folder. Keys of `files` are POSIX paths relative to it, sorted."""
+
+    name: str
+    source: str
+    license: str
+    files: Mapping[str, FileRecord]
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """Read the manifest of a folder, or give None where it has none.
+
+        Raises:
+            ManifestError: The file cannot be read, is not a manifest, or names a path outside the folder.
+        """
+        try:
+            with (folder / MANIFEST_NAME).open("rb") as file:
+                content = file.read(_MAX_MANIFEST_BYTES + 1)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ManifestError(f"{MANIFEST_NAME} cannot be read: {error.strerror}.") from error
+        if len(content) > _MAX_MANIFEST_BYTES:
+            raise ManifestError(f"{MANIFEST_NAME} is larger than {_MAX_MANIFEST_BYTES >> 20} MB.")
+        try:
+            document = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise ManifestError(f"{MANIFEST_NAME} is not JSON.") from error
+        return cls._of_json(document)
+
+    @classmethod
+    def _of_json(cls, document: Any) -> Self:
+        match document:
+            case {"format": 1, "name": str(name), "source": str(source), "license": str(licence), "files": dict(files)}:
+                records = {_inner_path(path): _record(path, entry) for path, entry in sorted(files.items())}
+                return cls(name=name, source=source, license=licence, files=records)
+            case {"format": int(other)} if other != FORMAT:
+                raise ManifestError(f"{MANIFEST_NAME} has format {other}; this version reads format {FORMAT}.")
+            case _:
+                raise ManifestError(f"{MANIFEST_NAME} needs format {FORMAT}, name, source, license and files.")
+
+    @classmethod
+    def of_folder(cls, folder: Path, *, name: str, source: str, license: str) -> Self:
+        """Hash every file of a folder except its manifest, and hidden ones: git's, a file manager's, a download's.
+
+        Raises:
+            ManifestError: A file's name cannot stand in a manifest.
+            OSError: A file cannot be read.
+        """
+        files = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
+        files = {path: file for path, file in files.items() if path != MANIFEST_NAME and not _HIDDEN.search(path)}
+        records = {
+            _inner_path(path): FileRecord(sha256=file_sha256(file), size=file.stat().st_size)
+            for path, file in sorted(files.items())
+        }
+        return cls(name=name, source=source, license=license, files=records)
+
+    def write(self, folder: Path) -> None:
+        """Put the manifest into a folder, whole or not at all.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        document = {
+            "format": FORMAT,
+            "name": self.name,
+            "source": self.source,
+            "license": self.license,
+            "files": {
+                path: {"sha256": record.sha256, "size": record.size} for path, record in sorted(self.files.items())
+            },
+        }
+        _replace(folder / MANIFEST_NAME, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+def verify(folder: Path, manifest: Manifest, mode: Verify) -> None:
+    """Compare the files of a folder with its manifest; files that it does not list are no error.
+
+    With `AUTO`, a file that was verified before and has the same size, modification time and inode is not hashed
+    again: hashing the default model takes 0.05 to 0.1 s, about as long as loading it.
+
+    Raises:
+        ManifestError: A file is missing, or differs in size or hash.
+    """
+    match mode:
+        case Verify.NEVER:
+            return
+        case Verify.AUTO | Verify.ALWAYS:
+            pass
+        case _:
+            assert_never(mode)
+    remembered = _read_verified()
+    learned: _Verified = {}
+    for path, record in manifest.files.items():
+        file = folder / path
+        state = _state(file, path, record)
+        key = os.path.abspath(file)
+        if mode is Verify.AUTO and remembered.get(key) == state:
+            continue
+        _check_hash(file, path, record)
+        # A file that changed while it was read has proved nothing about what it is now.
+        if _state(file, path, record) == state:
+            learned[key] = state
+    if learned:
+        _write_verified({key: state for key, state in remembered.items() if key not in learned} | learned)
+
+
+def file_sha256(file: Path) -> str:
+    """Hash a file's bytes, in lower-case hex.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _inner_path(path: str) -> str:
+    """Pass a path that stays inside the folder on every platform, as the text says; links are not followed here.
+
+    The hub's cache lays a model out as links into a store of blobs, so a file may well lie elsewhere.
+    """
+    parts = path.split("/")
+    if (
+        PureWindowsPath(path).anchor
+        or "\\" in path
+        or _UNPRINTABLE.search(path)
+        or not path
+        or any(part in ("", ".", "..") for part in parts)
+    ):
+        raise ManifestError(f"{MANIFEST_NAME} names {path!r}, which is not a path inside the folder.")
+    return path
+
+
+def _record(path: str, entry: Any) -> FileRecord:
+    match entry:
+        # A bool is an int to Python, and `true` is no size.
+        case {"sha256": str(sha256), "size": int(size)} if (
+            _SHA256.fullmatch(sha256) and size >= 0 and not isinstance(size, bool)
+        ):
+            return FileRecord(sha256=sha256, size=size)
+        case _:
+            raise ManifestError(f"{MANIFEST_NAME} gives {path!r} no sha256 of 64 hex digits and size in bytes.")
+
+
+def _check_hash(file: Path, path: str, record: FileRecord) -> None:
+    try:
+        actual = file_sha256(file)
+    except OSError as error:
+        raise ManifestError(f"{path} cannot be read: {error.strerror}.") from error
+    if actual != record.sha256:
+        raise ManifestError(
+            f"{path} is not the file of its manifest: its SHA-256 is {actual} and not {record.sha256}; "
+            "get the model again."
+        )
+
+
+# What was verified before ------------------------------------------------------------------------------------------
+
+# A file's absolute path → [size, modification time in ns, inode, SHA-256]; a list, because JSON gives one back.
+_Verified: TypeAlias = dict[str, list[int | str]]
+
+
+def _state(file: Path, path: str, record: FileRecord) -> list[int | str]:
+    """Describe a file as it is now, with the hash that it should have.
+
+    Raises:
+        ManifestError: It is missing or has another size.
+    """
+    try:
+        status = file.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ManifestError(f"{path} is missing, and {MANIFEST_NAME} lists it; get the model again.") from error
+    except OSError as error:
+        raise ManifestError(f"{path} cannot be read: {error.strerror}.") from error
+    if status.st_size != record.size:
+        raise ManifestError(
+            f"{path} is not the file of its manifest: it has {status.st_size} bytes and not {record.size}; "
+            "get the model again."
+        )
+    return [status.st_size, status.st_mtime_ns, status.st_ino, record.sha256]
+
+
+def _read_verified() -> _Verified:
+    """Read the cache. Whatever is wrong with it costs a few hashes, never an error."""
+    try:
+        document = json.loads((cache_dir() / _VERIFIED_NAME).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _write_verified(verified: _Verified) -> None:
+    newest = dict(list(verified.items())[-MAX_REMEMBERED_FILES:])
+    with suppress(OSError):
+        cache_dir().mkdir(parents=True, exist_ok=True)
+        _replace(cache_dir() / _VERIFIED_NAME, json.dumps(newest))
+
+
+def _replace(file: Path, content: str) -> None:
+    """Write a file under another name in the same folder, then rename it: a reader sees the old or the new one."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        temporary.write_bytes(content.encode())
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)

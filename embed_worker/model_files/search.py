@@ -1,0 +1,105 @@
+"""Where models are looked for, and what they are called: names, paths, and the cache of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from embed_worker.errors import ModelNotFoundError
+
+# The cache of the Hugging Face hub keeps a repository at `models--ORG--NAME/snapshots/COMMIT`.
+_HUB_PREFIX, _HUB_SNAPSHOTS = "models--", "snapshots"
+
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
+
+
+def models_folders(configured: Sequence[Path]) -> list[Path]:
+    """List where names are looked for: the configured folders, the user's data folder, the packaged models."""
+    package = Path(__file__).parents[1]
+    # The wheel carries models/ inside the package; in a checkout it lies beside it.
+    return [*configured, user_models_folder(), package / "models", package.parent / "models"]
+
+
+def user_models_folder() -> Path:
+    """Name the folder of downloaded models in the user's data folder, by the platform's convention."""
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Application Support"
+    else:
+        base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    return base / "embed-bridge" / "models"
+
+
+def model_name(folder: Path) -> str:
+    """Give the name by which requests call a folder's model: its own, or in a hub's cache that of the repository."""
+    snapshots = folder.parent
+    repository = snapshots.parent if snapshots.name == _HUB_SNAPSHOTS else folder
+    if repository.name.startswith(_HUB_PREFIX):
+        return repository.name.removeprefix(_HUB_PREFIX).rpartition("--")[2]
+    return folder.name
+
+
+def _snapshot(folder: Path) -> Path:
+    """Find the commit that a repository of a hub's cache stands at; any other folder is itself."""
+    if not folder.name.startswith(_HUB_PREFIX) or not (folder / _HUB_SNAPSHOTS).is_dir():
+        return folder
+    with contextlib.suppress(OSError, ValueError):
+        commit = (folder / "refs" / "main").read_text("ascii").strip()
+        if re.fullmatch(r"[0-9a-f]{1,64}", commit) and (folder / _HUB_SNAPSHOTS / commit).is_dir():
+            return folder / _HUB_SNAPSHOTS / commit
+    commits = [path for path in (folder / _HUB_SNAPSHOTS).iterdir() if path.is_dir()]
+    if len(commits) != 1:
+        raise ModelNotFoundError(
+            f"{folder.name!r} has {len(commits)} snapshots and none is its `main`: name one of them"
+        )
+    return commits[0]
+
+
+def short_name(name: str) -> str:
+    """Reduce `org/name` to the name that a folder has.
+
+    Raises:
+        ModelNotFoundError: Not the form of a name; a path, for instance.
+    """
+    organisation, slash, last = name.rpartition("/")
+    if not _MODEL_NAME.fullmatch(last) or (slash and not _MODEL_NAME.fullmatch(organisation)):
+        raise ModelNotFoundError(f"{name[:80]!a} is not a model's name, such as `org/name` or `name`")
+    return last
+
+
+def find_by_name(name: str, folders: Sequence[Path]) -> Path:
+    """Find the folder of a model.
+
+    Raises:
+        ModelNotFoundError: In none of the folders.
+    """
+    wanted = short_name(name)
+    for folder in folders:
+        if os.path.isdir(folder / wanted):  # False too where the folder may not be looked into
+            return folder / wanted
+        for repository in sorted(folder.glob(f"{_HUB_PREFIX}*--{wanted}")):
+            return _snapshot(repository)
+    raise ModelNotFoundError(
+        f"no model {wanted!r} in any models folder: fetch it with `embed-worker pull {name}`, or name its folder"
+    )
+
+
+def find_model(name_or_path: str, folders: Sequence[Path]) -> Path:
+    """Find the folder that `--model` means: a path, or a name in one of the folders.
+
+    Raises:
+        ModelNotFoundError: Neither an existing folder nor a known name.
+    """
+    path = Path(os.path.expanduser(name_or_path))
+    if path.is_dir():
+        return _snapshot(Path(os.path.abspath(path)))
+    if path.exists():
+        raise ModelNotFoundError(f"{name_or_path!r} is a file: --model takes the folder that holds the model")
+    if path.is_absolute() or name_or_path.startswith((".", "~")):
+        raise ModelNotFoundError(f"there is no folder {name_or_path!r}")
+    return find_by_name(name_or_path, folders)

@@ -1,0 +1,209 @@
+"""What the command does; its options and how it ends."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from embed_worker import machine
+from embed_worker.errors import ModelError
+from embed_worker.inference.tokenizer import TextTokenizer
+from embed_worker.model_files.fingerprint import fingerprint
+from embed_worker.model_files.folder import read_model_folder
+from embed_worker.model_files.graph_summary import GraphSummary, SummaryError, summarize
+from embed_worker.model_files.known_models import find_known_model
+from embed_worker.model_files.manifest import Manifest, ManifestError
+from embed_worker.model_files.plan import Decision, ModelPlan
+from embed_worker.tools.model_options import add_model_arguments, model_folder, model_options
+
+FORMAT = 1
+_CANNOT_BE_USED = 78
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    add_model_arguments(parser)
+    parser.add_argument(
+        "--provider",
+        choices=["coreml", "mlx"],
+        help="forecast what this provider would make of the model; no Mac is needed",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object, for programs")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Inspect a model and report on standard output; give the exit status."""
+    try:
+        folder = model_folder(args)
+        plan = read_model_folder(folder, model_options(args))
+        report = describe(plan)
+    except (ModelError, ManifestError) as error:
+        print(f"embed-worker inspect: {error}", file=sys.stderr)
+        return _CANNOT_BE_USED
+    if args.provider is not None:
+        report["forecast"] = _forecast(args.provider, plan)
+    print(json.dumps(report, ensure_ascii=False) if args.json else "\n".join(_lines(report)))
+    return 0
+
+
+def _forecast(provider: str, plan: ModelPlan) -> dict[str, Any]:
+    if provider == "mlx":
+        from embed_worker.accelerators.mlx import backend as mlx_backend
+
+        return mlx_backend.forecast_model(plan)
+    from embed_worker.tools.inspect import coreml_forecast
+
+    return coreml_forecast.forecast_model(plan)
+
+
+def describe(plan: ModelPlan) -> dict[str, Any]:
+    """Describe a model, with the names of the JSON form.
+
+    Raises:
+        ModelError: A file that its plan names cannot be used.
+        ManifestError: The folder's manifest is not one.
+    """
+    manifest = Manifest.read(plan.folder)
+    tokenizer = TextTokenizer.load(plan)
+    known = find_known_model(plan.name)
+    graph: GraphSummary | None = None
+    decisions, warnings = list(plan.decisions), list(plan.warnings)
+    try:
+        graph = summarize(plan.graph, sessions=2 if machine.available_cores() > 1 else 1)
+        warnings += _graph_warnings(graph, tokenizer.vocabulary)
+        decisions += _graph_decisions(graph)
+    except SummaryError as error:
+        warnings.append(f"nothing is told of the graph: {error}")
+    return {
+        "format": FORMAT,
+        "name": plan.name,
+        "folder": str(plan.folder),
+        "fingerprint": fingerprint(plan, manifest),
+        "source": None if manifest is None else manifest.source,
+        "license": None if manifest is None else manifest.license,
+        "is_verified_at_load": manifest is not None,
+        "known_as": None if known is None else known.repository,
+        "graph_file": plan.graph.relative_to(plan.folder).as_posix(),
+        "other_graphs": _other_graphs(plan),
+        "pooling": [str(mode) for mode in plan.pooling],
+        "include_prompt": plan.include_prompt,
+        "dense": [layer.activation for layer in plan.dense],
+        "normalize": plan.normalize,
+        "max_tokens": plan.max_tokens,
+        "prompts": dict(plan.prompts),
+        "default_prompt_name": plan.default_prompt_name,
+        "vocabulary": tokenizer.vocabulary,
+        "ignored_of_tokenizer_json": _ignored(plan.tokenizer_file),
+        "graph": None if graph is None else asdict(graph),
+        "decisions": [asdict(decision) for decision in decisions],
+        "warnings": warnings,
+    }
+
+
+def _other_graphs(plan: ModelPlan) -> list[str]:
+    found = (path for path in plan.folder.rglob("*.onnx") if path != plan.graph)
+    return sorted(path.relative_to(plan.folder).as_posix() for path in found)
+
+
+def _ignored(tokenizer_file: Path) -> dict[str, Any]:
+    """Find what `tokenizer.json` was saved with and is always reset: it would cut texts and pad them."""
+    document = json.loads(tokenizer_file.read_bytes())
+    return {key: document[key] for key in ("truncation", "padding") if document.get(key) is not None}
+
+
+def _graph_decisions(graph: GraphSummary) -> Iterator[Decision]:
+    if any(tensor.name == "sentence_embedding" for tensor in graph.outputs):
+        yield Decision(
+            "vectors",
+            "the graph's own",
+            "its output sentence_embedding: pooling and Dense modules are inside, and maybe L2",
+        )
+
+
+def _graph_warnings(graph: GraphSummary, vocabulary: int) -> Iterator[str]:
+    if graph.table_rows is not None and vocabulary > graph.table_rows:
+        yield f"the tokenizer has {vocabulary} tokens, the graph a table of {graph.table_rows}: some texts would fail"
+    if not graph.is_batch_dynamic:
+        yield f"the graph's inputs have a fixed shape, {list(graph.inputs[0].shape)}: export it with dynamic axes"
+    if any(operator.startswith("DynamicQuantize") for operator in graph.operators):
+        yield "activations are quantised by batch: vectors depend on their neighbours; --batch-invariant prevents it"
+    elif graph.is_quantized:
+        yield "the weights are quantised: vectors differ from those of the float graph"
+
+
+# For people ---------------------------------------------------------------------------------------------------------
+
+
+def _lines(report: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{report['name']}  ({report['folder']})"
+    if report["source"] is not None:
+        yield f"  from {report['source']}"
+    if report["license"] is not None:
+        yield f"  licence {report['license']}"
+    verified = "verified at load" if report["is_verified_at_load"] else "no manifest.json: files are not verified"
+    yield f"  fingerprint {report['fingerprint']}, {verified}"
+    yield ""
+    yield from _table(
+        ("decided", "is", "because of"),
+        [(item["subject"], _short(item["value"]), item["source"]) for item in report["decisions"]],
+    )
+    for name, prompt in report["prompts"].items():
+        yield f"  prompt {name:<12} {prompt!r}"
+    if report["ignored_of_tokenizer_json"]:
+        yield f"  tokenizer.json's own {' and '.join(report['ignored_of_tokenizer_json'])} are not used"
+    if report["graph"] is not None:
+        yield ""
+        yield from _graph_lines(report["graph_file"], report["graph"])
+    if report["other_graphs"]:
+        yield f"  other graphs in the folder: {', '.join(report['other_graphs'])}"
+    if "forecast" in report:
+        yield ""
+        yield from (f"  {line}" for line in report["forecast"]["sentences"])
+    for warning in report["warnings"]:
+        yield f"  ! {warning}"
+
+
+def _graph_lines(file: str, graph: Mapping[str, Any]) -> Iterator[str]:
+    domains = "".join(f", {domain} {version}" for domain, version in graph["domains"].items())
+    made_by = f", made by {graph['producer']}" if graph["producer"] else ""
+    yield f"  {file}: opset {graph['opset']}{domains}{made_by}"
+    for kind in ("inputs", "outputs"):
+        for tensor in _without_caches(graph[kind]):
+            shape = ", ".join("?" if size is None else str(size) for size in tensor["shape"])
+            yield f"    {kind[:-1]:<6} {tensor['name']} {tensor['type']} [{shape}]"
+    counted = ", ".join(f"{count} {operator}" for operator, count in list(graph["operators"].items())[:8])
+    yield f"    {sum(graph['operators'].values())} operators: {counted}{', …' if len(graph['operators']) > 8 else ''}"
+    where = f", in {', '.join(graph['external_files'])}" if graph["external_files"] else ""
+    yield f"    {graph['parameters'] / 1e6:.1f} million parameters, {graph['weight_bytes'] / 1e6:.1f} MB stored{where}"
+    yield f"    about {graph['resident_bytes'] / 1e6:.0f} MB resident in an idle worker, by estimate"
+
+
+def _without_caches(tensors: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Leave out all but the first of a decoder's caches: there are two a layer, all alike."""
+    is_told = False
+    for tensor in tensors:
+        is_cache = tensor["name"].startswith(("past_key_values", "present"))
+        if not (is_cache and is_told):
+            yield tensor
+        is_told = is_told or is_cache
+
+
+def _short(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(value) or "none"
+    if isinstance(value, list):
+        return " + ".join(str(item) for item in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    for row in (head, *rows):
+        yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -1,0 +1,53 @@
+"""What the tools that read a model have in common: its name or folder, and the options that settle it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from embed_worker.config import DEFAULT_MODEL, ModelOptions
+from embed_worker.model_files.search import find_model, models_folders
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare MODEL and the options that settle its folder, named as those of the worker."""
+    parser.add_argument(
+        "model", nargs="?", default=DEFAULT_MODEL, metavar="MODEL", help="a model's folder or its name (%(default)s)"
+    )
+    parser.add_argument("--onnx-file", metavar="FILE", help="the graph to run, relative to the folder")
+    parser.add_argument("--variant", metavar="NAME", help="run onnx/model_NAME.onnx: fp16, int8, quantized …")
+    parser.add_argument("--pooling", metavar="MODE[,MODE]", help="how token vectors become one: mean, cls, lasttoken …")
+    parser.add_argument("--normalize", action=argparse.BooleanOptionalAction, help="L2-normalise, or do not")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="cut texts to N tokens")
+    parser.add_argument(
+        "--models-dir",
+        dest="models_dirs",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="DIR",
+        help="look for names here first; repeatable; $EMBED_WORKER_MODELS comes next",
+    )
+
+
+def model_options(args: argparse.Namespace) -> ModelOptions:
+    """Turn the parsed arguments into the options of one model."""
+    return ModelOptions(
+        name_or_path=args.model,
+        onnx_file=args.onnx_file,
+        variant=args.variant,
+        pooling=args.pooling,
+        normalize=args.normalize,
+        max_tokens=args.max_tokens,
+    )
+
+
+def model_folder(args: argparse.Namespace) -> Path:
+    """Find the folder that the arguments mean.
+
+    Raises:
+        ModelNotFoundError: Neither an existing folder nor a known name.
+    """
+    from_environment = [Path(part) for part in os.environ.get("EMBED_WORKER_MODELS", "").split(os.pathsep) if part]
+    return find_model(args.model, models_folders([*args.models_dirs, *from_environment]))

@@ -1,0 +1,380 @@
+"""`embed-worker pull`: a model from the Hugging Face hub, verified, into the folder where the worker finds it.
+
+It fetches what a worker reads and nothing else: configurations, tokenizer, Dense weights, one graph and its data. The
+folder appears whole, with a manifest, or not at all; what an interrupted pull received is used by the next one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from embed_worker.config import ModelOptions, Verify
+from embed_worker.errors import ModelError, ModelNotFoundError
+from embed_worker.model_files.folder import read_model_folder
+from embed_worker.model_files.known_models import find_known_model, known_models
+from embed_worker.model_files.manifest import Manifest, ManifestError, file_sha256, verify
+from embed_worker.model_files.search import short_name, user_models_folder
+from embed_worker.protocol import ExitCode
+from embed_worker.tools.pull.hub import Hub, HubError, RemoteFile, Repository, VerificationError, is_verifiable, matches
+from embed_worker.tools.pull.selection import (
+    MODULES,
+    WEIGHTS,
+    check_usable,
+    choose_graph,
+    external_data,
+    inner_path,
+    module_files,
+    published_files,
+    usual_graph,
+)
+from embed_worker.tools.pull.staging import BusyError, Staging, staging
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_VERIFICATION_FAILED = 1
+
+
+class PullError(Exception):
+    """The model cannot be had as asked; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is wanted of which repositories; no revision: the main branch; no graph: the usual one."""
+
+    repository: str
+    revision: str | None
+    onnx_repository: str
+    onnx_revision: str | None
+    license: str | None
+    graph: str | None
+    weights: bool
+
+    def source(self, commit: str, onnx_commit: str) -> str:
+        """Name where a folder is from, for its manifest."""
+        source = f"{self.repository}@{commit}"
+        return source if self.is_one_repository else f"{source}, graph from {self.onnx_repository}@{onnx_commit}"
+
+    @property
+    def is_one_repository(self) -> bool:
+        """Whether the graph is where the rest is."""
+        return self.onnx_repository == self.repository
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a pull did; the `--json` output has these names. Sizes are in bytes.
+
+    Attributes:
+        graph: Relative to the folder; None where the repository has weights only.
+        received: Of the files that were not there already.
+        notes: What a person should know or do next.
+    """
+
+    name: str
+    folder: str
+    source: str
+    license: str
+    graph: str | None
+    files: int
+    size: int
+    received: int
+    notes: tuple[str, ...]
+
+
+# The command --------------------------------------------------------------------------------------------------------
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("name", metavar="NAME", help="a known model, such as e5-small-v2, or `org/name` on the hub")
+    parser.add_argument("--output", metavar="DIR", type=Path, help="the folder to make (default: in the user's models)")
+    parser.add_argument(
+        "--revision", metavar="REV", help="a commit, branch or tag (default: the known commit, else main)"
+    )
+    parser.add_argument("--variant", metavar="NAME", help="fetch onnx/model_NAME.onnx: fp16, int8, quantized …")
+    parser.add_argument("--onnx-file", metavar="FILE", help="fetch this graph, as the repository names it")
+    parser.add_argument("--weights", action="store_true", help=f"fetch {WEIGHTS}, too, as `embed-worker export` needs")
+    parser.add_argument("--quiet", action="store_true", help="no progress on standard error")
+    parser.add_argument("--json", action="store_true", help="report in JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Pull a model and report on standard output; give the exit status."""
+    try:
+        report = pull(
+            args.name,
+            output=args.output,
+            revision=args.revision,
+            variant=args.variant,
+            onnx_file=args.onnx_file,
+            weights=args.weights,
+            is_quiet=args.quiet or not sys.stderr.isatty(),
+        )
+    except (PullError, HubError) as error:
+        return _refuse(error, ExitCode.UNUSABLE_MODEL)
+    except VerificationError as error:
+        return _refuse(error, _VERIFICATION_FAILED)
+    except KeyboardInterrupt:
+        return _refuse("Interrupted; the same command goes on from here.", ExitCode.INTERRUPTED)
+    if args.json:
+        print(json.dumps(asdict(report)))
+        return ExitCode.OK
+    received = f"{report.received / 1e6:.1f} MB received" if report.received else "nothing received"
+    print(f"{report.folder}: {report.files} files, {report.size / 1e6:.1f} MB; {received}")
+    print(f"from {report.source}; licence: {report.license}")
+    for note in report.notes:
+        print(note)
+    return ExitCode.OK
+
+
+def _refuse(problem: object, status: int) -> int:
+    print(f"embed-worker pull: {problem}", file=sys.stderr)
+    return status
+
+
+def pull(
+    name: str,
+    *,
+    output: Path | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+    onnx_file: str | None = None,
+    weights: bool = False,
+    is_quiet: bool = True,
+    hub: Hub | None = None,
+) -> Report:
+    """Bring a model into its folder, or find that it is there.
+
+    Raises:
+        PullError: The arguments, the repository or the disk do not allow it.
+        HubError: The hub cannot give it.
+        VerificationError: A file is not what the hub described.
+    """
+    if variant is not None and onnx_file is not None:
+        raise PullError("--variant and --onnx-file both choose the graph: give one of them.")
+    graph = onnx_file if variant is None else f"onnx/model_{variant}.onnx"
+    wanted, folder_name = _wanted(name, revision, graph, weights)
+    folder = Path(os.path.realpath((output or user_models_folder() / folder_name).expanduser()))
+    try:
+        if (report := _found_without_hub(folder, wanted)) is not None:
+            return report
+        _check_replaceable(folder)
+        _require_library()
+        with staging(folder) as claimed:
+            return _Pull(hub or Hub(), wanted, claimed).run(is_quiet=is_quiet)
+    except BusyError as error:
+        raise PullError(f"Another process is pulling {folder}: wait until it has ended.") from error
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            advice = "make room; the same command goes on from here"
+            raise PullError(f"The disk of {folder.parent} is full: {advice}.") from error
+        raise PullError(f"{folder} cannot be written ({error}); is a worker using it?") from error
+
+
+def _wanted(name: str, revision: str | None, graph: str | None, weights: bool) -> tuple[Wanted, str]:
+    """Decide what is wanted, and how the folder is called."""
+    known = find_known_model(name)
+    if known is None and "/" not in name:
+        names = ", ".join(model.name for model in known_models())
+        raise PullError(f"{name!r} is not a known model ({names}); name any other as `org/name`.")
+    if known is not None and ("/" not in name or name.casefold() == known.repository.casefold()):
+        wanted = Wanted(
+            repository=known.repository,
+            revision=revision or known.revision,
+            onnx_repository=known.onnx_repository or known.repository,
+            onnx_revision=known.onnx_revision if known.onnx_repository is not None else revision or known.revision,
+            license=known.license,
+            graph=graph,
+            weights=weights,
+        )
+        return wanted, known.name
+    try:
+        folder_name = short_name(name)
+    except ModelNotFoundError as error:
+        raise PullError(f"{error}.") from error
+    wanted = Wanted(
+        repository=name,
+        revision=revision,
+        onnx_repository=name,
+        onnx_revision=revision,
+        license=known.license if known is not None else None,
+        graph=graph,
+        weights=weights,
+    )
+    return wanted, folder_name
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Let nothing be replaced but an empty folder, or one with a manifest."""
+    try:
+        is_ours = Manifest.read(folder) is not None
+    except ManifestError:
+        is_ours = False
+    if folder.is_file() or (folder.is_dir() and not is_ours and any(folder.iterdir())):
+        advice = "choose another with --output, or move it away"
+        raise PullError(f"{folder} is there, and has no manifest that says where it is from: {advice}.")
+
+
+def _require_library() -> None:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise PullError("This needs huggingface_hub: pip install 'embed-bridge[hub]'.") from error
+    if int(huggingface_hub.__version__.partition(".")[0]) < 1:
+        raise PullError("This needs huggingface_hub 1 or later: pip install -U 'embed-bridge[hub]'.")
+
+
+# What is there already ----------------------------------------------------------------------------------------------
+
+
+def _found_without_hub(folder: Path, wanted: Wanted) -> Report | None:
+    """Find a folder that a commit names exactly, so that nobody need be asked."""
+    commits = [commit or "" for commit in (wanted.revision, wanted.onnx_revision)]
+    if not all(_COMMIT.fullmatch(commit) for commit in commits):
+        return None
+    return _found(folder, wanted, wanted.source(commits[0], commits[1]))
+
+
+def _found(folder: Path, wanted: Wanted, source: str) -> Report | None:
+    """Report a folder that has everything already, unharmed; None if not."""
+    manifest = _manifest_of(folder, source)
+    if manifest is None or (wanted.weights and WEIGHTS not in manifest.files):
+        return None
+    graph = usual_graph(manifest.files) if wanted.graph is None else wanted.graph
+    if graph is None or graph not in manifest.files:
+        return None
+    try:
+        verify(folder, manifest, Verify.ALWAYS)
+    except ManifestError:
+        return None
+    return _report(folder, manifest, graph, received=0, notes=("It was there already.",))
+
+
+def _manifest_of(folder: Path, source: str) -> Manifest | None:
+    """Read the manifest of a folder from this source; `export` and `quantize` add to what it says, after a comma."""
+    try:
+        manifest = Manifest.read(folder)
+    except ManifestError:
+        return None
+    return manifest if manifest is not None and f"{manifest.source},".startswith(f"{source},") else None
+
+
+def _report(folder: Path, manifest: Manifest, graph: str | None, *, received: int, notes: Iterable[str]) -> Report:
+    return Report(
+        name=manifest.name,
+        folder=str(folder),
+        source=manifest.source,
+        license=manifest.license,
+        graph=graph,
+        files=len(manifest.files),
+        size=sum(record.size for record in manifest.files.values()),
+        received=received,
+        notes=tuple(notes),
+    )
+
+
+# One pull -----------------------------------------------------------------------------------------------------------
+
+
+class _Pull:
+    def __init__(self, hub: Hub, wanted: Wanted, claimed: Staging) -> None:
+        self._hub = hub
+        self._wanted = wanted
+        self._staging = claimed
+        self._paths: set[str] = set()
+        self._unverified: list[str] = []
+        self._received = 0
+
+    def run(self, *, is_quiet: bool) -> Report:
+        from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
+
+        wanted, folder = self._wanted, self._staging.folder
+        main = self._hub.repository(wanted.repository, wanted.revision)
+        onnx = main
+        if not wanted.is_one_repository:
+            onnx = self._hub.repository(wanted.onnx_repository, wanted.onnx_revision)
+        source = wanted.source(main.commit, onnx.commit)
+        if (report := _found(folder, wanted, source)) is not None:
+            return report
+        graph = choose_graph(onnx, wanted.graph)
+        check_usable(main, graph, weights=wanted.weights)
+        with tqdm(total=0, unit="B", unit_scale=True, desc=folder.name, disable=is_quiet, file=sys.stderr) as bar:
+            self._fetch(main, published_files(main.files), bar)
+            if wanted.weights or graph is None:
+                self._fetch(main, [WEIGHTS], bar)
+            self._fetch(main, module_files(self._staging.files / MODULES, main.files), bar)
+            if graph is not None:
+                self._fetch(onnx, [graph], bar)
+                self._fetch(onnx, external_data(self._staging.files / graph, graph, onnx.files), bar)
+        self._take_over_other_files(source)
+        self._staging.keep_only(self._paths)
+        manifest = Manifest.of_folder(
+            self._staging.files, name=folder.name, source=source, license=main.license or wanted.license or "not stated"
+        )
+        manifest.write(self._staging.files)
+        self._staging.put_in_place()
+        return _report(folder, manifest, graph, received=self._received, notes=self._notes(graph, manifest))
+
+    def _fetch(self, repository: Repository, paths: Iterable[str], bar: Any) -> None:
+        """Get files of a repository, each from the network, an interrupted pull or the folder that is replaced."""
+        files = [self._hub.describe(repository, inner_path(path)) for path in paths]
+        missing = [file for file in files if not self._is_there(file.path, file)]
+        size = sum(file.size or 0 for file in missing)
+        bar.total += size
+        bar.refresh()
+        self._check_space(size)
+        for file in missing:
+            self._hub.fetch(file, self._staging.files / file.path, bar)
+            self._received += file.size or 0
+        self._paths.update(file.path for file in files)
+        self._unverified.extend(file.path for file in files if not is_verifiable(file))
+
+    def _is_there(self, path: str, file: RemoteFile) -> bool:
+        if not is_verifiable(file):
+            return False
+        staged = self._staging.files / path
+        if staged.is_file() and matches(staged, file):
+            return True
+        there = self._staging.folder / path
+        if there.is_file() and matches(there, file):
+            self._staging.take_over(path)
+            return True
+        return False
+
+    def _check_space(self, size: int) -> None:
+        parent = self._staging.folder.parent
+        free = shutil.disk_usage(parent).free
+        if size > free:
+            raise PullError(f"{parent} has {free / 1e6:.0f} MB free, and {size / 1e6:.0f} MB are needed: make room.")
+
+    def _take_over_other_files(self, source: str) -> None:
+        """Keep what the folder has besides, other variants for instance, if it is from the same commit."""
+        folder = self._staging.folder
+        manifest = _manifest_of(folder, source)
+        for path, record in manifest.files.items() if manifest is not None else ():
+            if path not in self._paths and (folder / path).is_file() and file_sha256(folder / path) == record.sha256:
+                self._staging.take_over(path)
+                self._paths.add(path)
+
+    def _notes(self, graph: str | None, manifest: Manifest) -> Iterable[str]:
+        folder = self._staging.folder
+        if self._unverified:
+            yield f"Not verified, because the server gives no hash: {', '.join(self._unverified)}."
+        if graph is None:
+            options = f"--source '{manifest.source}' --license '{manifest.license}'"
+            yield f"It has no ONNX graph; make one of its weights: embed-worker export '{folder}' {options}"
+            return
+        try:
+            read_model_folder(folder, ModelOptions(onnx_file=graph))
+        except ModelError as error:
+            yield f"To be served, it needs an option: {error}."
