@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TypedDict
 
 from bridge_client.lifecycle import Policy, State
+from embed_worker.machine import PARENT_VARIABLE, name_this_process
 
 _START_TIMEOUT_S = 60.0
 _COREML_START_TIMEOUT_S = 300.0  # compiling a model for the Neural Engine takes minutes, once
@@ -115,8 +116,9 @@ class ClientOptions:
 
     def environment(self, host: Mapping[str, str]) -> dict[str, str]:
         """Return the worker's environment: of the host's only what it needs, never its passwords."""
-        root = _checkout()
-        own = {} if root is None else {"PYTHONPATH": root}
+        own = {PARENT_VARIABLE: name_this_process()}  # what it starts may be a launcher of the worker
+        if (root := _checkout()) is not None:
+            own["PYTHONPATH"] = root
         return worker_environment(host, own | dict(self.env), is_windows=sys.platform == "win32")
 
     def policy(self) -> Policy:

@@ -84,7 +84,7 @@ class Place:
         """Take a snapshot."""
         return WorkerStats(
             state=self.life.state,
-            pid=None if self.process is None else self.process.pid,
+            pid=None if self.process is None else self.process.worker_pid,
             generation=self.generation,
             in_flight=self.requests,
             outstanding_tokens=self.tokens,

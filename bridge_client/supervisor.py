@@ -502,6 +502,7 @@ class Supervisor:
             has_changed = served.identity != expected.identity
             if not has_changed:
                 place.served = served
+                process.learn_pid(response.members.get("pid"))
                 place.health = Health(self._clock(), self._options.timing)
         if has_changed:
             why = f"{served.identity} instead of {expected.identity}"

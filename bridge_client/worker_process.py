@@ -81,6 +81,7 @@ class WorkerProcess:
         assert popen.stderr is not None
         self.number = number
         self.pid = popen.pid
+        self.worker_pid = popen.pid  # another one where what was started is a launcher of the worker
         self._popen = popen
         self._stdin: IO[bytes] = popen.stdin
         self._stdout: IO[bytes] = popen.stdout
@@ -148,6 +149,18 @@ class WorkerProcess:
     def argv(self) -> tuple[str, ...]:
         """The command line."""
         return tuple(map(str, self._popen.args)) if isinstance(self._popen.args, (list, tuple)) else ()
+
+    def learn_pid(self, told: object) -> None:
+        """Take the number that the worker tells of itself, unless it belongs to another machine or namespace."""
+        if type(told) is not int or told < 1:
+            return
+        if sys.platform != "win32":
+            try:
+                if os.getsid(told) != self.pid:
+                    return
+            except OSError:
+                return
+        self.worker_pid = told
 
     def send(self, line: bytes) -> None:
         """Write or queue one line, its newline included; never blocks. One caller at a time."""

@@ -59,8 +59,12 @@ def serve(config: WorkerConfig, *, log_level: str = "warning", log_format: LogFo
     from embed_worker.serving import stdio
 
     _exit_quietly_on_signals(is_supervised=config.is_supervised)
-    is_parent_alive = machine.watch_parent()
     machine.share_heaps()
+    try:
+        is_parent_alive = machine.watch_parent()
+    except ValueError as error:
+        _say(f"embed-worker: {error}")
+        return ExitCode.USAGE
     try:
         wire = stdio.claim()
     except (stdio.WireError, OSError) as error:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -119,9 +121,7 @@ def _working_set_bytes() -> int:
             *((f"pool_{number}", ctypes.c_size_t) for number in range(6)),
         )
 
-    kernel = ctypes.CDLL("kernel32")
-    kernel.GetCurrentProcess.restype = ctypes.c_void_p
-    kernel.K32GetProcessMemoryInfo.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32)
+    kernel = _kernel32()
     counters = Counters(size=ctypes.sizeof(Counters))
     done = kernel.K32GetProcessMemoryInfo(kernel.GetCurrentProcess(), ctypes.byref(counters), counters.size)
     return int(counters.working_set) if done else 0
@@ -159,25 +159,117 @@ def release_freed_memory() -> None:
             ctypes.CDLL(None).malloc_trim(0)
 
 
+# The variable by which a host tells its worker whom to watch: `PID` or `PID:START`.
+PARENT_VARIABLE = "EMBED_WORKER_PARENT"
+
+
+def name_this_process() -> str:
+    """Return what `PARENT_VARIABLE` says of this process: its number, and what tells a later owner of it apart."""
+    pid = os.getpid()
+    start = _creation_time(_kernel32().GetCurrentProcess()) if sys.platform == "win32" else process_start(pid)
+    return f"{pid}:{start}" if start else str(pid)
+
+
 def watch_parent() -> Callable[[], bool]:
-    """Remember who started this process; the returned function tells whether that one is still there.
+    """Remember whose worker this is; the returned function tells whether that process is still there.
 
-    A pipe's end does not tell: a sibling may hold it open. Nor does "the parent is 1": a container's host may be 1,
-    and an orphan may go to a subreaper.
+    It is the process that `PARENT_VARIABLE` names, which is taken out of the environment, and without it the one that
+    started this one, which may be a launcher. A pipe's end does not tell: a sibling may hold it open. Nor does "the
+    parent is 1": a container's host may be 1, and an orphan may go to a subreaper.
+
+    Raises:
+        ValueError: The variable is not of the form `PID` or `PID:START`; the message is one sentence.
     """
-    if sys.platform == "win32":
-        return _watch_process_handle(os.getppid())
     parent = os.getppid()
-    return lambda: os.getppid() == parent
+    named = os.environ.pop(PARENT_VARIABLE, "")
+    match = re.fullmatch(r"([1-9][0-9]{0,9})(?::([0-9]{1,20}))?|", named)
+    if match is None:
+        raise ValueError(f"{PARENT_VARIABLE} is {named[:40]!a}, not PID or PID:START")
+    pid, start = int(match[1] or parent), int(match[2] or 0)
+    if sys.platform == "win32":
+        return _watch_process_handle(pid, start)
+    if pid == parent or parent == 0:  # 0: the host is in another namespace, where numbers mean other processes
+        return lambda: os.getppid() == parent
+    first = start or process_start(pid)
+
+    def is_there() -> bool:
+        now = process_start(pid)
+        return None not in (first, now) and (first == now or 0 in (first, now))
+
+    return is_there
 
 
-def _watch_process_handle(pid: int) -> Callable[[], bool]:
-    """Hold a handle of the process, so that its number cannot go to another one meanwhile."""
-    kernel = ctypes.CDLL("kernel32")
-    kernel.OpenProcess.restype = ctypes.c_void_p
+def process_start(pid: int) -> int | None:
+    """Return when a process of a POSIX system started: clock ticks since the boot on Linux, microseconds on macOS.
+
+    0 where the system does not tell; None for a process that is not there any more, or only as a zombie.
+    """
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):  # gone, or never a number of this system
+        return None
+    except PermissionError:
+        pass  # somebody else's is one, too
+    return _start_of_bsd_info(pid) if sys.platform == "darwin" else _start_in_proc(pid)
+
+
+def _start_in_proc(pid: int) -> int | None:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+    except OSError:
+        return 0
+    state, *fields = stat.rpartition(")")[2].split()  # the name before it may hold blanks and brackets
+    return None if state in "ZX" else int(fields[18])  # field 22 of proc(5)
+
+
+def _start_of_bsd_info(pid: int) -> int | None:
+    class BsdInfo(ctypes.Structure):  # proc_bsdinfo in <sys/proc_info.h>
+        _fields_ = (
+            ("flags_and_status", ctypes.c_uint32 * 2),
+            ("unused", ctypes.c_uint32 * 28),
+            ("start_s", ctypes.c_uint64),
+            ("start_us", ctypes.c_uint64),
+        )
+
+    info = BsdInfo()
+    system = ctypes.CDLL(None, use_errno=True)
+    bsd_info = 3  # PROC_PIDTBSDINFO
+    size = system.proc_pidinfo(pid, bsd_info, ctypes.c_uint64(0), ctypes.byref(info), ctypes.sizeof(info))
+    if size > 0:
+        return int(info.start_s * 10**6 + info.start_us)
+    return None if ctypes.get_errno() == errno.ESRCH else 0  # of zombies it knows nothing
+
+
+def _kernel32() -> ctypes.CDLL:
+    kernel = ctypes.CDLL("kernel32", use_last_error=True)
+    kernel.GetCurrentProcess.restype = kernel.OpenProcess.restype = ctypes.c_void_p
     kernel.WaitForSingleObject.argtypes = (ctypes.c_void_p, ctypes.c_uint32)
-    synchronize, timed_out = 0x00100000, 0x00000102
-    handle = kernel.OpenProcess(synchronize, False, pid)
-    if not handle:  # it has died already, or may not be watched: the pipe has to tell
-        return lambda: True
+    kernel.GetProcessTimes.argtypes = (ctypes.c_void_p,) * 5
+    kernel.K32GetProcessMemoryInfo.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32)
+    return kernel
+
+
+def _watch_process_handle(pid: int, start: int) -> Callable[[], bool]:
+    """Hold a handle of the process, so that its number cannot go to another one meanwhile."""
+    kernel = _kernel32()
+    synchronize, query_limited_information, timed_out, invalid_parameter = 0x00100000, 0x1000, 0x102, 87
+    handle = kernel.OpenProcess(synchronize | query_limited_information, False, pid)
+    if not handle:  # it has died already, or may not be watched: then the pipe has to tell
+        has_died = _last_error() == invalid_parameter
+        return lambda: not has_died
+    if start and _creation_time(handle) not in (start, 0):
+        return lambda: False
     return lambda: bool(kernel.WaitForSingleObject(handle, 0) == timed_out)
+
+
+def _last_error() -> int:
+    if sys.platform == "win32":
+        return ctypes.get_last_error()
+    return 0
+
+
+def _creation_time(handle: int) -> int:
+    """Return when a process was created, in 100 ns since 1601; 0 where it may not be asked."""
+    times = (ctypes.c_uint64 * 4)()  # creation, exit, kernel, user: a FILETIME each
+    addresses = (ctypes.addressof(times) + 8 * number for number in range(4))
+    return int(times[0]) if _kernel32().GetProcessTimes(handle, *addresses) else 0

@@ -33,8 +33,8 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "serving": "protocol config errors machine model_files",
         "tools": "protocol config errors machine progress model_files inference encoders accelerators loading",
         "__main__": "protocol config logs machine arguments model_files loading serving",
-        "bridge_client": "protocol",
-        "bridge_client.testing": "protocol bridge_client",
+        "bridge_client": "protocol machine",
+        "bridge_client.testing": "protocol machine bridge_client",
     }.items()
 }
 # What a part may name under `TYPE_CHECKING` besides: it never loads it.

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from embed_worker import protocol
+from embed_worker import machine, protocol
 from embed_worker.protocol import Cancel, Embed, ErrorCode, Limits, ProtocolError, RequestId
 
 
@@ -346,8 +346,8 @@ def _count(path: Path) -> int:
 
 
 def _watch_parent() -> None:
-    parent = os.getppid()
-    while os.getppid() == parent:
+    is_there = machine.watch_parent()
+    while is_there():
         time.sleep(0.5)
     _leave(74)
 

@@ -84,6 +84,31 @@ def test_no_worker_outlives_its_host(ending: str, status: int, latency: float, t
     wait_until(lambda: not is_alive(int(host.grandchild_file.read_text("ascii"))), "its grandchild lives on")
 
 
+LAUNCHER = """
+import subprocess, sys
+worker = subprocess.Popen(sys.argv[1:])
+sys.exit(worker.wait())
+"""
+
+
+def test_a_worker_behind_a_launcher_is_known_by_its_own_number_and_does_not_outlive_its_host(tmp_path: Path) -> None:
+    """As every worker is that the Python of a virtual environment starts on Windows."""
+    own = textwrap.dedent(f"""
+    client.close()
+    client = EmbedClient(worker_command=(sys.executable, "-c", {LAUNCHER!r}, *fake_command(latency=3600.0)))
+    worker = client.info()["pid"]
+    future = client.submit("in flight")
+    print(client.stats().pid == worker, worker, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+    """)
+    host = Host(own, tmp_path)
+    assert host.process.stdout is not None
+    is_known, worker = host.process.stdout.readline().split()
+    assert is_known == "True"
+    assert host.end()[0] == -9
+    wait_until(lambda: not is_alive(int(worker)), "the worker lives on")
+
+
 def test_ctrl_c_reaches_the_host_and_not_the_worker(tmp_path: Path) -> None:
     ending = """
     try:
@@ -243,7 +268,9 @@ def test_the_client_imports_no_runtime_and_little_else() -> None:
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(source)], cwd=ROOT, capture_output=True, text=True, timeout=WAIT_S
     )
-    assert done.stdout.splitlines() == ["[]", "['embed_worker', 'embed_worker.protocol']"], done.stderr
+    assert done.stdout.splitlines() == ["[]", "['embed_worker', 'embed_worker.machine', 'embed_worker.protocol']"], (
+        done.stderr
+    )
 
 
 def test_the_package_alone_imports_not_even_numpy() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,7 @@ def test_the_client_starts_its_worker_with_that_environment() -> None:
     host = {"HOME": "/home/me", "API_KEY": "secret"}
     passed = ClientOptions(env={"WANTED": "yes"}).environment(host)
     passed.pop("PYTHONPATH", None)  # of a checkout
+    assert passed.pop("EMBED_WORKER_PARENT").partition(":")[0] == str(os.getpid())
     assert passed == {"HOME": "/home/me", "WANTED": "yes", "ORT_DISABLE_TELEMETRY": "1"}
 
 

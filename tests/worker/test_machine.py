@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embed_worker import machine
-from embed_worker.machine import available_cores, cgroup_cores, rss_bytes, watch_parent
+from embed_worker.machine import (
+    PARENT_VARIABLE,
+    available_cores,
+    cgroup_cores,
+    name_this_process,
+    rss_bytes,
+    watch_parent,
+)
+
+POSIX = pytest.mark.skipif(sys.platform == "win32", reason="of POSIX systems")
 
 V2 = "/sys/fs/cgroup"
 V1 = "/sys/fs/cgroup/cpu"
@@ -147,6 +157,27 @@ class Function:
         return self.answer(*arguments)
 
 
+class Kernel32:
+    """What the parent's watch calls of it; processes are handles, and the handle 7 was created at 1000."""
+
+    def __init__(self, handle: int | None, waited: int = 0) -> None:
+        self.opened: list[int] = []
+        self._handle = handle
+        self.GetCurrentProcess = Function(lambda: -1)
+        self.K32GetProcessMemoryInfo = Function(lambda *_: 0)
+        self.OpenProcess = Function(self._open)
+        self.WaitForSingleObject = Function(lambda *_: waited)
+        self.GetProcessTimes = Function(self._times)
+
+    def _open(self, access: int, inherit: bool, pid: int) -> int | None:
+        self.opened.append(pid)
+        return self._handle
+
+    def _times(self, handle: int, created: int, *_: int) -> int:
+        ctypes.c_uint64.from_address(created).value = 1000
+        return 1
+
+
 @pytest.mark.parametrize(("done", "memory"), [(1, 4096), (0, 0)])
 def test_memory_on_windows_is_the_working_set(monkeypatch: pytest.MonkeyPatch, done: int, memory: int) -> None:
     def measure(process: int, counters: Any, size: int) -> int:
@@ -154,14 +185,15 @@ def test_memory_on_windows_is_the_working_set(monkeypatch: pytest.MonkeyPatch, d
         counters._obj.working_set = 4096
         return done
 
-    kernel = SimpleNamespace(GetCurrentProcess=Function(lambda: -1), K32GetProcessMemoryInfo=Function(measure))
+    kernel = Kernel32(handle=None)
+    kernel.K32GetProcessMemoryInfo.answer = measure
     monkeypatch.setattr(sys, "platform", "win32")
-    monkeypatch.setattr(ctypes, "CDLL", lambda _: kernel)
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: kernel)
     monkeypatch.setattr(ctypes, "byref", lambda value: SimpleNamespace(_obj=value))
     assert rss_bytes() == memory
 
 
-def test_the_parent_of_this_process_is_there() -> None:
+def test_the_process_that_started_this_one_is_there() -> None:
     assert watch_parent()()
 
 
@@ -175,23 +207,109 @@ def test_another_parent_means_that_the_first_has_died(monkeypatch: pytest.Monkey
     assert not is_parent_alive()
 
 
+def test_the_parent_that_the_host_names_is_watched_and_not_what_started_the_worker() -> None:
+    named = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    with named, pytest.MonkeyPatch.context() as patch:
+        patch.setenv(PARENT_VARIABLE, str(named.pid))
+        is_there = watch_parent()
+        assert PARENT_VARIABLE not in os.environ, "it is nobody else's"
+        assert is_there()
+        named.kill()
+        if sys.platform != "win32":
+            os.waitid(os.P_PID, named.pid, os.WEXITED | os.WNOWAIT)
+            assert not is_there(), "a zombie is not there any more"
+        named.wait(60)
+        assert not is_there()
+
+
+def test_a_process_names_itself_so_that_a_later_owner_of_its_number_is_told_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name = name_this_process()
+    pid, _, start = name.partition(":")
+    assert pid == str(os.getpid())
+    if not start:
+        pytest.skip("this system does not tell when a process started")
+    for named, is_it in ((name, True), (pid, True), (f"{pid}:{int(start) + 1}", False)):
+        monkeypatch.setenv(PARENT_VARIABLE, named)
+        assert watch_parent()() is is_it
+
+
+@POSIX
+def test_a_named_process_that_may_not_be_looked_at_is_taken_for_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "kill", Function(lambda pid, number: None))
+    monkeypatch.setattr(machine, "_start_in_proc", lambda pid: 0)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv(PARENT_VARIABLE, "4242:17")
+    assert watch_parent()()
+
+
+def test_a_named_process_that_is_gone_before_the_worker_looks_is_seen_to_be_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for named in ("4000000000", "4000000000:17"):
+        monkeypatch.setenv(PARENT_VARIABLE, named)
+        assert not watch_parent()()
+
+
+@POSIX
+def test_numbers_of_another_namespace_mean_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(os, "getppid", lambda: 0)
+    monkeypatch.setenv(PARENT_VARIABLE, f"{os.getpid()}:1")
+    assert watch_parent()()
+
+
+@pytest.mark.parametrize("named", ["0", "1:", ":1", "-5", "12 34", "1:2:3", "١", "12345678901"])
+def test_a_parent_that_is_no_process_number_is_refused(monkeypatch: pytest.MonkeyPatch, named: str) -> None:
+    monkeypatch.setenv(PARENT_VARIABLE, named)
+    with pytest.raises(ValueError, match="not PID or PID:START"):
+        watch_parent()
+
+
+@pytest.mark.parametrize(("size", "failure", "start"), [(136, 0, 5_000_007), (0, 3, None), (0, 1, 0)])
+def test_the_start_of_a_process_on_a_mac_is_its_bsd_info(
+    monkeypatch: pytest.MonkeyPatch, size: int, failure: int, start: int | None
+) -> None:
+    def proc_pidinfo(pid: int, kind: int, argument: object, info: Any, length: int) -> int:
+        assert (pid, kind, length) == (os.getpid(), 3, 136)
+        info._obj.start_s, info._obj.start_us = 5, 7
+        ctypes.set_errno(failure)
+        return size
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(os, "kill", Function(lambda pid, number: None))
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: SimpleNamespace(proc_pidinfo=proc_pidinfo))
+    monkeypatch.setattr(ctypes, "byref", lambda value: SimpleNamespace(_obj=value))
+    assert machine.process_start(os.getpid()) == start
+
+
 @pytest.mark.parametrize(
-    ("handle", "waited", "is_alive"), [(5, 0x102, True), (5, 0, False), (None, 0, True)], ids=["runs", "ended", "gone"]
+    ("handle", "waited", "error", "is_alive"),
+    [(7, 0x102, 0, True), (7, 0, 0, False), (None, 0, 87, False), (None, 0, 5, True)],
+    ids=["runs", "ended", "gone before", "may not be watched"],
 )
 def test_on_windows_a_handle_tells_whether_the_parent_is_there(
-    monkeypatch: pytest.MonkeyPatch, handle: int | None, waited: int, is_alive: bool
+    monkeypatch: pytest.MonkeyPatch, handle: int | None, waited: int, error: int, is_alive: bool
 ) -> None:
-    opened: list[int] = []
-
-    def open_process(access: int, inherit: bool, pid: int) -> int | None:
-        opened.append(pid)
-        return handle
-
-    kernel = SimpleNamespace(OpenProcess=Function(open_process), WaitForSingleObject=Function(lambda *_: waited))
+    kernel = Kernel32(handle, waited)
     monkeypatch.setattr(sys, "platform", "win32")
-    monkeypatch.setattr(ctypes, "CDLL", lambda _: kernel)
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: kernel)
+    monkeypatch.setattr(ctypes, "get_last_error", lambda: error, raising=False)
     assert watch_parent()() is is_alive
-    assert opened == [os.getppid()]
+    assert kernel.opened == [os.getppid()]
+
+
+@pytest.mark.parametrize(("start", "is_alive"), [("1000", True), ("999", False)])
+def test_on_windows_the_time_of_creation_tells_a_reused_number_apart(
+    monkeypatch: pytest.MonkeyPatch, start: str, is_alive: bool
+) -> None:
+    kernel = Kernel32(7, 0x102)
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: kernel)
+    monkeypatch.setenv(PARENT_VARIABLE, f"4242:{start}")
+    assert watch_parent()() is is_alive
+    assert kernel.opened == [4242]
 
 
 def test_giving_memory_back_never_fails(monkeypatch: pytest.MonkeyPatch) -> None:
