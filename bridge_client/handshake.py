@@ -29,10 +29,11 @@ class Served:
         Raises:
             Unusable: Another protocol, or no model, fingerprint or dimension.
         """
-        if info.get("protocol") != PROTOCOL_VERSION:
-            raise Unusable(f"it speaks protocol {ascii(info.get('protocol'))[:40]}, this client {PROTOCOL_VERSION}")
+        spoken = info.get("protocol")
+        if type(spoken) is not int or spoken != PROTOCOL_VERSION:
+            raise Unusable(f"it speaks protocol {ascii(spoken)[:40]}, this client {PROTOCOL_VERSION}")
         model, fingerprint, dimension = info.get("model"), info.get("fingerprint"), info.get("dimension")
-        if not (isinstance(model, str) and isinstance(fingerprint, str) and fingerprint):
+        if not (isinstance(model, str) and isinstance(fingerprint, str) and model and fingerprint):
             raise Unusable("its `info` names no model or no fingerprint")
         if type(dimension) is not int or dimension < 1:
             raise Unusable("its `info` names no dimension")

@@ -264,19 +264,20 @@ def read_answer(members: Mapping[str, Any], piece: Piece, served: Served) -> Ans
     flat = np.frombuffer(protocol.decode_matrix(members, count, dimension), "<f4")
     if not np.isfinite(flat).all():
         _refuse("a vector is not finite")
-    if members.get("fingerprint") != served.fingerprint:
-        _refuse("the fingerprint is not the one of `info`")
+    if (members.get("model"), members.get("fingerprint")) != (served.model, served.fingerprint):
+        _refuse("the model or the fingerprint is not the one of `info`")
     tokens, truncated = members.get("tokens"), members.get("truncated")
-    if not isinstance(tokens, list) or len(tokens) != count or not set(map(type, tokens)) <= {int}:
+    if not isinstance(tokens, list) or len(tokens) != count or not all(type(n) is int and n >= 0 for n in tokens):
         _refuse("`tokens` are not one number for each input")
     if not isinstance(truncated, list) or not all(type(index) is int and 0 <= index < count for index in truncated):
         _refuse("`truncated` are not indexes of inputs")
     timing_ms = members.get("timing_ms")
+    told = timing_ms.items() if isinstance(timing_ms, dict) else ()
     return Answer(
         vectors=flat.reshape(count, dimension),
         tokens=tokens,
         truncated=truncated,
-        timing_ms=timing_ms if isinstance(timing_ms, dict) else {},
+        timing_ms={name: value for name, value in told if isinstance(value, (int, float))},
         served=served,
     )
 

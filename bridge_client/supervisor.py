@@ -251,6 +251,9 @@ class Supervisor:
             return
         awaited = place.awaited.get(response.id) if type(response.id) is int else None
         answer: Answer | None = None
+        if isinstance(awaited, Piece) and isinstance(response, Failure) and (response.index or 0) >= awaited.weight:
+            self.on_nonsense(process, "an error at an input that there is not")
+            return
         if isinstance(awaited, Piece) and isinstance(response, Success) and not awaited.job.is_over:
             if (served := place.served) is None:
                 return
@@ -292,6 +295,10 @@ class Supervisor:
         if place.served is None and place.nonsense <= _NONSENSE_BEFORE_READY:
             if place.nonsense == 1:
                 _log.warning("worker %d printed something else than an answer: %s", process.number, why)
+            with self._changing():
+                if place.process is process and place.served is None:
+                    # A banner without a newline has swallowed the answer, perhaps.
+                    self._dispatcher.send_control(place, protocol.Info(), Internal.HANDSHAKE)
         else:
             self.on_nonsense(process, f"standard output holds something else than answers: {why}")
 

@@ -611,14 +611,13 @@ def decode_response(line: bytes) -> Response:
         case "ok":
             return Success(id=request_id, members=members)
         case "error":
-            index = members.get("index")
-            return Failure(
-                id=request_id,
-                code=str(members.get("code", "")),
-                message=str(members.get("message", "")),
-                is_retryable=members.get("retryable") is True,
-                index=index if isinstance(index, int) else None,
-            )
+            code, message = members.get("code"), members.get("message")
+            retryable, index = members.get("retryable", False), members.get("index")
+            if not (isinstance(code, str) and isinstance(message, str) and isinstance(retryable, bool)):
+                raise ProtocolError(ErrorCode.PARSE_ERROR, "an error without code, message or `retryable`")
+            if index is not None and (type(index) is not int or index < 0):
+                raise ProtocolError(ErrorCode.PARSE_ERROR, "an error whose `index` is none")
+            return Failure(id=request_id, code=code, message=message, is_retryable=retryable, index=index)
         case _:
             raise ProtocolError(ErrorCode.PARSE_ERROR, 'an object whose `status` is neither "ok" nor "error"')
 
@@ -630,7 +629,7 @@ def decode_matrix(members: Mapping[str, Any], count: int, dimension: int) -> byt
         ProtocolError: `parse_error`: another count, dimension or length.
     """
     told = (members.get("count"), members.get("dimension"))
-    if told != (count, dimension):
+    if told != (count, dimension) or bool in map(type, told):
         raise ProtocolError(ErrorCode.PARSE_ERROR, f"count and dimension {told}, expected {(count, dimension)}")
     encoded = members.get("embeddings_base64")
     if not isinstance(encoded, str):

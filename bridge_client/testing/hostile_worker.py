@@ -43,15 +43,16 @@ class HostileWorker:
 
     def run(self) -> int:
         """Serve until the end of input."""
-        first = (self._start or {}).get("first", [])
-        text = "\n".join(first * (self._start or {}).get("times", 1))
-        _write((text + ("" if not first or (self._start or {}).get("no_newline") else "\n")).encode("latin-1"))
+        start = self._start or {}
+        for _ in range(start.get("times", 1)):
+            text = "\n".join(start.get("first", []))
+            _write((text if start.get("is_glued") or not text else f"{text}\n").encode("latin-1"))
         for line in sys.stdin.buffer:
             request = json.loads(line)
             members = {"id": request["id"], "status": "ok"}
             match request["method"]:
                 case "info":
-                    self._play(self._start or {}, members | _info())
+                    self._play(start, members | _info())
                 case "embed":
                     inputs = request["inputs"]
                     self._micro_batches += 1

@@ -29,6 +29,7 @@ def job_of(count: int) -> Job:
 def members_of(piece: Piece, **changes: Any) -> dict[str, Any]:
     rows = np.array([[number, -number] for number in range(piece.start, piece.stop)], np.float32).reshape(-1, 2)
     members = {
+        "model": "m",
         "fingerprint": "f",
         "count": len(piece),
         "dimension": 2,
@@ -143,6 +144,7 @@ def test_a_call_never_mixes_two_vector_spaces() -> None:
         {"count": 2},
         {"dimension": 3},
         {"dimension": None},
+        {"model": "n"},
         {"fingerprint": "g"},
         {"embeddings_base64": None},
         {"embeddings_base64": "AAAA"},
@@ -152,6 +154,7 @@ def test_a_call_never_mixes_two_vector_spaces() -> None:
         {"embeddings_base64": base64.b64encode(np.full(6, np.inf, np.float32).tobytes()).decode()},
         {"tokens": [1, 2]},
         {"tokens": [1, 2, "3"]},
+        {"tokens": [1, 2, -3]},
         {"tokens": None},
         {"truncated": [3]},
         {"truncated": None},
@@ -170,7 +173,9 @@ def test_an_answer_that_does_not_fit_is_refused_whole(changes: dict[str, Any]) -
         {"protocol": 2},
         {"protocol": None},
         {"protocol": "1"},
+        {"protocol": True},
         {"model": None},
+        {"model": ""},
         {"fingerprint": ""},
         {"dimension": 0},
         {"dimension": True},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +15,7 @@ from bridge_client.testing.conformance_checks import KINDS, RETRYABLE
 from bridge_client.testing.conformance_run import Report, Target, play
 from bridge_client.testing.conformance_transcripts import Side, Transcript, read_transcripts, rules_of
 from embed_worker.protocol import ErrorCode
+from tests.hosts.adapters import CLIENTS, why_not
 
 ROOT = Path(__file__).resolve().parents[2]
 TRANSCRIPTS = {transcript.name: transcript for transcript in read_transcripts(ROOT / "tests" / "conformance")}
@@ -25,12 +25,6 @@ WAIT_S = 100.0
 
 WORKER = (sys.executable, "-m", "embed_worker")
 FAKE_WORKER = (sys.executable, "-m", "bridge_client.testing.fake_worker", "--fingerprint=0123456789abcdef")
-PYTHON_CLIENT = (sys.executable, "-m", "bridge_client.testing.conformance_adapter")
-OTHER_CLIENTS = {
-    "Rust": (ROOT / "examples/rust/target/release/conformance-adapter",),
-    "Go": (ROOT / "examples/go/bin/conformance-adapter",),
-    "Node": ("node", ROOT / "examples/node/conformance-adapter.mjs"),
-}
 
 # What no transcript can show: why, and where it is shown.
 SERVER, LIFECYCLE = "tests/worker/test_server.py", "tests/worker/test_lifecycle.py"
@@ -71,7 +65,7 @@ def playing(request: pytest.FixtureRequest) -> Iterator[dict[tuple[str, str], Fu
         yield futures
 
 
-COMMANDS = {"worker": WORKER, "client": PYTHON_CLIENT, "fake worker": FAKE_WORKER}
+COMMANDS = {"worker": WORKER, "client": CLIENTS["Python"], "fake worker": FAKE_WORKER}
 CASES = [
     *(("worker", name) for name in names(Side.WORKER)),
     *(("client", name) for name in names(Side.CLIENT)),
@@ -88,14 +82,11 @@ def test_it_keeps_the_rules(playing: dict[tuple[str, str], Future[Report]], who:
     assert report.result == "ok", f"{name}.jsonl:{report.line}, {report.heading}: {report.why}"
 
 
-@pytest.mark.parametrize("language", OTHER_CLIENTS)
+@pytest.mark.parametrize("language", sorted(CLIENTS.keys() - {"Python"}))
 def test_the_client_of_another_language_keeps_the_rules(language: str) -> None:
-    command = tuple(map(str, OTHER_CLIENTS[language]))
-    if not Path(command[-1]).exists():
-        pytest.skip(f"{Path(command[-1]).relative_to(ROOT)} is not there: `make clients` builds it")
-    if shutil.which(command[0]) is None:
-        pytest.skip(f"there is no {command[0]}")
-    target = Target(command=command, models=ROOT / "tests" / "models", timeout_s=60.0)
+    if why := why_not(language):
+        pytest.skip(why)
+    target = Target(command=CLIENTS[language], models=ROOT / "tests" / "models", timeout_s=60.0)
     reports = list(play_all(choose(list(TRANSCRIPTS.values()), Side.CLIENT, None), target, JOBS))
     assert [f"{report.transcript}:{report.line}: {report.why}" for report in reports if report.result == "failed"] == []
 

@@ -1,4 +1,4 @@
-"""A client in another language, driven through its conformance adapter, and what every such client must show."""
+"""The clients of all languages, each driven through its conformance adapter."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import base64
 import itertools
 import json
 import os
-import signal
+import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,24 +15,32 @@ from typing import Any, Self
 
 import numpy as np
 
-from bridge_client import EmbedClient
 from bridge_client.embeddings import Matrix
-from bridge_client.testing import fake_client, fake_command, fake_vector
 from bridge_client.testing.conformance_process import Driven
-from tests.client.conftest import WAIT_S, is_alive, wait_until
+from tests.client.conftest import WAIT_S
 
 ROOT = Path(__file__).resolve().parents[2]
-REAL_WORKER = (sys.executable, "-m", "embed_worker", "--supervised")
+CLIENTS = {
+    "Python": (sys.executable, "-m", "bridge_client.testing.conformance_adapter"),
+    "Rust": (str(ROOT / "examples/rust/target/release/conformance-adapter"),),
+    "Go": (str(ROOT / "examples/go/bin/conformance-adapter"),),
+    "Node": (shutil.which("node") or "node", str(ROOT / "examples/node/conformance-adapter.mjs")),
+}
+_OLDEST_NODE = (20, 4)
 
-TEXTS = (
-    "",
-    " ",
-    "a cat sat on the mat",
-    "naïve 🎈 \u2028 \x00 \x1b \x7f \ufeff",
-    '<b>&amp;</b> \\ " \r\n',
-    "\U0010ffff" * 100,
-    *(f"text {number} " + "word " * (number % 50) for number in range(500)),
-)
+
+def why_not(language: str) -> str:
+    """Return why the client of a language cannot run here, if it cannot."""
+    command = CLIENTS[language]
+    if language == "Node":
+        if shutil.which("node") is None:
+            return "node is not installed"
+        told = subprocess.run([command[0], "--version"], capture_output=True, text=True, timeout=30).stdout.strip()
+        if tuple(int(number) for number in told.lstrip("v").split(".")[:2]) < _OLDEST_NODE:
+            return f"node {told} is too old"
+    elif not Path(command[0]).exists():
+        return f"the {language} client is not built: make clients"
+    return ""
 
 
 class Adapter:
@@ -99,61 +108,3 @@ def matrix_of(outcome: dict[str, Any]) -> Matrix:
     """Decode the vectors of an outcome: (B, D) float32."""
     flat = np.frombuffer(base64.b64decode(outcome["vectors_base64"], validate=True), "<f4")
     return flat.reshape(outcome["count"], outcome["dimension"])
-
-
-def check_kills_under_load(command: Sequence[str]) -> None:
-    """Kill the worker again and again: each call ends once, with vectors or as `worker_died`; the next ones work."""
-    kills, calls_each = 4, 60
-    with Adapter(command, fake_command(latency=0.005), max_restarts=100, backoff_initial_s=0.01) as adapter:
-        begun: dict[int, str] = {}
-        killed: set[int] = set()
-        for kill in range(kills):
-            # It takes the client a moment to see that the last one is dead.
-            wait_until(lambda: adapter.ask("info")["pid"] not in killed, "the worker is not replaced")
-            pid = adapter.ask("info")["pid"]
-            texts = [f"call {kill}.{number}" for number in range(calls_each)]
-            round_begun = {adapter.begin("embed", inputs=[text]): text for text in texts}
-            begun |= round_begun
-            adapter.wait(min(round_begun))  # the others are in flight
-            os.kill(pid, signal.SIGKILL)
-            killed.add(pid)
-        for number, text in begun.items():
-            outcome = adapter.wait(number)
-            if outcome["ok"]:
-                assert matrix_of(outcome).tolist() == [fake_vector(text)]
-            else:
-                assert outcome["error"] == "worker_died", outcome
-        assert adapter.embed(["next"]).tolist() == [fake_vector("next")]
-        assert adapter.ask("stats")["restarts"] == kills
-        adapter.finish()
-
-
-def check_no_orphan(command: Sequence[str], *, worker: Sequence[str]) -> None:
-    """Kill the host while a call is in flight: its worker goes, too."""
-    with Adapter(command, worker) as adapter:
-        pid = adapter.ask("info")["pid"]
-        adapter.begin("embed", inputs=["in flight"])
-        adapter.ask("ping")  # so that it has been sent
-        os.kill(adapter.pid, signal.SIGKILL)
-        wait_until(lambda: not is_alive(pid), "the worker outlives its host")
-
-
-def check_fake_vectors(command: Sequence[str]) -> None:
-    """Compare with the Python client, bit for bit: one call of several pieces, and many calls at once."""
-    with Adapter(command, fake_command()) as adapter, fake_client() as client:
-        expected = client.embed(TEXTS)
-        assert adapter.embed(TEXTS).tobytes() == expected.tobytes()
-        calls = [adapter.begin("embed", inputs=[text]) for text in TEXTS]
-        for row, number in enumerate(calls):
-            assert matrix_of(adapter.wait(number)).tobytes() == expected[row].tobytes()
-        adapter.finish()
-
-
-def check_real_vectors(command: Sequence[str]) -> None:
-    """Compare with the Python client, within 1e-6 for each number."""
-    texts = TEXTS[:60]
-    with Adapter(command, REAL_WORKER) as adapter, EmbedClient(worker_command=REAL_WORKER) as client:
-        vectors, expected = adapter.embed(texts), client.embed(texts)
-        assert vectors.shape == expected.shape
-        assert float(np.abs(vectors - expected).max()) <= 1e-6
-        adapter.finish()

@@ -501,12 +501,23 @@ def test_what_the_worker_writes_a_host_reads() -> None:
     assert decode_response(encode_error("x", 1, ErrorCode.CANCELLED, "m", 2)) == Failure(
         id="x", code="cancelled", message="m", is_retryable=False, index=2
     )
-    assert decode_response(b'{"id": null, "line": 3, "status": "error"}') == Failure(
-        id=None, code="", message="", is_retryable=False, index=None
+    of_a_later_version = b'{"id": null, "line": 3, "status": "error", "code": "new", "message": "", "more": 1}'
+    assert decode_response(of_a_later_version) == Failure(
+        id=None, code="new", message="", is_retryable=False, index=None
     )
 
 
-@pytest.mark.parametrize("line", [b"", b"{", b"[]", b"{}", b'{"status": "maybe"}', b'{"status": ["ok"]}', b"\xff"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(b"", b"{", b"[]", b"{}", b'{"status": "maybe"}', b'{"status": ["ok"]}', b"\xff", b'{"status": "error"}'),
+        b'{"status": "error", "code": {"toString": 1}, "message": ""}',
+        b'{"status": "error", "code": "c", "message": 1}',
+        b'{"status": "error", "code": "c", "message": "", "retryable": "no"}',
+        b'{"status": "error", "code": "c", "message": "", "index": -1}',
+        b'{"status": "error", "code": "c", "message": "", "index": true}',
+    ],
+)
 def test_what_is_no_answer_is_a_parse_error_to_a_host(line: bytes) -> None:
     with pytest.raises(ProtocolError) as refused:
         decode_response(line)

@@ -1,9 +1,8 @@
-"""The Rust client, seen from outside: its own tests are in examples/rust, and `make clients` runs them."""
+"""The vector store on top of the Rust client, as a user runs it."""
 
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,63 +11,28 @@ import pytest
 
 from bridge_client.testing import fake_command
 from tests.client.conftest import WAIT_S
-from tests.hosts import adapters
+from tests.hosts.adapters import ROOT
 
-BUILD = adapters.ROOT / "examples/rust/target/release"
-BINARY = BUILD / "conformance-adapter"
-COMMAND = (str(BINARY),)
+BINARY = ROOT / "examples/rust/target/release/vector-store"
+REAL_WORKER = (sys.executable, "-m", "embed_worker", "--supervised")
 FACTS = (
     "The battery lasts about ten hours on a single charge.",
     "Our refund policy: return the item within 30 days and the price is repaid in full.",
     "Parcels leave our warehouse on the day of the order.",
 )
 
-pytestmark = [
-    pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals"),
-    pytest.mark.skipif(shutil.which("cargo") is None and not BINARY.exists(), reason="cargo is not installed"),
-    pytest.mark.skipif(not BINARY.exists(), reason="the Rust client is not built: make clients"),
-]
-
-
-def test_every_call_ends_once_when_the_worker_is_killed_under_load() -> None:
-    adapters.check_kills_under_load(COMMAND)
-
-
-@pytest.mark.parametrize("worker", [fake_command(latency=3600), adapters.REAL_WORKER], ids=["fake", "real"])
-def test_no_worker_outlives_a_killed_host(worker: tuple[str, ...]) -> None:
-    adapters.check_no_orphan(COMMAND, worker=worker)
-
-
-def test_vectors_of_the_fake_worker_are_those_of_the_python_client_bit_for_bit() -> None:
-    adapters.check_fake_vectors(COMMAND)
-
-
-def test_vectors_of_the_real_worker_are_those_of_the_python_client() -> None:
-    adapters.check_real_vectors(COMMAND)
-
-
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
-def test_the_worker_sees_nothing_of_the_hosts_environment_that_it_does_not_need(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("DATABASE_PASSWORD", "secret")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    with adapters.Adapter(COMMAND, fake_command()) as adapter:
-        passed = Path(f"/proc/{adapter.ask('info')['pid']}/environ").read_bytes().split(b"\0")
-        assert b"OMP_NUM_THREADS=1" in passed
-        assert b"DATABASE_PASSWORD=secret" not in passed
-        adapter.finish()
+pytestmark = pytest.mark.skipif(not BINARY.exists(), reason="the Rust client is not built: make clients")
 
 
 def vector_store(*arguments: str, queries: str = "") -> subprocess.CompletedProcess[str]:
-    command = [str(BUILD / "vector-store"), *arguments]
-    return subprocess.run(command, cwd=adapters.ROOT, input=queries, capture_output=True, text=True, timeout=WAIT_S)
+    command = [str(BINARY), *arguments]
+    return subprocess.run(command, cwd=ROOT, input=queries, capture_output=True, text=True, timeout=WAIT_S)
 
 
 def test_the_vector_store_finds_texts_by_their_meaning(tmp_path: Path) -> None:
     file = tmp_path / "facts.txt"
     file.write_text("".join(f"{fact}\n" for fact in FACTS), "utf-8")
-    worker = ("--", *adapters.REAL_WORKER)
+    worker = ("--", *REAL_WORKER)
 
     asked = vector_store(str(file), "--query", "how do I get my money back?", "--top", "2", *worker)
     assert asked.returncode == 0, asked.stderr
