@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from bridge_client.testing.conformance import choose, play_all
-from bridge_client.testing.conformance_checks import KINDS, RETRYABLE
-from bridge_client.testing.conformance_run import Report, Target, play
-from bridge_client.testing.conformance_transcripts import Side, Transcript, read_transcripts, rules_of
+from bridge_client.testing.conformance.checks import KINDS, RETRYABLE
+from bridge_client.testing.conformance.run import Report, Target, choose, play, play_all
+from bridge_client.testing.conformance.transcript import TRANSCRIPTS as FOLDER
+from bridge_client.testing.conformance.transcript import Side, Transcript, read_transcripts, rules_of
 from embed_worker.protocol import ErrorCode
 from tests.hosts.adapters import CLIENTS, why_not
 
 ROOT = Path(__file__).resolve().parents[2]
-TRANSCRIPTS = {transcript.name: transcript for transcript in read_transcripts(ROOT / "tests" / "conformance")}
+TRANSCRIPTS = {transcript.name: transcript for transcript in read_transcripts(FOLDER)}
 PAGE = (ROOT / "docs" / "protocol.md").read_text("utf-8")
 JOBS = 4  # they wait more than they compute
 WAIT_S = 100.0
@@ -60,7 +60,7 @@ def playing(request: pytest.FixtureRequest) -> Iterator[dict[tuple[str, str], Fu
         for item in request.session.items:
             if isinstance(item, pytest.Function) and item.originalname == "test_it_keeps_the_rules":
                 who, name = str(item.callspec.params["who"]), str(item.callspec.params["name"])
-                target = Target(command=COMMANDS[who], models=ROOT / "tests" / "models", timeout_s=60.0)
+                target = Target(command=COMMANDS[who], timeout_s=60.0)
                 futures[who, name] = pool.submit(play, TRANSCRIPTS[name], target)
         yield futures
 
@@ -86,7 +86,7 @@ def test_it_keeps_the_rules(playing: dict[tuple[str, str], Future[Report]], who:
 def test_the_client_of_another_language_keeps_the_rules(language: str) -> None:
     if why := why_not(language):
         pytest.skip(why)
-    target = Target(command=CLIENTS[language], models=ROOT / "tests" / "models", timeout_s=60.0)
+    target = Target(command=CLIENTS[language], timeout_s=60.0)
     reports = list(play_all(choose(list(TRANSCRIPTS.values()), Side.CLIENT, None), target, JOBS))
     assert [f"{report.transcript}:{report.line}: {report.why}" for report in reports if report.result == "failed"] == []
 

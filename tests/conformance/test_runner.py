@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-from bridge_client.testing import conformance
-from bridge_client.testing.conformance_checks import BrokenRule, check_answer, check_outcome, check_sent, read_object
-from bridge_client.testing.conformance_patterns import mismatch
-from bridge_client.testing.conformance_run import Report, Target, play
-from bridge_client.testing.conformance_transcripts import TranscriptError, read_transcript
+from bridge_client.testing.conformance.__main__ import main
+from bridge_client.testing.conformance.checks import BrokenRule, check_answer, check_outcome, check_sent, read_object
+from bridge_client.testing.conformance.patterns import mismatch
+from bridge_client.testing.conformance.run import Report, Target, play
+from bridge_client.testing.conformance.transcript import TranscriptError, read_transcript
 from tests.conformance.test_conformance import FAKE_WORKER, ROOT, TRANSCRIPTS
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="the fake worker dies of POSIX signals")
 
 
 def played(name: str, *command: str, timeout_s: float = 20.0) -> Report:
-    return play(TRANSCRIPTS[name], Target(command=command, models=ROOT / "tests" / "models", timeout_s=timeout_s))
+    return play(TRANSCRIPTS[name], Target(command=command, timeout_s=timeout_s))
 
 
 # Wrong workers and wrong clients ----------------------------------------------------------------------------------
@@ -331,12 +331,12 @@ def test_the_command_tells_people_and_programs_and_its_status_tells_scripts() ->
 )
 def test_usage(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        conformance.main(arguments)
+        main(arguments)
     assert caught.value.code == 2
     assert "usage" in capsys.readouterr().err
 
 
 def test_whoever_has_only_the_wheel_is_told_what_to_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        conformance.main(("worker", "--transcripts", str(tmp_path), "--", "x"))
+        main(("worker", "--transcripts", str(tmp_path), "--", "x"))
     assert "--transcripts" in capsys.readouterr().err.splitlines()[-1]

@@ -16,12 +16,12 @@ from typing import Any, Self
 import numpy as np
 
 from bridge_client.embeddings import Matrix
-from bridge_client.testing.conformance_process import Driven
+from bridge_client.testing.conformance.process import Driven
 from tests.client.conftest import WAIT_S
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIENTS = {
-    "Python": (sys.executable, "-m", "bridge_client.testing.conformance_adapter"),
+    "Python": (sys.executable, "-m", "bridge_client.testing.conformance.adapter"),
     "Rust": (str(ROOT / "examples/rust/target/release/conformance-adapter"),),
     "Go": (str(ROOT / "examples/go/bin/conformance-adapter"),),
     "Node": (shutil.which("node") or "node", str(ROOT / "examples/node/conformance-adapter.mjs")),

@@ -1,31 +1,24 @@
-"""The conformance suite: `python -m bridge_client.testing.conformance worker -- embed-worker`.
-
-It plays transcripts to any worker, or, as the worker, to any client behind an adapter, and says which rules of
-`docs/protocol.md` are kept. `docs/hosts.md` tells how to use it for a worker or a client of one's own.
-"""
+"""The command of the conformance suite: which transcripts are played to what, and what is said of it."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import dataclasses
-import fnmatch
 import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 
-from bridge_client.testing.conformance_run import Report, Target, play
-from bridge_client.testing.conformance_transcripts import Side, Transcript, TranscriptError, read_transcripts
+from bridge_client.testing.conformance.run import MODELS, Report, Target, choose, play_all
+from bridge_client.testing.conformance.transcript import TRANSCRIPTS, Side, TranscriptError, read_transcripts
 
-_CHECKOUT = Path(__file__).resolve().parents[2]
 _EPILOG = """\
 examples:
   python -m bridge_client.testing.conformance worker -- embed-worker
-  python -m bridge_client.testing.conformance client -- python -m bridge_client.testing.conformance_adapter
+  python -m bridge_client.testing.conformance client -- python -m bridge_client.testing.conformance.adapter
   python -m bridge_client.testing.conformance client --only 'client-*dies*' -- ./my-adapter
 
 exit status: 0 all transcripts are ok, 1 one has failed, 2 usage or a transcript that cannot be played.
@@ -77,30 +70,14 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("side", choices=[str(side) for side in Side], help="what COMMAND is")
-    add("--transcripts", type=Path, default=_CHECKOUT / "tests" / "conformance", metavar="DIR", help="where they lie")
-    add("--models", type=Path, default=_CHECKOUT / "tests" / "models", metavar="DIR", help="the test models")
+    add("--transcripts", type=Path, default=TRANSCRIPTS, metavar="DIR", help="others than the suite's own")
+    add("--models", type=Path, default=MODELS, metavar="DIR", help="others than the suite's own test models")
     add("--worker", nargs="+", metavar="ARG", help="the real worker that clients are given (python -m embed_worker)")
     add("--only", action="append", metavar="NAME", help="play these only; repeatable, may hold * and ?")
     add("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="transcripts at a time (all cores)")
     add("--timeout-s", type=float, default=30.0, metavar="S", help="the longest that a step waits (30)")
     add("--json", action="store_true", help="one JSON object instead of lines for people")
     return parser
-
-
-def choose(transcripts: Sequence[Transcript], side: Side, only: Sequence[str] | None) -> list[Transcript]:
-    """Return the transcripts that drive this side and fit one of the names."""
-    return [
-        transcript
-        for transcript in transcripts
-        if transcript.side is side
-        and (not only or any(fnmatch.fnmatchcase(transcript.name, pattern) for pattern in only))
-    ]
-
-
-def play_all(transcripts: Sequence[Transcript], target: Target, jobs: int) -> Iterator[Report]:
-    """Play transcripts, some at a time; yield the reports in order."""
-    with ThreadPoolExecutor(max(1, jobs)) as pool:
-        yield from pool.map(lambda transcript: play(transcript, target), transcripts)
 
 
 def _split(arguments: list[str]) -> tuple[list[str], str, list[str]]:

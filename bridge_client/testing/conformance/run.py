@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import json
 import os
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bridge_client.testing.conformance_checks import (
+from bridge_client.testing.conformance.checks import (
     BrokenRule,
     check_answer,
     check_outcome,
@@ -22,9 +24,14 @@ from bridge_client.testing.conformance_checks import (
     read_object,
     read_sent,
 )
-from bridge_client.testing.conformance_patterns import Memory, mismatch, shortened
-from bridge_client.testing.conformance_process import Driven
-from bridge_client.testing.conformance_transcripts import Side, Step, Transcript
+from bridge_client.testing.conformance.patterns import Memory, mismatch, shortened
+from bridge_client.testing.conformance.process import Driven
+from bridge_client.testing.conformance.transcript import Side, Step, Transcript
+
+_INSTALLED = Path(__file__).with_name("models")
+MODELS = (
+    _INSTALLED if _INSTALLED.exists() else Path(__file__).resolve().parents[3] / "tests" / "models"
+)  # of a checkout
 
 _POLL_S = 0.01
 
@@ -41,7 +48,7 @@ class Target:
     """
 
     command: tuple[str, ...]
-    models: Path
+    models: Path = MODELS
     real_worker: tuple[str, ...] = (sys.executable, "-m", "embed_worker")
     timeout_s: float = 30.0
 
@@ -90,6 +97,22 @@ def play(transcript: Transcript, target: Target) -> Report:
     )
 
 
+def choose(transcripts: Sequence[Transcript], side: Side, only: Sequence[str] | None) -> list[Transcript]:
+    """Return the transcripts that drive this side and fit one of the names."""
+    return [
+        transcript
+        for transcript in transcripts
+        if transcript.side is side
+        and (not only or any(fnmatch.fnmatchcase(transcript.name, pattern) for pattern in only))
+    ]
+
+
+def play_all(transcripts: Sequence[Transcript], target: Target, jobs: int) -> Iterator[Report]:
+    """Play transcripts, some at a time; yield the reports in order."""
+    with ThreadPoolExecutor(max(1, jobs)) as pool:
+        yield from pool.map(lambda transcript: play(transcript, target), transcripts)
+
+
 @contextlib.contextmanager
 def _stage(transcript: Transcript, target: Target) -> Iterator[_Stage]:
     """Start what a transcript drives."""
@@ -101,10 +124,11 @@ def _stage(transcript: Transcript, target: Target) -> Iterator[_Stage]:
         with Driven([*target.command, *arguments], environment) as process:
             yield _Stage(process, target.timeout_s)
         return
-    with tempfile.TemporaryDirectory(prefix="conformance-") as name:
+    # A worker that a client left behind may still write there.
+    with tempfile.TemporaryDirectory(prefix="conformance-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         (folder / "flags.json").write_text(json.dumps(transcript.workers), "utf-8")
-        played = [sys.executable, str(Path(__file__).with_name("conformance_worker.py")), name]
+        played = [sys.executable, str(Path(__file__).with_name("played_worker.py")), name]
         worker = [*target.real_worker, *arguments] if transcript.is_with_real_worker else played
         environment |= {"CONFORMANCE_WORKER": json.dumps(worker), "CONFORMANCE_OPTIONS": json.dumps(transcript.options)}
         record = _Record(folder, [list(flags) for flags in transcript.workers], worker)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bridge_client.testing.conformance_matrices import read_matrix
+from bridge_client.testing.conformance.matrices import read_matrix
 
 RETRYABLE = {
     "parse_error": False,

@@ -19,7 +19,7 @@ its operators must hold:
 | `$absent` | (of a member) is not there |
 | `$save` | always; it is remembered under this name |
 | `$saved` | is what was remembered |
-| `$matrix` | is an answer with vectors that fit: see `conformance_matrices.py` |
+| `$matrix` | is an answer with vectors that fit: see `matrices.py` |
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import re
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from bridge_client.testing import conformance_matrices
+from bridge_client.testing.conformance import matrices
 
 Memory: TypeAlias = dict[str, Any]  # what `$save` remembers
 
@@ -68,7 +68,7 @@ def check_pattern(pattern: Any) -> None:
                 if name == "$type" and inner not in _TYPES:
                     raise ValueError(f"unknown type {inner!r}")
                 if name == "$matrix":
-                    conformance_matrices.check_wish(inner)
+                    matrices.check_wish(inner)
                     check_pattern({key: part for key, part in inner.items() if key in ("shape", "norms")})
                 elif name not in ("$regex", "$save", "$saved"):
                     check_pattern(inner)
@@ -211,7 +211,7 @@ def _exactly(wanted: Any, value: Any, memory: Memory, path: str) -> str | None:
 
 def _matrix(wish: dict[str, Any], value: Any, memory: Memory, path: str) -> str | None:
     try:
-        matrix = conformance_matrices.read_matrix(value)
+        matrix = matrices.read_matrix(value)
     except ValueError as error:
         return str(error)
     for name in ("shape", "norms"):
@@ -219,7 +219,7 @@ def _matrix(wish: dict[str, Any], value: Any, memory: Memory, path: str) -> str 
             facts = matrix.shape if name == "shape" else matrix.norms()
             if why := _mismatch(wish[name], facts, memory, name):
                 return why
-    return conformance_matrices.mismatch(wish, matrix, memory)
+    return matrices.mismatch(wish, matrix, memory)
 
 
 _OPERATORS: dict[str, Callable[[Any, Any, Memory, str], str | None]] = {

@@ -1,6 +1,6 @@
 """The worker that the conformance suite plays to a client: the fake worker, with other faults in every process.
 
-It is started as `python conformance_worker.py FOLDER`. The n-th process that shares the folder takes the n-th list of
+It is started as `python played_worker.py FOLDER`. The n-th process that shares the folder takes the n-th list of
 flags of `FOLDER/flags.json` (the last one again when they are used up), and everything that the host writes to it is
 copied to `FOLDER/n.sent`, so that the suite can look at the host's half of the conversation.
 """
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _copy_input(sent)
 
     # Here, because the file is run by its path, by hosts that may have any working directory and any environment.
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
+    sys.path[0] = str(Path(__file__).resolve().parents[3])
     from bridge_client.testing import fake_worker
     from embed_worker import protocol
 

@@ -30,7 +30,7 @@ Every other line is one step. `{"rules": ["F2"], "about": "…"}` is a heading: 
 
 A transcript without `expect_exit` ends with `close` and `expect_exit` 0. `times` repeats a step; in it
 `{"$n": 5}` is 5, 6, 7 … and `{"$n": "text {}"}` counts from `text 0`. `{"$repeat": ["x", 257]}` is a long string, or
-list. Patterns are described in `conformance_patterns.py`.
+list. Patterns are described in `patterns.py`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from bridge_client.testing.conformance_patterns import check_pattern
+from bridge_client.testing.conformance.patterns import check_pattern
+
+TRANSCRIPTS = Path(__file__).with_name("transcripts")
 
 
 class Side(StrEnum):
