@@ -1,7 +1,7 @@
 """BERT and its kin: published weights as an ONNX graph, and as a plain numpy forward pass that it is compared with.
 
-RoBERTa counts positions otherwise, and DistilBERT has other names for the same. B, T and D are batch, tokens and hidden
-size.
+RoBERTa counts positions otherwise, MPNet adds relative ones, and DistilBERT has other names for the same. B, T and D
+are batch, tokens and hidden size.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from embed_worker.encoders.activation_functions import ACTIVATIONS, Activation
 from embed_worker.encoders.checkpoint import ExportError, Floats, Int64, Weights, chosen, epsilon, size
 from embed_worker.encoders.onnx_writer import GraphWriter, Storage, shown
+from embed_worker.encoders.relative_positions import bucket_of, write_relative_bias
 from embed_worker.model_files.safetensors import Tensor
 
 # How the architectures of the family differ -------------------------------------------------------------------------
@@ -30,12 +31,16 @@ class _Layout:
         keys: BERT's keys of config.json and this one's, where they differ.
         names: Parts of BERT's tensor names and this one's, replaced in order.
         counts_tokens: Positions are counted over the tokens and begin behind the padding's own.
+        padding_id: Of positions, whatever the configuration says; None: the configuration's.
+        relative_buckets: The key for the size of a table of relative positions; None: there is none.
     """
 
     prefix: str
     keys: Mapping[str, str] = field(default_factory=dict)
     names: tuple[tuple[str, str], ...] = ()
     counts_tokens: bool = False
+    padding_id: int | None = None
+    relative_buckets: str | None = None
 
 
 _ROBERTA = _Layout(prefix="roberta.", counts_tokens=True)
@@ -63,10 +68,27 @@ _LAYOUTS: Mapping[str, _Layout] = {
             ("output.LayerNorm", "output_layer_norm"),
         ),
     ),
+    "mpnet": _Layout(
+        prefix="mpnet.",
+        names=(
+            ("attention.self.query", "attention.attn.q"),
+            ("attention.self.key", "attention.attn.k"),
+            ("attention.self.value", "attention.attn.v"),
+            ("attention.output.dense", "attention.attn.o"),
+            ("attention.output.LayerNorm", "attention.LayerNorm"),
+        ),
+        counts_tokens=True,
+        padding_id=1,
+        relative_buckets="relative_attention_num_buckets",
+    ),
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
 }
 MODEL_TYPES = tuple(_LAYOUTS)
+# Without a table of relative positions: what the accelerators' own forms of a BERT compute.
+ABSOLUTE_MODEL_TYPES = tuple(name for name, layout in _LAYOUTS.items() if layout.relative_buckets is None)
+
+_RELATIVE_TABLE = "encoder.relative_attention_bias.weight"
 
 # Checkpoints that were converted from TensorFlow call them so.
 _OLD_NORM_NAMES = (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta"))
@@ -101,6 +123,7 @@ class Bert:
         max_tokens: The longest text for which there are positions.
         padding_id: Positions are counted over the tokens that are not padding, from the row after this one. None: they
             are places in the sequence, from row 0.
+        relative_buckets: Rows of the table of relative positions, which MPNet has beside the absolute ones; 0: none.
     """
 
     vocabulary: int
@@ -113,6 +136,7 @@ class Bert:
     activation: Activation
     tensors: Weights
     padding_id: int | None = None
+    relative_buckets: int = 0
 
     @classmethod
     def read(cls, config: Mapping[str, Any], file: Mapping[str, Tensor]) -> Self:
@@ -135,7 +159,8 @@ class Bert:
         published = _published_names(layout, file)
         has_types = published("embeddings.token_type_embeddings.weight") in file
         positions, types = size_of("max_position_embeddings"), size_of("type_vocab_size") if has_types else 0
-        padding_id = _padding_id(config, positions) if layout.counts_tokens else None
+        padding_id = _padding_id(config, positions, layout.padding_id) if layout.counts_tokens else None
+        buckets = 0 if layout.relative_buckets is None else _relative_buckets(config, layout.relative_buckets)
         vocabulary, layers = size_of("vocab_size"), size_of("num_hidden_layers")
         shapes = _bert_shapes(
             vocabulary=vocabulary,
@@ -144,6 +169,7 @@ class Bert:
             width=width,
             layers=layers,
             inner=size_of("intermediate_size"),
+            relative=(buckets, heads),
         )
         return cls(
             vocabulary=vocabulary,
@@ -156,6 +182,7 @@ class Bert:
             activation=chosen(config, layout.keys.get("hidden_act", "hidden_act"), "gelu", ACTIVATIONS),
             tensors=Weights(file, shapes, published),
             padding_id=padding_id,
+            relative_buckets=buckets,
         )
 
     @property
@@ -187,11 +214,18 @@ class Bert:
         return graph.model(inputs, output, self.width)
 
     def _write_attention_bias(self, graph: GraphWriter) -> str:
-        """Turn the mask into (B, 1, 1, T): 0 for a token, -10,000 for padding, whose weight is then exactly 0."""
+        """Turn the mask into (B, 1, 1, T): 0 for a token, -10,000 for padding, whose weight is then exactly 0.
+
+        Relative positions are added here, once for all layers: (B, heads, T, T).
+        """
         axes = graph.constant("attention_mask.axes", np.array([1, 2], np.int64))
         mask = graph.node("attention_mask.unsqueezed", "Unsqueeze", "attention_mask", axes)
         padding = graph.node("padding", "Sub", graph.scalar(1), graph.cast("attention_mask.float32", mask))
-        return graph.node("attention_bias", "Mul", padding, graph.scalar(-10000))
+        if not self.relative_buckets:
+            return graph.node("attention_bias", "Mul", padding, graph.scalar(-10000))
+        unseen = graph.node("padding.bias", "Mul", padding, graph.scalar(-10000))
+        relative = write_relative_bias(graph, self.tensors[_RELATIVE_TABLE], self.max_tokens)
+        return graph.node("attention_bias", "Add", unseen, relative)
 
     def _write_embeddings(self, graph: GraphWriter) -> str:
         scope = "embeddings"
@@ -283,13 +317,14 @@ class Bert:
         if "embeddings.token_type_embeddings.weight" in tensors:
             x = x + tensors["embeddings.token_type_embeddings.weight"][types]
         x = self._layer_norm("embeddings.LayerNorm", x)
+        relative = self._relative_bias(len(ids))
         for layer in shown(range(self.layers), "check"):
             scope = f"encoder.layer.{layer}"
             query, key, value = (
                 self._linear(f"{scope}.attention.self.{part}", x).reshape(len(ids), self.heads, -1).swapaxes(0, 1)
                 for part in ("query", "key", "value")
             )
-            scores = query @ key.swapaxes(1, 2) / math.sqrt(self.width // self.heads)
+            scores = query @ key.swapaxes(1, 2) / math.sqrt(self.width // self.heads) + relative
             weights = np.exp(scores - scores.max(axis=2, keepdims=True))
             context = (weights / weights.sum(axis=2, keepdims=True)) @ value
             context = context.swapaxes(0, 1).reshape(len(ids), self.width)
@@ -306,6 +341,15 @@ class Bert:
         positions: Int64 = np.cumsum(tokens) * tokens + self.padding_id
         return positions
 
+    def _relative_bias(self, tokens: int) -> Floats:
+        """What MPNet's relative positions add to the scores: (heads, T, T); else nothing."""
+        if not self.relative_buckets:
+            return np.zeros((1, 1, 1))
+        places = np.arange(tokens)
+        rows = bucket_of(places[None, :] - places[:, None], self.relative_buckets)
+        bias: Floats = self.tensors[_RELATIVE_TABLE][rows].transpose(2, 0, 1).astype(np.float64)
+        return bias
+
     def _linear(self, scope: str, x: Floats) -> Floats:
         projected: Floats = x @ self.tensors[f"{scope}.weight"].T.astype(np.float64) + self.tensors[f"{scope}.bias"]
         return projected
@@ -317,21 +361,30 @@ class Bert:
         return normal
 
 
-def _padding_id(config: Mapping[str, Any], positions: int) -> int:
-    value = config.get("pad_token_id", 1)
+def _relative_buckets(config: Mapping[str, Any], key: str) -> int:
+    # transformers sizes its table by the configuration and looks rows up as if it had 32.
+    if (buckets := size(config, key, 32)) != 32:
+        raise ExportError(f"config.json needs a {key} of 32, not {buckets}.")
+    return buckets
+
+
+def _padding_id(config: Mapping[str, Any], positions: int, fixed: int | None) -> int:
+    value = config.get("pad_token_id", 1) if fixed is None else fixed
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < positions - 1:
         raise ExportError(f"config.json needs a pad_token_id from 0 to below {positions - 1}, not {value!r}.")
     return value
 
 
 def _bert_shapes(
-    *, vocabulary: int, positions: int, types: int, width: int, layers: int, inner: int
+    *, vocabulary: int, positions: int, types: int, width: int, layers: int, inner: int, relative: tuple[int, int]
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Give the names and shapes of the tensors of a BERT encoder, lazily: a damaged `layers` may be any number."""
     yield "embeddings.word_embeddings.weight", (vocabulary, width)
     yield "embeddings.position_embeddings.weight", (positions, width)
     if types:
         yield "embeddings.token_type_embeddings.weight", (types, width)
+    if relative[0]:
+        yield _RELATIVE_TABLE, relative
     yield from _norm_shapes("embeddings", width)
     for layer in range(layers):
         scope = f"encoder.layer.{layer}"

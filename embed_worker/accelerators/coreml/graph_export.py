@@ -184,7 +184,7 @@ def _read_graph(graph: Path, read: Callable[[Mapping[str, Tensor]], _Encoder]) -
 
 
 _ENCODERS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Tensor]], _Encoder]] = {
-    **dict.fromkeys(bert.MODEL_TYPES, Bert.read),
+    **dict.fromkeys(bert.ABSOLUTE_MODEL_TYPES, Bert.read),
     "qwen3": Qwen3.read,
 }
 

@@ -233,8 +233,8 @@ def _read_weights(plan: ModelPlan) -> _Weights:
     try:
         config = published.read_json_object(plan.folder / "config.json")
         architecture = config.get("model_type")
-        if architecture not in (*bert.MODEL_TYPES, "qwen3"):
-            known = ", ".join((*bert.MODEL_TYPES, "qwen3"))
+        if architecture not in (*bert.ABSOLUTE_MODEL_TYPES, "qwen3"):
+            known = ", ".join((*bert.ABSOLUTE_MODEL_TYPES, "qwen3"))
             raise ModelError(f"its architecture is {architecture!r}, and those that are known to run are {known}")
         if published.has_own_code(config):
             raise ModelError("it brings code of its own (auto_map), which is neither read nor run")

@@ -1,0 +1,76 @@
+"""Published layouts with tiny weights, exported, against sentence-transformers; see tests/exported/make.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from embed_worker.config import ModelOptions, RuntimeOptions, Verify
+from embed_worker.encoders.bert import Bert
+from embed_worker.encoders.checkpoint import ExportError, open_weights, read_json_object
+from embed_worker.encoders.relative_positions import bucket_of
+from embed_worker.loading import load_model
+from embed_worker.tools import export
+from tests.reference.expected import read_expected
+from tests.worker.export_fixtures import graph_of, run, session_of
+from tests.worker.harness import cosines
+
+EXPORTED = Path(__file__).parents[1] / "exported"
+NAMES = sorted(file.parent.name for file in EXPORTED.glob("*/config.json"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_layout_gives_the_vectors_of_sentence_transformers_after_export(tmp_path: Path, name: str) -> None:
+    output = tmp_path / name
+    assert run(EXPORTED / name, "--output", output, "--weights", "float32") == 0
+    model = load_model(output, ModelOptions(), RuntimeOptions(verify=Verify.NEVER), 1)
+    (expected,) = read_expected(EXPORTED / f"{name}.expected.json")
+    rows = model.engine.tokenizer.encode(expected.texts, "")
+    assert [row.count for row in rows] == expected.tokens
+    together = model.engine.embed(rows, is_alone=False)
+    alone = np.concatenate([model.engine.embed([row], is_alone=True) for row in rows])
+    for raw in (together, alone):
+        vectors = model.finish(raw, None, None)
+        assert cosines(vectors, expected.vectors).min() > 0.999999
+        np.testing.assert_allclose(vectors, expected.vectors, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_layout_takes_padding_on_either_side(tmp_path: Path, name: str) -> None:
+    assert run(EXPORTED / name, "--output", tmp_path) == 0
+    encoder = export.read_encoder(EXPORTED / name)
+    assert encoder.counts_tokens  # the export has then compared both sides with the checkpoint
+    assert onnx.load(graph_of(tmp_path)).graph.input[1].name == "attention_mask"
+
+
+def test_near_distances_have_a_bucket_each_and_far_ones_share_it() -> None:
+    near = np.arange(-7, 8)
+    assert bucket_of(near, 32).tolist() == [7, 6, 5, 4, 3, 2, 1, 0, 17, 18, 19, 20, 21, 22, 23]
+    # Where a power of two begins the next bucket, as transformers computes it in float32.
+    assert bucket_of(np.array([8, 15, 16, 31, 32, 63, 64, 127, 128, 4000]), 32).tolist() == [
+        24, 25, 26, 27, 28, 29, 30, 31, 31, 31,
+    ]  # fmt: skip
+    assert bucket_of(np.array([-8, -16, -128, -4000]), 32).tolist() == [8, 10, 15, 15]
+
+
+def test_a_text_beyond_the_distances_of_mpnet_fails_rather_than_wraps(tmp_path: Path) -> None:
+    assert run(EXPORTED / "mpnet", "--output", tmp_path) == 0
+    encoder = export.read_encoder(EXPORTED / "mpnet")
+    assert encoder.max_tokens == 180
+    session = session_of(graph_of(tmp_path))
+    for length, fits in ((180, True), (181, False)):
+        feeds = {"input_ids": np.full((1, length), 7), "attention_mask": np.ones((1, length), np.int64)}
+        if fits:
+            assert np.isfinite(session.run(None, feeds)[0]).all()
+            continue
+        with pytest.raises(Exception, match=r"(?i)out of (data )?bounds"):
+            session.run(None, feeds)
+
+
+def test_mpnet_with_another_number_of_buckets_is_refused() -> None:
+    config = read_json_object(EXPORTED / "mpnet/config.json") | {"relative_attention_num_buckets": 16}
+    with pytest.raises(ExportError, match="relative_attention_num_buckets of 32, not 16"):
+        Bert.read(config, open_weights(EXPORTED / "mpnet"))
