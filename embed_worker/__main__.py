@@ -82,9 +82,10 @@ def serve(config: WorkerConfig, *, log_level: str = "warning", log_format: LogFo
 
         return loading.load_model(folder, options, config.runtime, threads)
 
+    store = model_store.ModelStore(load, models_folders(config.models_dirs))
     worker = server.Server(
         config,
-        model_store.ModelStore(load, models_folders(config.models_dirs)),
+        store,
         server.Surroundings(
             lines=stdio.read_lines(wire.reading, config.limits.max_line_bytes),
             writer_descriptor=wire.writing,
@@ -99,10 +100,7 @@ def serve(config: WorkerConfig, *, log_level: str = "warning", log_format: LogFo
         logging.getLogger(__name__).exception("the main thread met a bug")
         return ExitCode.INTERNAL
     finally:
-        # Only where CoreML was loaded; the quick exit would leave its temporary files and its child behind.
-        close_all = getattr(sys.modules.get("embed_worker.accelerators.coreml.backend"), "close_all", None)
-        if close_all is not None:
-            close_all()
+        store.close()  # the quick exit would leave temporary files and children behind
 
 
 def _say(message: str) -> None:

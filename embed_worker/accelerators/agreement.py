@@ -66,7 +66,7 @@ def agreement_with_cpu(
     """
     smallest = 1.0
     for batch in batches:
-        expected, vectors = cpu.embed(batch, is_alone=True), embed(batch)
+        expected, vectors = cpu.embed(batch, exclusive=True), embed(batch)
         if vectors.shape != expected.shape:
             raise ProofError(f"gives an output of shape {vectors.shape} where the CPU gives {expected.shape}")
         if not np.isfinite(vectors).all():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 
 from embed_worker.accelerators.agreement import ProofError, agreement_with_cpu, golden_batches
 from embed_worker.config import RuntimeOptions
@@ -38,8 +37,7 @@ def choose_backend(
             return cpu
         case "auto" if not _is_mac():
             reason = "no other provider is chosen by itself but CoreML, which needs a Mac"
-            cpu.provider = replace(cpu.provider, reason=reason)
-            return cpu
+            return cpu.chosen_because(reason)
         case "auto" | "coreml":
             from embed_worker.accelerators.coreml import backend as coreml
             from embed_worker.accelerators.coreml import gate as coreml_gate  # nothing of it is loaded anywhere else
@@ -67,11 +65,12 @@ def _other_provider(
         raise ConfigError(f"--provider {runtime.provider}: {backend.provider.reason}")
     batches = golden_batches(tokenizer, _GOLDEN_ROWS, _GOLDEN_TOKENS, pad_left=plan.pad_left)
     try:
-        cosine = agreement_with_cpu(lambda batch: backend.embed(batch, is_alone=False), cpu, batches, backend.precision)
+        cosine = agreement_with_cpu(
+            lambda batch: backend.embed(batch, exclusive=False), cpu, batches, backend.precision
+        )
     except OutOfMemoryError:
         raise
     except Exception as error:
         problem = str(error) if isinstance(error, ProofError) else f"fails: {brief(error)}"
         raise ModelError(f"--provider {runtime.provider}: {provider} {problem}") from error
-    backend.provider = replace(backend.provider, reason=f"asked for; its smallest cosine to the CPU is {cosine:.7f}")
-    return backend
+    return backend.chosen_because(f"asked for; its smallest cosine to the CPU is {cosine:.7f}")

@@ -54,15 +54,21 @@ class Backend(Protocol):
     def is_end_to_end(self) -> bool:
         """Whether `embed` gives the model's final vectors: `Dense` modules, and perhaps L2, are inside the graph."""
 
-    def widen(self) -> None:
+    def use_all_cores(self) -> None:
         """Do what makes the model faster and may wait until it serves. It never raises."""
 
-    def embed(self, batch: TokenBatch, *, is_alone: bool) -> Float32:
+    def close(self) -> None:
+        """Give back what would outlive the process, such as temporary files and children: the model is not needed.
+
+        Within a second, from any thread; a batch that runs may fail. It never raises.
+        """
+
+    def embed(self, batch: TokenBatch, *, exclusive: bool) -> Float32:
         """Run a padded batch and pool it.
 
         Args:
             batch: At least one row of at least one token.
-            is_alone: Nothing else runs: all cores may be used for it.
+            exclusive: Nothing else runs: all cores may be used for it.
 
         Returns:
             (B, D) float32 as pooled: not cut, not normalised, not checked.

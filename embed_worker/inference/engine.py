@@ -59,8 +59,8 @@ class Engine:
             dense=dense,
         )
         try:
-            vectors = engine.embed(rows, is_alone=False)
-            alone = engine.embed(rows[:1], is_alone=False)
+            vectors = engine.embed(rows, exclusive=False)
+            alone = engine.embed(rows[:1], exclusive=False)
         except ModelError:
             raise
         except Exception as error:
@@ -75,17 +75,17 @@ class Engine:
             is_batch_invariant=not backend.scales_by_batch and bool(cosine_distances(vectors[:1], alone)[0] < 1e-6),
         )
 
-    def embed(self, rows: Sequence[TokenizedText], *, is_alone: bool) -> Float32:
+    def embed(self, rows: Sequence[TokenizedText], *, exclusive: bool) -> Float32:
         """Embed rows in one run.
 
         Args:
             rows: At least one. Padded to the longest.
-            is_alone: Nothing else runs: all cores may be used for it.
+            exclusive: Nothing else runs: all cores may be used for it.
 
         Returns:
             (rows, dimension) float32 as pooled: not cut, not normalised, not checked.
         """
-        vectors = self.backend.embed(self._pad(rows), is_alone=is_alone)
+        vectors = self.backend.embed(self._pad(rows), exclusive=exclusive)
         if vectors.ndim != 2 or len(vectors) != len(rows):
             problem = f"gives an output of shape {vectors.shape} for {len(rows)} texts"
             raise ModelError(f"the model {self.plan.name!r} {problem}")
@@ -131,11 +131,15 @@ class LoadedModel:
         """Whether vectors have length 1 unless a request says otherwise."""
         return self.plan.normalize or self.engine.normalizes_itself
 
-    def widen(self) -> None:
+    def use_all_cores(self) -> None:
         """Do what may be done after the model has begun to serve; it never raises."""
-        self.engine.backend.widen()
+        self.engine.backend.use_all_cores()
         return_large_blocks()
         release_freed_memory()  # reading a graph takes twice its size for a moment
+
+    def close(self) -> None:
+        """Give back what would outlive the process; the model is not needed any more."""
+        self.engine.backend.close()
 
     def finish(self, raw: Float32, dimensions: int | None, normalize: bool | None) -> Float32:
         """Cut and normalise the vectors of a request as it asks, or else as the model's folder says.

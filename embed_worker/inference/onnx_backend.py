@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -107,7 +108,7 @@ class OnnxBackend:
             problem = f"has a graph {graph.name!r} that cannot be used: {brief(error)}"
             raise ModelError(f"the model {name!r} {problem}") from error
 
-    def widen(self) -> None:
+    def use_all_cores(self) -> None:
         """Open the session for batches that run alone; until then they run on one thread. It never raises.
 
         Apart from `load`, because a worker should answer before it is there.
@@ -122,10 +123,19 @@ class OnnxBackend:
         except Exception as error:  # noqa: BLE001 - the model serves without it
             _log.warning("single texts stay on one thread model=%s reason=%s", self._plan.name, brief(error))
 
-    def embed(self, batch: TokenBatch, *, is_alone: bool) -> Float32:
+    def close(self) -> None:
+        """There is nothing that outlives the process."""
+
+    def chosen_because(self, reason: str) -> OnnxBackend:
+        """Return the same sessions under a report with another reason."""
+        explained = copy.copy(self)
+        explained.provider = replace(self.provider, reason=reason)
+        return explained
+
+    def embed(self, batch: TokenBatch, *, exclusive: bool) -> Float32:
         """Run a padded batch and pool it; see `Backend.embed`."""
         try:
-            output = self._run(self._alone if is_alone else self._lane, batch)
+            output = self._run(self._alone if exclusive else self._lane, batch)
         except Exception as error:
             if ort.is_out_of_memory(error):
                 raise OutOfMemoryError(f"no memory for a batch of {batch.ids.shape}") from error

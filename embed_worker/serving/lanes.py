@@ -383,12 +383,12 @@ class Lanes:
                 row.job.first_run_s = now
         model = rows[0].job.slot.model
         assert model is not None
-        is_alone = not (self._busy or self._scheduler.waiting_rows)
-        return lambda: self._run_batch(model.engine, rows, texts, is_alone=is_alone)
+        exclusive = not (self._busy or self._scheduler.waiting_rows)
+        return lambda: self._run_batch(model.engine, rows, texts, exclusive=exclusive)
 
-    def _run_batch(self, engine: Engine, rows: list[Row[Job]], texts: list[TokenizedText], *, is_alone: bool) -> None:
+    def _run_batch(self, engine: Engine, rows: list[Row[Job]], texts: list[TokenizedText], *, exclusive: bool) -> None:
         try:
-            vectors = engine.embed(texts, is_alone=is_alone)
+            vectors = engine.embed(texts, exclusive=exclusive)
         except (OutOfMemoryError, MemoryError):
             raise
         except BaseException as error:  # noqa: BLE001 - the runtime raises many types; the guilty request gets the answer
@@ -399,7 +399,7 @@ class Lanes:
             _log.warning("a micro-batch failed rows=%d reason=%s; each row is tried alone", len(rows), _brief(error))
             for row, text in zip(rows, texts, strict=True):
                 if not row.job.is_over:
-                    self._run_batch(engine, [row], [text], is_alone=False)
+                    self._run_batch(engine, [row], [text], exclusive=False)
             return
         self._metrics.count_batch(len(rows), max(row.tokens for row in rows))
         self._collect(rows, vectors, engine)

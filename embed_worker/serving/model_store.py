@@ -154,7 +154,9 @@ class ModelStore:
             del self._slots[slot.name]
 
             def let_go() -> None:
-                slot.model = None
+                model, slot.model = slot.model, None
+                if model is not None:
+                    model.close()
                 _log.info("model unloaded name=%s", slot.name)
                 when_done()
 
@@ -176,6 +178,13 @@ class ModelStore:
         """List the models that are ready, in the order of loading."""
         with self._lock:
             return [name for name, slot in self._slots.items() if slot.model is not None]
+
+    def close(self) -> None:
+        """Close every model: the process is about to end."""
+        with self._lock:
+            models = [slot.model for slot in self._slots.values() if slot.model is not None]
+        for model in models:
+            model.close()
 
     def _settle(self, slot: ModelSlot, find: Callable[[], Path], options: ModelOptions) -> None:
         model: LoadedModel | None = None
@@ -200,7 +209,7 @@ class ModelStore:
             except BaseException:  # noqa: BLE001 - the others must hear, and the thread must survive
                 _log.exception("a callback met a bug name=%s", slot.name)
         if model is not None:
-            model.widen()
+            model.use_all_cores()
         self.release(slot)
 
     def _run(self) -> None:

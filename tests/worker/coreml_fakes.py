@@ -7,13 +7,14 @@ As a program it is a worker, or a worker's compile child, with this provider in 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import os
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from types import SimpleNamespace
@@ -194,13 +195,21 @@ class TimedBackend:
         self.widened = 0
         self.run_s = CPU_S
 
-    def widen(self) -> None:
+    def use_all_cores(self) -> None:
         self.widened += 1
 
-    def embed(self, batch: TokenBatch, *, is_alone: bool) -> Float32:
+    def close(self) -> None:
+        """Hold nothing."""
+
+    def chosen_because(self, reason: str) -> TimedBackend:
+        explained = copy.copy(self)
+        explained.provider = replace(self.provider, reason=reason)
+        return explained
+
+    def embed(self, batch: TokenBatch, *, exclusive: bool) -> Float32:
         self.runs.append(batch.ids.shape)
         self.clock.advance(self.run_s)
-        return self.inner.embed(batch, is_alone=is_alone)
+        return self.inner.embed(batch, exclusive=exclusive)
 
 
 class InlineChildren(ChildRunner):
@@ -252,9 +261,9 @@ def main(argv: Sequence[str]) -> NoReturn:
     around = fake_surroundings(worker_provider, Path(cache), children=children, compile_limit_s=limit_s)
     embed_on_cpu = OnnxBackend.embed
 
-    def embed(self: OnnxBackend, batch: TokenBatch, *, is_alone: bool) -> Float32:
+    def embed(self: OnnxBackend, batch: TokenBatch, *, exclusive: bool) -> Float32:
         worker_provider.clock.advance(CPU_S)
-        return embed_on_cpu(self, batch, is_alone=is_alone)
+        return embed_on_cpu(self, batch, exclusive=exclusive)
 
     mock.patch.object(coreml_gate, "surroundings", return_value=around).start()
     mock.patch.object(providers, "_is_mac", return_value=True).start()

@@ -196,7 +196,7 @@ def served_vectors(
         name = case["prompt_name"] or model.plan.default_prompt_name
         rows = model.engine.tokenizer.encode(case["texts"], model.plan.prompts[name] if name else "")
         groups = [rows] if together else [[row] for row in rows]
-        raw = np.concatenate([model.engine.embed(group, is_alone=not together) for group in groups])
+        raw = np.concatenate([model.engine.embed(group, exclusive=not together) for group in groups])
         yield case, model.finish(raw, case["dimensions"], case["normalize"])
 
 

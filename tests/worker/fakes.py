@@ -158,6 +158,7 @@ class FakeModel:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.is_closed = False
         self.fingerprint = f"{zlib.crc32(name.encode()):016x}"
         self.engine = FakeEngine()
         self.plan = ModelPlan(
@@ -179,8 +180,11 @@ class FakeModel:
             decisions=(),
         )
 
-    def widen(self) -> None:
+    def use_all_cores(self) -> None:
         """Open nothing more."""
+
+    def close(self) -> None:
+        self.is_closed = True
 
     def finish(self, raw: Float32, dimensions: int | None, normalize: bool | None) -> Float32:
         return finish_vectors(raw, dimensions, normalize=normalize is not False)

@@ -28,7 +28,6 @@ import onnx
 import onnxruntime
 import pytest
 
-from embed_worker.accelerators.coreml import backend as coreml
 from embed_worker.accelerators.coreml import proof as coreml_proof
 from embed_worker.accelerators.coreml.backend import CoremlBackend, CoremlReport, accelerate
 from embed_worker.accelerators.coreml.cache import Entry, State, Verdict, sweep
@@ -121,7 +120,7 @@ class Rig:
     def ask(self, rows: int = 1, tokens: int = 32, *, seed: int = 0) -> tuple[Float32, Float32]:
         """Embed a batch, and give beside it what the CPU alone gives."""
         batch = batch_of(rows, tokens, seed)
-        return self.backend.embed(batch, is_alone=False), self.cpu.inner.embed(batch, is_alone=False)
+        return self.backend.embed(batch, exclusive=False), self.cpu.inner.embed(batch, exclusive=False)
 
     def settle(self, rows: int = 1, tokens: int = 32) -> None:
         """Ask for a shape and wait for its verdict."""
@@ -153,7 +152,7 @@ class Rigs:
         backend = accelerate(cast(OnnxBackend, timed), plan, self.tokenizer, options, surroundings)
         rig = Rig(backend, provider, timed, surroundings)
         if is_started:
-            backend.widen()
+            backend.use_all_cores()
         self.made.append(rig)
         return rig
 
@@ -162,7 +161,8 @@ class Rigs:
 def rigs(folder: Path, cpu: OnnxBackend, tokenizer: TextTokenizer, tmp_path: Path) -> Iterator[Rigs]:
     rigs = Rigs(folder, cpu, tokenizer, tmp_path / "cache")
     yield rigs
-    coreml.close_all()
+    for rig in rigs.made:
+        rig.backend.close()
 
 
 def batch_of(rows: int, tokens: int, seed: int = 0) -> TokenBatch:
@@ -193,7 +193,7 @@ def test_rule_01_what_the_gate_refuses_runs_on_the_cpu_with_the_reason(
 ) -> None:
     host = replace(MAC, **changes)
     rig = rigs(around={"host": host})
-    assert rig.backend is cast(object, rig.cpu)
+    assert isinstance(rig.backend, TimedBackend)
     assert reason in rig.info["reason"]
     assert rig.provider.calls == []
     with pytest.raises(ConfigError, match=re.escape(reason)):
@@ -234,7 +234,7 @@ def test_a_model_that_has_no_graph_of_that_form_runs_on_the_cpu(
     plan = plan_of(rigs.folder, pooling=pooling)
     around = fake_surroundings(provider, rigs.cache)
     backend = accelerate(cast(OnnxBackend, timed), plan, TextTokenizer.load(plan), RuntimeOptions(), around)
-    assert backend is cast(object, timed)
+    assert isinstance(backend, TimedBackend)
     assert reason in backend.provider.reason
 
 
@@ -353,9 +353,9 @@ def test_rule_05_every_input_is_float(folder: Path) -> None:
 def test_rule_05_prompts_that_pooling_leaves_out_are_left_out(rigs: Rigs) -> None:
     rig = rigs(provider="coreml")
     batch = replace(batch_of(1, 20), skipped=np.array([5]))
-    served = rig.backend.embed(batch, is_alone=True)
-    np.testing.assert_allclose(served, rig.cpu.inner.embed(batch, is_alone=True), rtol=0, atol=1e-5)
-    assert np.abs(served - rig.cpu.inner.embed(batch_of(1, 20), is_alone=True)).max() > 1e-3
+    served = rig.backend.embed(batch, exclusive=True)
+    np.testing.assert_allclose(served, rig.cpu.inner.embed(batch, exclusive=True), rtol=0, atol=1e-5)
+    assert np.abs(served - rig.cpu.inner.embed(batch_of(1, 20), exclusive=True)).max() > 1e-3
 
 
 def test_rule_05_a_graph_that_is_not_there_is_made_in_the_cache_once(rigs: Rigs) -> None:
@@ -397,7 +397,7 @@ def test_an_id_beyond_the_table_fails_its_batch_and_not_the_bucket(rigs: Rigs) -
     rig = rigs(provider="coreml")
     ids = np.full((1, 32), 10**6)
     with pytest.raises(Exception, match="out of data bounds"):
-        rig.backend.embed(TokenBatch(ids, np.ones_like(ids)), is_alone=True)
+        rig.backend.embed(TokenBatch(ids, np.ones_like(ids)), exclusive=True)
     assert rig.bucket()["state"] == "proved"
 
 
@@ -808,7 +808,7 @@ def test_a_batch_of_which_a_part_is_proved_keeps_its_order(rigs: Rigs) -> None:
     try:
         before = len(rig.cpu.runs)
         batch = TokenBatch(batch_of(9, 32).ids | 5, np.ones((9, 32), np.int64))
-        served, expected = rig.backend.embed(batch, is_alone=False), rig.cpu.inner.embed(batch, is_alone=False)
+        served, expected = rig.backend.embed(batch, exclusive=False), rig.cpu.inner.embed(batch, exclusive=False)
         np.testing.assert_allclose(served, expected, rtol=0, atol=1e-5)
         assert rig.cpu.runs[before:] == [(8, 32)]
     finally:
@@ -828,7 +828,7 @@ def test_rule_12_sessions_are_closed_at_the_end_and_the_cpu_serves_what_is_left(
     rig = rigs(provider="coreml")
     rig.settle(8, 32)
     assert rig.provider.opened == 2
-    coreml.close_all()
+    rig.backend.close()
     gc.collect()
     assert rig.provider.opened == 0
     served, expected = rig.ask()
@@ -1092,13 +1092,13 @@ def test_the_real_provider_is_right_or_refused_and_never_wrong(tmp_path: Path, p
     cpu = load_model(ROOT / "models" / "all-MiniLM-L6-v2", ModelOptions(), RuntimeOptions(provider="cpu"), 1)
     backend = model.engine.backend
     assert isinstance(backend, CoremlBackend)
-    backend.widen()
+    backend.use_all_cores()
     lengths = (20, 32, 60, 128, 200)
     batches = [batch_of(rows, tokens) for rows in (1, 8) for tokens in lengths]
     for _ in range(2):  # to ask for a proof, then to be served
         for batch in batches:
-            served = backend.embed(batch, is_alone=True)
-            exact = cpu.engine.backend.embed(batch, is_alone=True)
+            served = backend.embed(batch, exclusive=True)
+            exact = cpu.engine.backend.embed(batch, exclusive=True)
             assert cosines(served, exact).min() >= (0.9995 if precision is CoremlPrecision.FP32 else 0.999)
         assert backend.wait_until_settled(1500)
     report = backend.provider

@@ -279,7 +279,7 @@ def test_rule_05_the_default_model_has_the_vectors_of_the_cpu_and_the_goldens(ma
         texts = [GOLDEN["texts"][place] for place in places]
         rows = model.tokenizer.encode(texts, "")
         vectors = finish_vectors(model.embed(rows, bucket), None, normalize=True)
-        np.testing.assert_allclose(vectors, cpu.finish(cpu.engine.embed(rows, is_alone=True), None, None), atol=1e-5)
+        np.testing.assert_allclose(vectors, cpu.finish(cpu.engine.embed(rows, exclusive=True), None, None), atol=1e-5)
         assert cosines(vectors, [GOLDEN["embeddings"][place] for place in places]).min() >= 0.99999
 
 

@@ -33,7 +33,7 @@ def model_of(name: str, onnx_file: str | None = None) -> LoadedModel:
 def embed(model: LoadedModel, case: dict[str, Any], *, together: bool) -> Float32:
     rows = model.engine.tokenizer.encode(case["texts"], prompt_of(case, model.plan))
     groups = [rows] if together else [[row] for row in rows]
-    raw = np.concatenate([model.engine.embed(group, is_alone=not together) for group in groups])
+    raw = np.concatenate([model.engine.embed(group, exclusive=not together) for group in groups])
     assert raw.dtype == np.float32
     return model.finish(raw, case["dimensions"], case["normalize"])
 
@@ -116,10 +116,13 @@ class FakeBackend:
         self.dependence = dependence
         self.batches: list[TokenBatch] = []
 
-    def widen(self) -> None:
+    def use_all_cores(self) -> None:
         """Open nothing more."""
 
-    def embed(self, batch: TokenBatch, *, is_alone: bool) -> Float32:
+    def close(self) -> None:
+        """Hold nothing."""
+
+    def embed(self, batch: TokenBatch, *, exclusive: bool) -> Float32:
         self.batches.append(batch)
         sizes = {"B": batch.ids.shape[0]}
         if self.value > 1e300:
@@ -173,7 +176,7 @@ def test_rows_are_padded_to_the_longest_on_the_folders_side(pad_left: bool) -> N
     backend = FakeBackend(("B", 4))
     engine = warm_up(backend, pad_left=pad_left)
     short, long = engine.tokenizer.encode(["a", "a b c"], "")
-    engine.embed([short, long], is_alone=False)
+    engine.embed([short, long], exclusive=False)
     batch = backend.batches[-1]
     padding = [0] * (len(long.ids) - len(short.ids))
     ones = [1] * len(short.ids)

@@ -32,7 +32,7 @@ def load(folder: Path) -> LoadedModel:
 
 def vector_of(model: LoadedModel) -> list[float]:
     row = model.engine.tokenizer.encode(["a text"], "")
-    vectors: list[float] = model.engine.embed(row, is_alone=True)[0].tolist()
+    vectors: list[float] = model.engine.embed(row, exclusive=True)[0].tolist()
     return vectors
 
 
@@ -56,7 +56,7 @@ def linked(target: Path, *, keep_graph: bool) -> Path:
 @pytest.mark.parametrize("keep_graph", [True, False])
 def test_data_behind_links_are_read_wherever_they_lie(tmp_path: Path, keep_graph: bool) -> None:
     plain, through_links = load(SOURCE), load(linked(tmp_path, keep_graph=keep_graph))
-    through_links.widen()
+    through_links.use_all_cores()
     assert vector_of(through_links) == vector_of(plain)
     assert through_links.fingerprint == plain.fingerprint
 

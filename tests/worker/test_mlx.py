@@ -67,7 +67,7 @@ def load(folder: Path, precision: MlxPrecision = MlxPrecision.FLOAT32, **options
 def embed(model: LoadedModel, case: dict[str, Any], *, together: bool) -> Float32:
     rows = model.engine.tokenizer.encode(case["texts"], prompt_of(case, model.plan))
     groups = [rows] if together else [[row] for row in rows]
-    raw = np.concatenate([model.engine.embed(group, is_alone=True) for group in groups])
+    raw = np.concatenate([model.engine.embed(group, exclusive=True) for group in groups])
     return model.finish(raw, case["dimensions"], case["normalize"])
 
 
@@ -291,12 +291,12 @@ def test_an_id_or_a_length_beyond_its_table_fails_where_mlx_would_read_on(name: 
         ids = ones.copy()
         ids[1, 1] = wrong
         with pytest.raises(ValueError, match="vocabulary"):
-            backend.embed(TokenBatch(ids, ones), is_alone=True)
-    assert np.isfinite(backend.embed(TokenBatch(ones, ones), is_alone=True)).all()
+            backend.embed(TokenBatch(ids, ones), exclusive=True)
+    assert np.isfinite(backend.embed(TokenBatch(ones, ones), exclusive=True)).all()
     if name == "bert-mean":
         long = np.ones((1, 161), np.int64)
         with pytest.raises(ValueError, match="161 tokens"):
-            backend.embed(TokenBatch(long, long), is_alone=True)
+            backend.embed(TokenBatch(long, long), exclusive=True)
 
 
 @needs_mlx
@@ -325,7 +325,7 @@ def test_changing_lengths_leave_nothing_behind_and_an_unloaded_model_neither() -
     assert loaded > before
     for length in range(1, 121, 3):
         ids = np.full((1 + length % 5, length), 7, np.int64)
-        model.engine.backend.embed(TokenBatch(ids, np.ones_like(ids)), is_alone=True)
+        model.engine.backend.embed(TokenBatch(ids, np.ones_like(ids)), exclusive=True)
     assert mx.get_active_memory() == loaded
     # It tells the limit only as it is changed.
     assert mx.set_cache_limit(mlx_backend._CACHE_BYTES) == mlx_backend._CACHE_BYTES
@@ -353,7 +353,7 @@ def test_one_thread_does_all_because_streams_belong_to_threads() -> None:
     backend = MlxBackend(model, plan_for("bert-mean"), MlxPrecision.FLOAT32, report)
     ones = np.ones((2, 3), np.int64)
     with ThreadPoolExecutor(3) as lanes:
-        for found in lanes.map(lambda _: backend.embed(TokenBatch(ones, ones), is_alone=False), range(9)):
+        for found in lanes.map(lambda _: backend.embed(TokenBatch(ones, ones), exclusive=False), range(9)):
             np.testing.assert_array_equal(found, np.ones((2, 4), np.float32))
     assert len(model.threads) == 1
     assert threading.get_ident() not in model.threads
@@ -372,7 +372,7 @@ def test_a_failed_allocation_is_known_as_one() -> None:
     backend = MlxBackend(NoMemory(), plan_for("bert-mean"), MlxPrecision.FLOAT32, report)
     ones = np.ones((2, 3), np.int64)
     with pytest.raises(OutOfMemoryError, match=r"\(2, 3\)"):
-        backend.embed(TokenBatch(ones, ones), is_alone=False)
+        backend.embed(TokenBatch(ones, ones), exclusive=False)
 
 
 # The proof ------------------------------------------------------------------------------------------------------------
@@ -409,9 +409,9 @@ def test_the_cpu_is_let_go_after_the_proof() -> None:
     del cpu
     gc.collect()
     assert witness() is None
-    backend.widen()
+    backend.use_all_cores()
     ones = np.ones((1, 3), np.int64)
-    assert backend.embed(TokenBatch(ones, ones), is_alone=True).shape == (1, 32)
+    assert backend.embed(TokenBatch(ones, ones), exclusive=True).shape == (1, 32)
 
 
 @needs_mlx

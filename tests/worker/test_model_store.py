@@ -126,6 +126,7 @@ def test_a_model_in_use_goes_when_its_last_user_is_done(store: Store) -> None:
     assert (done, slot.model is None) == ([], False)
     store.store.release(users[1])
     assert (done, slot.model) == (["gone"], None)
+    assert store.loader.models["first"].is_closed
     assert store.load("first") is not slot
 
 
@@ -147,6 +148,13 @@ def test_a_model_that_is_going_cannot_be_acquired_any_more(store: Store) -> None
     slot.when_unused = lambda: None  # what another thread has just decided
     with pytest.raises(ModelNotFoundError, match="being unloaded"):
         store.store.acquire("first")
+
+
+def test_models_are_closed_when_the_process_ends(store: Store) -> None:
+    store.open("first")
+    store.open("bad")
+    store.store.close()
+    assert store.loader.models["first"].is_closed
 
 
 def test_settled_models_call_back_at_once(store: Store) -> None:

@@ -185,7 +185,7 @@ def vectors_of(rows: int) -> Float32:
 class GoldenBackend:
     """Gives the same vectors for a number of rows."""
 
-    def embed(self, batch: TokenBatch, *, is_alone: bool) -> Float32:
+    def embed(self, batch: TokenBatch, *, exclusive: bool) -> Float32:
         return vectors_of(len(batch.ids))
 
 

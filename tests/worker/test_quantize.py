@@ -72,7 +72,7 @@ def load(folder: Path, **options: Any) -> LoadedModel:
 
 def vectors_of(model: LoadedModel, texts: list[str]) -> Float32:
     rows = model.engine.tokenizer.encode(texts, "")
-    return np.concatenate([model.engine.embed([row], is_alone=False) for row in rows])
+    return np.concatenate([model.engine.embed([row], exclusive=False) for row in rows])
 
 
 def contents(folder: Path) -> dict[str, bytes]:

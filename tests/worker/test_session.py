@@ -95,9 +95,9 @@ def test_every_family_runs_alone_and_in_lanes(name: str, threads: int) -> None:
     backend = load(MODELS / name / "onnx/model.onnx", threads)
     ids = np.array([[2, 5, 3], [2, 3, 0]], np.int64)
     mask = np.array([[1, 1, 1], [1, 1, 0]], np.int64)
-    before = backend.embed(TokenBatch(ids, mask), is_alone=True)
-    backend.widen()
-    outputs = [backend.embed(TokenBatch(ids, mask), is_alone=is_alone) for is_alone in (True, False)]
+    before = backend.embed(TokenBatch(ids, mask), exclusive=True)
+    backend.use_all_cores()
+    outputs = [backend.embed(TokenBatch(ids, mask), exclusive=exclusive) for exclusive in (True, False)]
     assert backend.is_end_to_end == (name == "gemma-graph-pooled")
     assert (before.ndim, len(before)) == (2, 2)
     assert {output.dtype for output in (before, *outputs)} == {np.dtype(np.float32)}
@@ -114,9 +114,9 @@ def test_a_session_that_cannot_be_widened_serves_on_one_thread(
         raise RuntimeError("no threads left")
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
-    backend.widen()
+    backend.use_all_cores()
     ids = np.array([[2, 3]], np.int64)
-    assert backend.embed(TokenBatch(ids, np.ones_like(ids)), is_alone=True).shape == (1, 32)
+    assert backend.embed(TokenBatch(ids, np.ones_like(ids)), exclusive=True).shape == (1, 32)
 
 
 def test_a_dimension_other_than_the_folders_is_refused() -> None:
@@ -126,7 +126,7 @@ def test_a_dimension_other_than_the_folders_is_refused() -> None:
         replace(plan_for("bert-mean"), graph=graph, pooling_dimension=5), RuntimeOptions(), threads=1
     )
     with pytest.raises(ModelError, match="pooling configuration says 5"):
-        backend.embed(one, is_alone=True)
+        backend.embed(one, exclusive=True)
 
 
 def test_a_graph_of_a_fixed_shape_is_refused_with_what_to_do(tmp_path: Path) -> None:
@@ -147,8 +147,8 @@ def test_an_id_beyond_the_vocabulary_fails_the_batch_and_nothing_else() -> None:
     backend = load(MODELS / "bert-mean/onnx/model.onnx")
     one = np.ones((1, 1), np.int64)
     with pytest.raises(Exception, match="indices element out of data bounds"):
-        backend.embed(TokenBatch(one * 10**6, one), is_alone=True)
-    assert np.isfinite(backend.embed(TokenBatch(one, one), is_alone=True)).all()
+        backend.embed(TokenBatch(one * 10**6, one), exclusive=True)
+    assert np.isfinite(backend.embed(TokenBatch(one, one), exclusive=True)).all()
 
 
 # Graphs as onnxruntime would describe them

@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -60,8 +60,7 @@ def accelerate(
     if problem is not None:
         if is_demanded:
             raise ConfigError(f"--provider {runtime.provider}: {problem}")
-        cpu.provider = replace(cpu.provider, reason=problem)
-        return cpu
+        return cpu.chosen_because(problem)
     backend = CoremlBackend(cpu, Prover(cpu, plan, tokenizer, runtime, around), runtime, around)
     if runtime.coreml_precision is CoremlPrecision.FP16:
         backend.open_remembered()
@@ -80,13 +79,6 @@ def _unfit(cpu: OnnxBackend, plan: ModelPlan) -> str | None:
     if len(plan.pooling) != 1 or pooling_weights(one, plan.pooling[0]) is None:
         return f"pooling by {', '.join(plan.pooling)} is no single matrix product"
     return None
-
-
-def close_all() -> None:
-    """Close the sessions of all models and end what is being compiled: the process is about to end."""
-    until_s = time.monotonic() + _CLOSE_S
-    for backend in list(_backends):
-        backend.close(max(0.0, until_s - time.monotonic()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,11 +131,10 @@ class CoremlBackend:
         self._around = around
         self._lock = threading.Condition()
         self._buckets = {shape: _Bucket(shape) for shape in SHAPES}
-        self._is_wide = False
+        self._cpu_uses_all_cores = False
         self._is_closed = False
         self._tasks: queue.SimpleQueue[_Bucket | None] = queue.SimpleQueue()
         weakref.finalize(self, self._tasks.put, None)  # the thread of an unloaded model ends
-        _backends.add(self)
 
     @property
     def provider(self) -> CoremlReport:
@@ -166,22 +157,22 @@ class CoremlBackend:
         """The type that is computed in: that of the CPU's graph, unless CoreML serves in another."""
         return "float16" if self._changes_precision and self._serving() else self._cpu.precision
 
-    def widen(self) -> None:
+    def use_all_cores(self) -> None:
         """Let the CPU use all cores, then prove what is asked for, in the background. It never raises."""
-        self._widen_cpu()
+        self._let_cpu_use_all_cores()
         threading.Thread(target=_work, args=(weakref.ref(self), self._tasks), name="coreml", daemon=True).start()
 
-    def embed(self, batch: TokenBatch, *, is_alone: bool) -> Float32:
+    def embed(self, batch: TokenBatch, *, exclusive: bool) -> Float32:
         """Run a padded batch and pool it, on CoreML as far as that is proved; see `Backend.embed`."""
         rows = len(batch.ids)
         pieces = [np.arange(first, min(first + BATCHES[-1], rows)) for first in range(0, rows, BATCHES[-1])]
         parts = [(piece, self._accelerated(_take(batch, piece))) for piece in pieces]
         left = [piece for piece, vectors in parts if vectors is None]
         if len(left) == len(parts):
-            return self._cpu.embed(batch, is_alone=is_alone)
+            return self._cpu.embed(batch, exclusive=exclusive)
         if left:
             rest = np.concatenate(left)
-            parts.append((rest, self._cpu.embed(_take(batch, rest), is_alone=is_alone)))
+            parts.append((rest, self._cpu.embed(_take(batch, rest), exclusive=exclusive)))
         done = [(piece, vectors) for piece, vectors in parts if vectors is not None]
         order = np.concatenate([piece for piece, _ in done])
         pooled: Float32 = np.concatenate([vectors for _, vectors in done])[np.argsort(order)]
@@ -201,7 +192,7 @@ class CoremlBackend:
         Raises:
             ModelError: CoreML cannot give the model's vectors in it. That it takes longer is no failure.
         """
-        self._widen_cpu()  # what CoreML's time is compared with
+        self._let_cpu_use_all_cores()  # what CoreML's time is compared with
         bucket = self._buckets[shape]
         bucket.used_s = self._around.clock()
         if bucket.compiled is None:
@@ -218,7 +209,7 @@ class CoremlBackend:
                 lambda: all(bucket.verdict.state is not State.PROVING for bucket in self._buckets.values()), timeout_s
             )
 
-    def close(self, timeout_s: float = _CLOSE_S) -> None:
+    def close(self) -> None:
         """End what is being compiled and close the sessions, which may have temporary files; the CPU still serves."""
         with self._lock:
             self._is_closed = True
@@ -227,14 +218,14 @@ class CoremlBackend:
                 bucket.compiled = None
         self._prover.stop()
         self._tasks.put(None)
-        until_s = time.monotonic() + timeout_s
+        until_s = time.monotonic() + _CLOSE_S
         for each in compiled:
             each.session.close(max(0.0, until_s - time.monotonic()))
 
-    def _widen_cpu(self) -> None:
-        if not self._is_wide:
-            self._is_wide = True
-            self._cpu.widen()
+    def _let_cpu_use_all_cores(self) -> None:
+        if not self._cpu_uses_all_cores:
+            self._cpu_uses_all_cores = True
+            self._cpu.use_all_cores()
 
     def _serving(self) -> list[Compiled]:
         return [bucket.compiled for bucket in self._buckets.values() if bucket.compiled is not None]
@@ -332,9 +323,6 @@ class CoremlBackend:
             else:
                 bucket.compiled = compiled
             self._lock.notify_all()
-
-
-_backends: weakref.WeakSet[CoremlBackend] = weakref.WeakSet()
 
 
 def _work(backend: weakref.ref[CoremlBackend], tasks: queue.SimpleQueue[_Bucket | None]) -> None:

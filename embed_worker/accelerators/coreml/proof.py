@@ -293,7 +293,7 @@ class Prover:
             started_s = clock()
             compiled.embed(full)
             between_s = clock()
-            self._cpu.embed(full, is_alone=True)
+            self._cpu.embed(full, exclusive=True)
             coreml_s.append(between_s - started_s)
             cpu_s.append(clock() - between_s)
         verdict.coreml_ms, verdict.cpu_ms = (

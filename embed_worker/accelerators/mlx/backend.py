@@ -82,10 +82,13 @@ class MlxBackend:
         self._model = model
         self._plan = plan
 
-    def widen(self) -> None:
+    def use_all_cores(self) -> None:
         """There is nothing that could wait until now."""
 
-    def embed(self, batch: TokenBatch, *, is_alone: bool) -> Float32:
+    def close(self) -> None:
+        """There is nothing that outlives the process."""
+
+    def embed(self, batch: TokenBatch, *, exclusive: bool) -> Float32:
         """Run a padded batch and pool it; see `Backend.embed`."""
         hidden = _mlx_thread.submit(_run, self._model, batch.ids, batch.mask, self._plan.name).result()
         return pool(hidden, batch.mask, self._plan.pooling, batch.skipped)
@@ -127,13 +130,14 @@ def accelerate(cpu: OnnxBackend, plan: ModelPlan, tokenizer: TextTokenizer, runt
         _check_graph(is_end_to_end=cpu.is_end_to_end, scales_by_batch=cpu.scales_by_batch)
         weights = _read_weights(plan)
         making = _mlx_thread.submit(models.make_mlx_model, weights.encoder, weights.activation, runtime.mlx_precision)
-        backend = MlxBackend(making.result(), plan, runtime.mlx_precision, cpu.provider)
+        model = making.result()
+        backend = MlxBackend(model, plan, runtime.mlx_precision, cpu.provider)
         batches = [
             batch
             for rows, tokens in _GOLDEN_SHAPES
             for batch in golden_batches(tokenizer, rows, tokens, pad_left=plan.pad_left)
         ]
-        cosine = agreement_with_cpu(lambda batch: backend.embed(batch, is_alone=True), cpu, batches, backend.precision)
+        cosine = agreement_with_cpu(lambda batch: backend.embed(batch, exclusive=True), cpu, batches, backend.precision)
         speed_ratio = _speed_ratio(backend, cpu, batches[0])
     except (ConfigError, OutOfMemoryError):
         raise
@@ -146,7 +150,7 @@ def accelerate(cpu: OnnxBackend, plan: ModelPlan, tokenizer: TextTokenizer, runt
             raise OutOfMemoryError(f"no memory to load the model {plan.name!r} for MLX") from error
         raise ModelError(f"{refusal}: {brief(error)}") from error
     judgement = "" if speed_ratio <= 1 else ": the CPU is faster"
-    backend.provider = MlxReport(
+    report = MlxReport(
         asked=runtime.provider,
         chosen="mlx",
         reason=f"asked for; its smallest cosine to the CPU is {cosine:.7f}, "
@@ -157,7 +161,7 @@ def accelerate(cpu: OnnxBackend, plan: ModelPlan, tokenizer: TextTokenizer, runt
         cosine=round(cosine, 7),
         speed_ratio=round(speed_ratio, 3),
     )
-    return backend
+    return MlxBackend(model, plan, runtime.mlx_precision, report)
 
 
 def _import_models() -> ModuleType:
@@ -191,7 +195,7 @@ def _check_graph(*, is_end_to_end: bool, scales_by_batch: bool) -> None:
 
 def _speed_ratio(backend: Backend, cpu: OnnxBackend, batch: TokenBatch) -> float:
     """Run a batch on both in turn and divide the times: the median of some pairs. Both have run it before."""
-    cpu.widen()  # to be fair: with all cores
+    cpu.use_all_cores()  # to be fair: with all cores
     ratios: list[float] = []
     began_s = time.monotonic()
     while len(ratios) < _TIMED_RUNS and (not ratios or time.monotonic() - began_s < _TIMING_S):
@@ -202,7 +206,7 @@ def _speed_ratio(backend: Backend, cpu: OnnxBackend, batch: TokenBatch) -> float
 
 def _seconds(backend: Backend, batch: TokenBatch) -> float:
     began_s = time.perf_counter()
-    backend.embed(batch, is_alone=True)
+    backend.embed(batch, exclusive=True)
     return time.perf_counter() - began_s
 
 

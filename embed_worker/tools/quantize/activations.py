@@ -35,7 +35,7 @@ def sample_activations(graph: FloatGraph, plan: ModelPlan) -> dict[str, Float32]
     with _listening_session(graph) as session:
         backend = OnnxBackend(lambda threads: session, cpu, plan, threads=1, scales_by_batch=False)
         for text in tokenizer.encode(CALIBRATION_TEXTS, ""):
-            backend.embed(TokenBatch(text.ids[None], np.ones((1, len(text.ids)), np.int64)), is_alone=False)
+            backend.embed(TokenBatch(text.ids[None], np.ones((1, len(text.ids)), np.int64)), exclusive=False)
             for name, values in session.heard.items():
                 found = values.reshape(-1, values.shape[-1])
                 if len(found) != len(text.ids):

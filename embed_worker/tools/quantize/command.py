@@ -299,7 +299,7 @@ def _replacing(file: Path) -> Iterator[Path]:
 def compare(variant: LoadedModel, expected: Float32) -> Likeness:
     """Compare a variant with what the float graph gives for `SAMPLE_TEXTS`, and with references where there are any."""
     alone = _embed_each(variant, SAMPLE_TEXTS)
-    together = variant.engine.embed(variant.engine.tokenizer.encode(SAMPLE_TEXTS, ""), is_alone=False)
+    together = variant.engine.embed(variant.engine.tokenizer.encode(SAMPLE_TEXTS, ""), exclusive=False)
     similar = cosines(alone, expected)
     references = find_references(variant.name)
     reference_min_cosine = None
@@ -318,7 +318,7 @@ def compare(variant: LoadedModel, expected: Float32) -> Likeness:
 def _embed_each(model: LoadedModel, texts: Sequence[str]) -> Float32:
     """Embed texts one at a time, as pooled: (B, D)."""
     rows = model.engine.tokenizer.encode(texts, "")
-    return np.concatenate([model.engine.embed([row], is_alone=False) for row in rows])
+    return np.concatenate([model.engine.embed([row], exclusive=False) for row in rows])
 
 
 def measure_speed(args: argparse.Namespace, source: Path, variant: Path) -> Speed:
