@@ -30,8 +30,8 @@ def test_a_layout_gives_the_vectors_of_sentence_transformers_after_export(tmp_pa
     (expected,) = read_expected(EXPORTED / f"{name}.expected.json")
     rows = model.engine.tokenizer.encode(expected.texts, "")
     assert [row.count for row in rows] == expected.tokens
-    together = model.engine.embed(rows, is_alone=False)
-    alone = np.concatenate([model.engine.embed([row], is_alone=True) for row in rows])
+    together = model.engine.embed(rows, exclusive=False)
+    alone = np.concatenate([model.engine.embed([row], exclusive=True) for row in rows])
     for raw in (together, alone):
         vectors = model.finish(raw, None, None)
         assert cosines(vectors, expected.vectors).min() > 0.999999
