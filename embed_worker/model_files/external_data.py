@@ -9,13 +9,14 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embed_worker.errors import ModelError
+from embed_worker.model_files.layout import OutsideError, inner_path
 from embed_worker.model_files.onnx_outline import ExternalTensor
 
 # By `TensorProto.DataType`; bfloat16 as its bits. numpy has no name for types of less than a byte.
@@ -51,10 +52,10 @@ def external_files(graph: Path, tensors: Sequence[ExternalTensor]) -> list[Path]
 
 
 def _checked(graph: Path, location: str, size: int) -> Path:
-    windows = PureWindowsPath(location)
-    if not location or ".." in windows.parts or windows.anchor or PurePosixPath(location).is_absolute():
-        raise ModelError(f"the graph {graph.name!r} keeps data at {location!r}, which is no path inside its folder")
-    file = graph.parent / location
+    try:
+        file = graph.parent / inner_path(location)
+    except OutsideError as error:
+        raise ModelError(f"the graph {graph.name!r} keeps data outside: {error}") from error
     try:
         found = file.stat().st_size
     except OSError as error:

@@ -14,11 +14,12 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any, Self, TypeAlias, assert_never
 
 from embed_worker.config import Verify
 from embed_worker.machine import cache_dir
+from embed_worker.model_files.layout import OutsideError, inner_path
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = 1
@@ -26,8 +27,6 @@ MAX_REMEMBERED_FILES = 1024
 
 _HIDDEN = re.compile(r"(^|/)\.")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-# Control characters and lone surrogates: no such name can be printed, and some cannot be opened.
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _MAX_MANIFEST_BYTES = 16 << 20
 _VERIFIED_NAME = "verified.json"
 
@@ -163,19 +162,13 @@ def file_sha256(file: Path) -> str:
 
 
 def _inner_path(path: str) -> str:
-    """Pass a path that stays inside the folder on every platform, as the text says; links are not followed here.
-
-    The hub's cache lays a model out as links into a store of blobs, so a file may well lie elsewhere.
-    """
-    parts = path.split("/")
-    if (
-        PureWindowsPath(path).anchor
-        or "\\" in path
-        or _UNPRINTABLE.search(path)
-        or not path
-        or any(part in ("", ".", "..") for part in parts)
-    ):
-        raise ManifestError(f"{MANIFEST_NAME} names {path!r}, which is not a path inside the folder.")
+    """Pass a path by the rule of all paths of a folder, in its plain form only: it is a key."""
+    try:
+        plain = inner_path(path)
+    except OutsideError as error:
+        raise ManifestError(f"{MANIFEST_NAME} names {error}") from error
+    if plain != path:
+        raise ManifestError(f"{MANIFEST_NAME} names {path!a}, which is not a path inside the folder in its plain form")
     return path
 
 

@@ -22,19 +22,16 @@ from embed_worker.config import ModelOptions, Verify
 from embed_worker.errors import ModelError, ModelNotFoundError
 from embed_worker.model_files.folder import read_model_folder
 from embed_worker.model_files.known_models import find_known_model, known_models
+from embed_worker.model_files.layout import MODULES, WEIGHTS, OutsideError, files_of_a_model, inner_path
 from embed_worker.model_files.manifest import Manifest, ManifestError, file_sha256, verify
 from embed_worker.model_files.search import short_name, user_models_folder
 from embed_worker.protocol import ExitCode
 from embed_worker.tools.pull.hub import Hub, HubError, RemoteFile, Repository, VerificationError, is_verifiable, matches
 from embed_worker.tools.pull.selection import (
-    MODULES,
-    WEIGHTS,
     check_usable,
     choose_graph,
     external_data,
-    inner_path,
-    module_files,
-    published_files,
+    files_of_a_worker,
     usual_graph,
 )
 from embed_worker.tools.pull.staging import BusyError, Staging, staging
@@ -286,6 +283,13 @@ def _report(folder: Path, manifest: Manifest, graph: str | None, *, received: in
 # One pull -----------------------------------------------------------------------------------------------------------
 
 
+def _inside(path: str) -> str:
+    try:
+        return inner_path(path)
+    except OutsideError as error:  # no honest repository has such a file
+        raise HubError(f"the repository names a file that would lie outside its folder: {error}") from error
+
+
 class _Pull:
     def __init__(self, hub: Hub, wanted: Wanted, claimed: Staging) -> None:
         self._hub = hub
@@ -309,10 +313,12 @@ class _Pull:
         graph = choose_graph(onnx, wanted.graph)
         check_usable(main, graph, weights=wanted.weights)
         with tqdm(total=0, unit="B", unit_scale=True, desc=folder.name, disable=is_quiet, file=sys.stderr) as bar:
-            self._fetch(main, published_files(main.files), bar)
+            at_the_root = files_of_a_model(main.files, None)
+            self._fetch(main, at_the_root, bar)
             if wanted.weights or graph is None:
                 self._fetch(main, [WEIGHTS], bar)
-            self._fetch(main, module_files(self._staging.files / MODULES, main.files), bar)
+            with_modules = files_of_a_worker(self._staging.files / MODULES, main.files)
+            self._fetch(main, [file for file in with_modules if file not in at_the_root], bar)
             if graph is not None:
                 self._fetch(onnx, [graph], bar)
                 self._fetch(onnx, external_data(self._staging.files / graph, graph, onnx.files), bar)
@@ -327,7 +333,7 @@ class _Pull:
 
     def _fetch(self, repository: Repository, paths: Iterable[str], bar: Any) -> None:
         """Get files of a repository, each from the network, an interrupted pull or the folder that is replaced."""
-        files = [self._hub.describe(repository, inner_path(path)) for path in paths]
+        files = [self._hub.describe(repository, _inside(path)) for path in paths]
         missing = [file for file in files if not self._is_there(file.path, file)]
         size = sum(file.size or 0 for file in missing)
         bar.total += size

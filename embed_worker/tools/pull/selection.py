@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-import fnmatch
-import json
 import mmap
-import re
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
+from embed_worker.model_files.layout import USUAL_GRAPHS, WEIGHTS, files_of_a_model, read_json
 from embed_worker.tools.pull.hub import HubError, Repository
-
-WEIGHTS = "model.safetensors"
-MODULES = "modules.json"
-
-_USUAL_GRAPHS = ("onnx/model.onnx", "model.onnx")
-# What a worker reads besides the graph, and the terms under which it may.
-_PUBLISHED = (
-    "config.json",
-    "config_sentence_transformers.json",
-    MODULES,
-    "sentence_*_config.json",  # bert, roberta, distilbert …
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "LICENSE*",
-    "NOTICE*",
-    "README.md",
-)
 
 
 def usual_graph(files: Collection[str]) -> str | None:
     """Find the graph that a folder is served with unless an option says otherwise."""
-    return next((graph for graph in _USUAL_GRAPHS if graph in files), None)
+    return next((graph for graph in USUAL_GRAPHS if graph in files), None)
 
 
 def choose_graph(repository: Repository, asked: str | None) -> str | None:
@@ -73,29 +53,13 @@ def check_usable(repository: Repository, graph: str | None, *, weights: bool) ->
         )
 
 
-def published_files(files: Collection[str]) -> list[str]:
-    """List the configurations, the tokenizer and the terms at a repository's root."""
-    return sorted(
-        file for file in files if "/" not in file and any(fnmatch.fnmatchcase(file, pattern) for pattern in _PUBLISHED)
-    )
-
-
-def module_files(modules_file: Path, files: Collection[str]) -> list[str]:
-    """List the configurations of the modules after the transformer, and the weights of its Dense layers."""
+def files_of_a_worker(modules_file: Path, files: Collection[str]) -> list[str]:
+    """List the configurations, the tokenizer, the modules behind the transformer, and the terms of a repository."""
     try:
-        modules = json.loads(modules_file.read_bytes())
-    except (FileNotFoundError, ValueError, RecursionError):
-        return []  # a bare folder, or one whose modules the worker will refuse with a sentence
-    paths = []
-    for module in modules if isinstance(modules, list) else []:
-        match module:
-            case {"path": str(path), "type": str(kind)} if path:
-                paths.append(f"{path}/config.json")
-                if kind.endswith(".Dense"):
-                    paths.append(f"{path}/{WEIGHTS}")
-            case _:
-                pass
-    return [path for path in paths if path in files]
+        modules = read_json(modules_file)
+    except (OSError, ValueError):
+        modules = None  # a bare folder, or one whose modules the worker will refuse with a sentence
+    return files_of_a_model(files, modules)
 
 
 def external_data(graph: Path, name: str, files: Collection[str]) -> list[str]:
@@ -114,14 +78,3 @@ def external_data(graph: Path, name: str, files: Collection[str]) -> list[str]:
             for file in beside
             if file.is_relative_to(folder) and content.find(str(file.relative_to(folder)).encode()) >= 0
         ]
-
-
-def inner_path(path: str) -> str:
-    """Pass a path that stays inside the folder on every platform.
-
-    Raises:
-        HubError: It does not; no honest repository has such a file.
-    """
-    if re.search(r"[\\:\x00-\x1f]", path) or any(part in ("", ".", "..") for part in path.split("/")):
-        raise HubError(f"The repository names a file {path!r}, which would lie outside its folder.")
-    return path
