@@ -11,11 +11,11 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterab
 from types import TracebackType
 from typing import Any, Self, Unpack
 
+from bridge_client.calls import EmbedCall, Parameters
 from bridge_client.client import BLOCK_INPUTS, BLOCKS_AHEAD, EmbedClient, blocks
 from bridge_client.embeddings import Embeddings, Matrix
 from bridge_client.errors import QueueFullError, RequestTimeoutError
 from bridge_client.options import ClientOptions, OptionKeywords
-from bridge_client.requests import Job, Parameters
 from bridge_client.stats import ClientStats
 from embed_worker import protocol
 
@@ -92,9 +92,9 @@ class AsyncEmbedClient:
         parameters = Parameters(
             normalize=normalize, dimensions=dimensions, prompt_name=prompt_name, prompt=prompt, truncate=truncate
         )
-        job = self._client._make_job(inputs, parameters, timeout_s)
-        self._client._submit(job)
-        return asyncio.wrap_future(job.future)
+        call = self._client._make_call(inputs, parameters, timeout_s)
+        self._client._submit(call)
+        return asyncio.wrap_future(call.future)
 
     async def embed_iter(
         self,
@@ -111,21 +111,21 @@ class AsyncEmbedClient:
         parameters = Parameters(
             normalize=normalize, dimensions=dimensions, prompt_name=prompt_name, prompt=prompt, truncate=truncate
         )
-        jobs: deque[Job] = deque()
+        calls: deque[EmbedCall] = deque()
         try:
             async for block in _blocks(inputs, block_inputs):
-                job = self._client._make_job(block, parameters, None)
-                await self._submit_when_there_is_room(job, None)
-                jobs.append(job)
-                if len(jobs) > BLOCKS_AHEAD:
-                    yield (await asyncio.wrap_future(jobs[0].future)).vectors
-                    jobs.popleft()
-            while jobs:
-                yield (await asyncio.wrap_future(jobs[0].future)).vectors
-                jobs.popleft()
+                call = self._client._make_call(block, parameters, None)
+                await self._submit_when_there_is_room(call, None)
+                calls.append(call)
+                if len(calls) > BLOCKS_AHEAD:
+                    yield (await asyncio.wrap_future(calls[0].future)).vectors
+                    calls.popleft()
+            while calls:
+                yield (await asyncio.wrap_future(calls[0].future)).vectors
+                calls.popleft()
         finally:
-            for job in jobs:
-                job.future.cancel()
+            for call in calls:
+                call.future.cancel()
 
     def cancel(self, future: asyncio.Future[Any]) -> bool:
         """Cancel a submitted call; False when it has ended already. The same as `future.cancel()`."""
@@ -158,16 +158,16 @@ class AsyncEmbedClient:
         await asyncio.shield(asyncio.to_thread(self._client.close))
 
     async def _embed(self, inputs: str | Sequence[str], parameters: Parameters, timeout_s: float | None) -> Embeddings:
-        job = self._client._make_job(inputs, parameters, timeout_s)
-        await self._submit_when_there_is_room(job, timeout_s)
-        return await asyncio.wrap_future(job.future)
+        call = self._client._make_call(inputs, parameters, timeout_s)
+        await self._submit_when_there_is_room(call, timeout_s)
+        return await asyncio.wrap_future(call.future)
 
-    async def _submit_when_there_is_room(self, job: Job, timeout_s: float | None) -> None:
+    async def _submit_when_there_is_room(self, call: EmbedCall, timeout_s: float | None) -> None:
         patience_s = self._client._patience_s(timeout_s)
         until = asyncio.get_running_loop().time() + patience_s
         while True:
             try:
-                self._client._submit(job)
+                self._client._submit(call)
                 return
             except QueueFullError as full:
                 left_s = until - asyncio.get_running_loop().time()

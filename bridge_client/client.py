@@ -10,13 +10,13 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self, Unpack
 
+from bridge_client.calls import EmbedCall, Parameters
 from bridge_client.embeddings import Embeddings, Matrix
 from bridge_client.errors import QueueFullError, RequestTimeoutError
 from bridge_client.options import ClientOptions, OptionKeywords
-from bridge_client.place import Control
-from bridge_client.requests import Job, Parameters
 from bridge_client.stats import ClientStats
 from bridge_client.supervisor import Supervisor
+from bridge_client.worker_slot import Control
 from embed_worker import protocol
 
 BLOCK_INPUTS = 256
@@ -79,7 +79,7 @@ class EmbedClient:
             prompt_name: A prompt of the model, such as `query`.
             prompt: A literal prefix.
             truncate: False makes a text over the model's limit an error.
-            timeout_s: For the whole call, waiting included; without it `request_timeout_s` counts for each piece of the
+            timeout_s: For the whole call, waiting included; without it `request_timeout_s` counts for each chunk of the
                 call once it is sent.
 
         Raises:
@@ -113,12 +113,12 @@ class EmbedClient:
         parameters = Parameters(
             normalize=normalize, dimensions=dimensions, prompt_name=prompt_name, prompt=prompt, truncate=truncate
         )
-        job = self._make_job(inputs, parameters, timeout_s)
-        self._submit_when_there_is_room(job, timeout_s)
+        call = self._make_call(inputs, parameters, timeout_s)
+        self._submit_when_there_is_room(call, timeout_s)
         try:
-            return job.future.result()
+            return call.future.result()
         except BaseException:  # Ctrl-C, for instance: nobody waits any more
-            job.future.cancel()
+            call.future.cancel()
             raise
 
     def submit(
@@ -143,9 +143,9 @@ class EmbedClient:
         parameters = Parameters(
             normalize=normalize, dimensions=dimensions, prompt_name=prompt_name, prompt=prompt, truncate=truncate
         )
-        job = self._make_job(inputs, parameters, timeout_s, calls_back=True)
-        self._supervisor.submit(job)
-        return job.future
+        call = self._make_call(inputs, parameters, timeout_s, calls_back=True)
+        self._supervisor.submit(call)
+        return call.future
 
     def embed_iter(
         self,
@@ -165,21 +165,21 @@ class EmbedClient:
         parameters = Parameters(
             normalize=normalize, dimensions=dimensions, prompt_name=prompt_name, prompt=prompt, truncate=truncate
         )
-        jobs: deque[Job] = deque()
+        calls: deque[EmbedCall] = deque()
         try:
             for block in blocks(inputs, block_inputs):
-                job = self._make_job(block, parameters, None)
-                self._submit_when_there_is_room(job, None)
-                jobs.append(job)
-                if len(jobs) > BLOCKS_AHEAD:
-                    yield jobs[0].future.result().vectors
-                    jobs.popleft()
-            while jobs:
-                yield jobs[0].future.result().vectors
-                jobs.popleft()
+                call = self._make_call(block, parameters, None)
+                self._submit_when_there_is_room(call, None)
+                calls.append(call)
+                if len(calls) > BLOCKS_AHEAD:
+                    yield calls[0].future.result().vectors
+                    calls.popleft()
+            while calls:
+                yield calls[0].future.result().vectors
+                calls.popleft()
         finally:
-            for job in jobs:
-                job.future.cancel()
+            for call in calls:
+                call.future.cancel()
 
     def cancel(self, future: Future[Any]) -> bool:
         """Cancel a submitted call; False when it has ended already. The same as `future.cancel()`."""
@@ -219,11 +219,11 @@ class EmbedClient:
 
     # For both faces
 
-    def _make_job(
+    def _make_call(
         self, inputs: str | Sequence[str], parameters: Parameters, timeout_s: float | None, *, calls_back: bool = False
-    ) -> Job:
+    ) -> EmbedCall:
         """Check the inputs and make a call of them."""
-        return Job(
+        return EmbedCall(
             (inputs,) if isinstance(inputs, str) else tuple(inputs),
             parameters,
             timeout_s=self._options.request_timeout_s if timeout_s is None else timeout_s,
@@ -240,9 +240,9 @@ class EmbedClient:
         self._supervisor.ask(control)
         return control.future
 
-    def _submit(self, job: Job) -> None:
+    def _submit(self, call: EmbedCall) -> None:
         """Queue a call, or raise `QueueFullError`."""
-        self._supervisor.submit(job)
+        self._supervisor.submit(call)
 
     def _room(self) -> Future[None]:
         """Return a future that is done when a call that did not fit may be tried again."""
@@ -252,12 +252,12 @@ class EmbedClient:
         """Return how long a call may wait for room."""
         return self._options.request_timeout_s if timeout_s is None else timeout_s
 
-    def _submit_when_there_is_room(self, job: Job, timeout_s: float | None) -> None:
+    def _submit_when_there_is_room(self, call: EmbedCall, timeout_s: float | None) -> None:
         patience_s = self._patience_s(timeout_s)
         until = time.monotonic() + patience_s
         while True:
             try:
-                self._supervisor.submit(job)
+                self._supervisor.submit(call)
                 return
             except QueueFullError as full:
                 try:

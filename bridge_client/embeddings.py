@@ -22,7 +22,7 @@ class Embeddings:
         truncated: The indexes of the inputs that were cut.
         model: The model's name.
         fingerprint: Names the vector space; vectors of two fingerprints must not be mixed.
-        timing_ms: Milliseconds inside the worker: `queue`, `tokenize`, `inference`, `total`. Of the slowest piece,
+        timing_ms: Milliseconds inside the worker: `queue`, `tokenize`, `inference`, `total`. Of the slowest chunk,
             where the call was split.
     """
 

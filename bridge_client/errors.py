@@ -53,8 +53,8 @@ class PoisonedInputError(BridgeError):
     """An input killed the worker whenever it was alone with it, or is known to have done so within the last hour.
 
     Attributes:
-        index: The first guilty input.
-        indexes: All guilty inputs of the request.
+        index: The first blamed input.
+        indexes: All blamed inputs of the request.
         others: The vectors of all other inputs, in their order; None when the request was refused without a worker.
     """
 

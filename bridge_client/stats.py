@@ -38,7 +38,7 @@ class ClientStats:
         restarts: Processes started after the first of each worker.
         queued: Calls of which something has not been sent.
         replays: Requests sent again after a death.
-        convictions: Inputs found guilty.
+        blamed: Inputs found blamed.
         unknown_answers: Late, doubled or unexpected answers, which were ignored.
         latency_ms: `p50`, `p95`, `p99` of recent calls, from submission to the last vector.
     """
@@ -51,7 +51,7 @@ class ClientStats:
     queued: int
     requests: int
     replays: int
-    convictions: int
+    blamed: int
     timeouts: int
     unknown_answers: int
     latency_ms: Mapping[str, float | None]

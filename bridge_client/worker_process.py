@@ -37,7 +37,7 @@ class Owner(Protocol):
     def on_line(self, process: WorkerProcess, line: bytes) -> None:
         """Take one complete line of standard output."""
 
-    def on_nonsense(self, process: WorkerProcess, why: str) -> None:
+    def on_invalid_output(self, process: WorkerProcess, why: str) -> None:
         """Hear that standard output cannot be trusted any more."""
 
     def on_pipe_lost(self, process: WorkerProcess) -> None:
@@ -255,9 +255,9 @@ class WorkerProcess:
                     self._owner.on_line(self, line)
                 except Exception as error:  # noqa: BLE001 - whoever waits for this line must not wait for ever
                     _log.exception("an answer met a bug")
-                    self._owner.on_nonsense(self, f"{type(error).__name__} while an answer was read")
+                    self._owner.on_invalid_output(self, f"{type(error).__name__} while an answer was read")
             if self._lines.partial_bytes > _MAX_ANSWER_BYTES:
-                self._owner.on_nonsense(self, f"a line of more than {_MAX_ANSWER_BYTES} bytes")
+                self._owner.on_invalid_output(self, f"a line of more than {_MAX_ANSWER_BYTES} bytes")
                 break
         self._owner.on_pipe_lost(self)
 

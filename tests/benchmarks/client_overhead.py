@@ -21,8 +21,8 @@ import numpy as np
 import orjson
 
 from bridge_client import EmbedClient
+from bridge_client.calls import Chunk, EmbedCall, Parameters, read_answer
 from bridge_client.handshake import Served
-from bridge_client.requests import Job, Parameters, Piece, read_answer
 from bridge_client.testing import fake_client
 from embed_worker import protocol
 from embed_worker.protocol import EncodingFormat, Limits, Success
@@ -79,15 +79,15 @@ def decoding(count: int = 1000, dimension: int = 384) -> None:
     def client() -> None:
         response = protocol.decode_response(line)
         assert isinstance(response, Success)
-        job.take(piece, read_answer(response.members, piece, served))
-        assert job.conclude()
-        job.deliver()
+        call.take(chunk, read_answer(response.members, chunk, served))
+        assert call.conclude()
+        call.deliver()
 
     bare_s = client_s = float("inf")
     for _ in range(200):  # in turns, so that both meet the same machine
         bare_s = min(bare_s, best(bare, 1))
-        job = Job(texts, Parameters(), timeout_s=1.0)
-        piece = Piece(job=job, start=0, stop=count)
+        call = EmbedCall(texts, Parameters(), timeout_s=1.0)
+        chunk = Chunk(call=call, start=0, stop=count)
         client_s = min(client_s, best(client, 1))
     print(
         f"{count} x {dimension} decoded: {client_s * 1e3:.2f} ms, orjson and binascii alone {bare_s * 1e3:.2f} ms:"

@@ -262,7 +262,7 @@ def test_a_call_larger_than_the_queue_is_admitted_when_alone() -> None:
 
 
 def test_short_texts_do_not_wait_behind_a_long_call() -> None:
-    # The long call is a hundred pieces, of which the window lets a few into the worker.
+    # The long call is a hundred chunks, of which the window lets a few into the worker.
     with fake_client(latency=0.02) as client:
         client.info()
         long = client.submit(["word " * 400] * 10_000)

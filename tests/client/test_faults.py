@@ -160,7 +160,7 @@ def test_a_worker_that_dies_again_and_again_is_replaced_and_nothing_is_lost(faul
         for number, future in enumerate(futures):
             assert np.array_equal(future.result(WAIT_S).vectors, expected(str(number)))
         assert client.stats().restarts >= 28
-        assert client.stats().convictions == 0
+        assert client.stats().blamed == 0
 
 
 def test_a_crash_loop_with_a_successful_start_each_time_ends_in_failed() -> None:
@@ -265,12 +265,12 @@ def test_a_grandchild_is_gone_after_close(tmp_path: Path) -> None:
 def test_a_poison_among_256_innocents_in_mixed_requests_is_found_within_the_default_budget() -> None:
     texts = [f"innocent {number}" for number in range(256)]
     with fake_client(ClientOptions(), poison="poison") as client:
-        guilty = client.submit([*texts[:100], "a poison text", *texts[100:150]])
+        blamed = client.submit([*texts[:100], "a poison text", *texts[100:150]])
         others = [client.submit(texts[start : start + 10]) for start in range(150, 250, 10)]
         others += [client.submit(text) for text in texts[250:]]
         vectors = np.concatenate([future.result(60.0).vectors for future in others])
         with pytest.raises(PoisonedInputError) as caught:
-            guilty.result(60.0)
+            blamed.result(60.0)
         assert (caught.value.index, caught.value.indexes) == (100, (100,))
         assert caught.value.others is not None
         assert np.array_equal(np.concatenate([caught.value.others.vectors, vectors]), expected(*texts))
@@ -293,14 +293,14 @@ def test_two_poisons_in_one_request_are_both_found() -> None:
         assert np.array_equal(caught.value.others.vectors, expected(*texts))
 
 
-def test_the_same_poison_in_many_requests_is_convicted_once() -> None:
+def test_the_same_poison_in_many_requests_is_blamed_once() -> None:
     with fake_client(QUICK, poison="bad") as client:
         futures = [client.submit(["bad", f"innocent {number}"]) for number in range(5)]
         for future in futures:
             with pytest.raises(PoisonedInputError) as caught:
                 future.result(WAIT_S)
             assert caught.value.index == 0
-        assert client.stats().convictions == 1
+        assert client.stats().blamed == 1
         assert client.stats().restarts <= 4
 
 
@@ -309,10 +309,10 @@ def test_other_ways_to_die_of_an_input(fault: dict[str, str | int]) -> None:
     with fake_client(QUICK, poison="bad", **fault) as client:
         with pytest.raises(PoisonedInputError):
             client.embed(["bad"])
-        assert client.stats().convictions == 1
+        assert client.stats().blamed == 1
 
 
-def test_an_input_that_hangs_the_worker_is_convicted() -> None:
+def test_an_input_that_hangs_the_worker_is_blamed() -> None:
     with fake_client(IMPATIENT, poison="bad", poison_hangs=True) as client:
         with pytest.raises(PoisonedInputError):
             client.embed(["bad"])
@@ -326,7 +326,7 @@ def test_a_request_that_takes_too_much_memory_is_cut_smaller(count_file: str) ->
         assert client.stats().restarts == 2
         assert np.array_equal(client.embed(texts), expected(*texts))
         assert client.stats().restarts == 2, "the ceiling is remembered"
-        assert client.stats().convictions == 0
+        assert client.stats().blamed == 0
 
 
 def test_an_out_of_memory_answer_is_an_answer_and_the_retry_is_smaller() -> None:
@@ -338,12 +338,12 @@ def test_an_out_of_memory_answer_is_an_answer_and_the_retry_is_smaller() -> None
         assert np.array_equal(client.embed(texts), expected(*texts))
 
 
-def test_a_kill_from_outside_convicts_nobody_and_the_request_ends_with_its_own_timeout() -> None:
+def test_a_kill_from_outside_blames_nobody_and_the_request_ends_with_its_own_timeout() -> None:
     options = ClientOptions(backoff_initial_s=0.01, backoff_max_s=0.01, restart_budget=1000)
     with fake_client(options, kill_after="0") as client:
         with pytest.raises(TimeoutError):
             client.embed(["a"], timeout_s=1.0)
-        assert client.stats().convictions == 0
+        assert client.stats().blamed == 0
         assert client.stats().replays > 2
 
 
@@ -390,7 +390,7 @@ def test_a_worker_that_hangs_after_the_timeout_of_its_request_is_still_noticed(c
         assert np.array_equal(client.embed(["a"]), expected("a"))
 
 
-# Talking nonsense -------------------------------------------------------------------------------------------------
+# Lines that are no answers ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -409,7 +409,7 @@ def test_an_answer_that_cannot_be_trusted_ends_the_worker_and_is_never_used(faul
         client.embed(["a"])
         assert np.array_equal(client.embed(["b"]), expected("b"))
         assert last_cause(client) is Cause.BROKE_PROTOCOL
-        assert client.stats().convictions == 0
+        assert client.stats().blamed == 0
 
 
 def test_answers_in_any_order_doubled_or_for_nobody_are_sorted_out() -> None:

@@ -15,24 +15,24 @@ import bridge_client.testing
 from bridge_client import (
     ClientOptions,
     Timing,
+    calls,
     dispatcher,
     health,
     options,
-    place,
-    requests,
     supervisor,
     worker_process,
+    worker_slot,
 )
+from bridge_client.calls import EmbedCall, Parameters
 from bridge_client.exits import Cause, cause_of
 from bridge_client.health import Check, Health
 from bridge_client.lifecycle import Event, Life, Loss, On, Policy, State, step
-from bridge_client.requests import Job, Parameters
 from embed_worker.protocol import Limits
 
 POLICY: dict[str, Any] = json.loads(
     (Path(bridge_client.testing.__file__).parent / "conformance" / "policy.json").read_text("utf-8")
 )
-ELSEWHERE = {"max_attempts", "special_tokens"}  # this client isolates the guilty input; test_pieces counts the tokens
+ELSEWHERE = {"max_attempts", "special_tokens"}  # this client isolates the blamed input; test_chunks counts the tokens
 
 
 def cases(section: str) -> list[Any]:
@@ -41,17 +41,17 @@ def cases(section: str) -> list[Any]:
 
 def test_every_number_is_the_one_of_the_policy() -> None:
     ours = {
-        "piece_tokens": requests.PIECE_TOKENS,
-        "piece_bytes": requests.PIECE_BYTES,
-        "bytes_per_token": requests._BYTES_PER_TOKEN,
-        "most_tokens": requests._MOST_TOKENS,
-        "short_tokens": place._SHORT_TOKENS,
-        "window_requests": place._WINDOW_REQUESTS,
-        "window_tokens": place._WINDOW_TOKENS,
-        "window_bytes": place._WINDOW_BYTES,
+        "piece_tokens": calls.CHUNK_TOKENS,
+        "piece_bytes": calls.CHUNK_BYTES,
+        "bytes_per_token": calls._BYTES_PER_TOKEN,
+        "most_tokens": calls._MOST_TOKENS,
+        "short_tokens": worker_slot._SHORT_TOKENS,
+        "window_requests": worker_slot._WINDOW_REQUESTS,
+        "window_tokens": worker_slot._WINDOW_TOKENS,
+        "window_bytes": worker_slot._WINDOW_BYTES,
         "max_answer_bytes": worker_process._MAX_ANSWER_BYTES,
         "stderr_tail_bytes": worker_process._STDERR_TOLD_BYTES,
-        "nonsense_before_ready": supervisor._NONSENSE_BEFORE_READY,
+        "nonsense_before_ready": supervisor._INVALID_LINES_BEFORE_READY,
         "pipe_grace_s": worker_process._PIPE_GRACE_S,
         "pipe_lost_s": supervisor._PIPE_LOST_S,
         "longest_drain_s": dispatcher._LONGEST_DRAIN_S,
@@ -155,8 +155,8 @@ def test_hangs_are_those_of_the_policy(case: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("case", cases("pieces"))
-def test_pieces_are_those_of_the_policy(case: dict[str, Any]) -> None:
+def test_chunks_are_those_of_the_policy(case: dict[str, Any]) -> None:
     repeated = case.get("input_repeated", [[1, size] for size in case.get("input_bytes", [])])
     inputs = [text for count, size in repeated for text in itertools.repeat("x" * size, count)]
-    job = Job(inputs, Parameters(), timeout_s=1.0)
-    assert [[piece.start, piece.stop] for piece in job.pieces()] == case["pieces"]
+    call = EmbedCall(inputs, Parameters(), timeout_s=1.0)
+    assert [[chunk.start, chunk.stop] for chunk in call.chunks()] == case["pieces"]

@@ -55,7 +55,7 @@ def test_one_that_dies_disturbs_nobody() -> None:
         assert generations[0] == generations[2] == 1
 
 
-def test_a_poison_is_convicted_once_for_the_whole_pool() -> None:
+def test_a_poison_is_blamed_once_for_the_whole_pool() -> None:
     with fake_client(POOL, poison="bad") as client:
         wait_until(lambda: all_ready(client))
         futures = [client.submit(["bad", str(number)]) for number in range(6)]

@@ -2,7 +2,7 @@
 
 `--kills 200` kills the worker at random moments under load, some of them only milliseconds apart and some while it
 starts; `--rounds 20` runs rounds of the fake worker with random faults. What it prints at the end: requests, restarts,
-replays, convictions, lost (0), wrong (0), leaked descriptors, threads and processes (0), memory (flat).
+replays, blamed inputs, lost (0), wrong (0), leaked descriptors, threads and processes (0), memory (flat).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Tally:
     stops: int = 0
     restarts: int = 0
     replays: int = 0
-    convictions: int = 0
+    blamed: int = 0
     leaked_descriptors: int = 0
     leaked_threads: int = 0
     leaked_processes: int = 0
@@ -218,7 +218,7 @@ def _add_stats(tally: Tally, client: EmbedClient) -> None:
     stats = client.stats()
     tally.restarts += stats.restarts
     tally.replays += stats.replays
-    tally.convictions += stats.convictions
+    tally.blamed += stats.blamed
 
 
 def measured(run: Callable[[Tally], None]) -> Tally:
@@ -274,7 +274,7 @@ def main() -> int:
             )
         )
         print(f"killed under load, seed {arguments.seed}\n{tally.describe()}", flush=True)
-        is_well &= is_clean(tally) and tally.convictions == 0
+        is_well &= is_clean(tally) and tally.blamed == 0
     if arguments.rounds:
         tally = measured(lambda tally: random_rounds(tally, arguments.seed, arguments.rounds))
         print(f"random faults, seed {arguments.seed}\n{tally.describe()}", flush=True)
@@ -283,7 +283,7 @@ def main() -> int:
 
 
 def is_clean(tally: Tally) -> bool:
-    """Whether nothing was lost, wrong or leaked, and every request has its vectors or its guilty input."""
+    """Whether nothing was lost, wrong or leaked, and every request has its vectors or the input that is to blame."""
     leaked = tally.leaked_descriptors, tally.leaked_threads, tally.leaked_processes
     return (tally.lost, tally.wrong, tally.errors) == (0, 0, {}) and max(leaked) <= 0
 

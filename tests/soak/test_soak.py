@@ -9,11 +9,11 @@ from tests.soak.chaos import SLOW_FAKE, is_clean, kill_under_load, measured, ran
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 
 
-def test_two_hundred_kills_under_twenty_thousand_requests_lose_nothing_and_convict_nobody() -> None:
+def test_two_hundred_kills_under_twenty_thousand_requests_lose_nothing_and_blame_nobody() -> None:
     tally = measured(lambda tally: kill_under_load(tally, 1, 20_000, 32, 200, ()))
     print(tally.describe())
     assert is_clean(tally)
-    assert (tally.kills, tally.convictions) == (200, 0)
+    assert (tally.kills, tally.blamed) == (200, 0)
     assert tally.right == 20_000
 
 
@@ -22,7 +22,7 @@ def test_the_same_with_a_worker_that_starts_at_once(seed: int) -> None:
     tally = measured(lambda tally: kill_under_load(tally, seed, 20_000, 32, 200, SLOW_FAKE))
     print(tally.describe())
     assert is_clean(tally)
-    assert tally.convictions == 0
+    assert tally.blamed == 0
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])

@@ -1,4 +1,4 @@
-"""One place in the pool of workers: its life, its process while there is one, and what that has been sent."""
+"""One slot in the pool of workers: its life, its process while there is one, and what that has been sent."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import enum
 from collections import deque
 from typing import Any, TypeAlias
 
+from bridge_client.calls import Chunk, EmbedCall, Promise
 from bridge_client.exits import Cause, ExitReport
 from bridge_client.handshake import Served
 from bridge_client.health import Health
 from bridge_client.investigation import Investigation
 from bridge_client.lifecycle import Life, Policy, State, level_at
-from bridge_client.requests import Job, Piece, Promise
 from bridge_client.stats import WorkerStats
 from bridge_client.worker_process import WorkerProcess
 from embed_worker.protocol import Request
 
 _SHORT_TOKENS = 512  # about one micro-batch of the worker
-_WINDOW_REQUESTS = 256  # more would not make better batches, only more suspects
+_WINDOW_REQUESTS = 256  # more would not make better batches, only more chunks to isolate
 _WINDOW_TOKENS = 65_536  # of bulk work: seconds of it, so that its time-outs measure work and not the queue
 _WINDOW_BYTES = 16 * 2**20
 
@@ -41,11 +41,11 @@ class Control(Promise[dict[str, Any]]):
         self.timeout_s = timeout_s
 
 
-Awaited: TypeAlias = Piece | Control | Internal
+Awaited: TypeAlias = Chunk | Control | Internal
 
 
-class Place:
-    """A worker's place. The supervisor's lock guards it."""
+class WorkerSlot:
+    """A worker's slot. The supervisor's lock guards it."""
 
     def __init__(self, number: int, *, replay: bool) -> None:
         self.number = number
@@ -62,18 +62,18 @@ class Place:
         self.served: Served | None = None  # since it has answered `info`, like `health`
         self.health: Health | None = None
         self.awaited: dict[int, Awaited] = {}  # by id, in the order of sending
-        self.requests = self.tokens = self.bulk_tokens = self.bytes = 0  # of the pieces in flight
+        self.requests = self.tokens = self.bulk_tokens = self.bytes = 0  # of the chunks in flight
         self.has_embedded = False
-        self.nonsense = 0  # lines before it was ready
-        self.is_doomed = False  # being killed or drained: gets nothing new
-        self.is_distrusted = False  # what it still says does not count
+        self.invalid_lines = 0
+        self.is_stopping = False  # being killed or drained: gets nothing new
+        self.ignores_output = False  # what it still says does not count
         self.kill_at: tuple[float, Cause, str] | None = None
         self.abandon_at: float | None = None
 
     @property
     def accepts(self) -> bool:
         """Whether requests may be sent."""
-        return self.life.state is State.READY and not self.is_doomed and self.served is not None
+        return self.life.state is State.READY and not self.is_stopping and self.served is not None
 
     @property
     def is_busy(self) -> bool:
@@ -93,48 +93,48 @@ class Place:
             last_exit=self.last_exit,
         )
 
-    def has_room(self, piece: Piece) -> bool:
-        """Whether a piece fits into the window of what is in flight."""
+    def has_room(self, chunk: Chunk) -> bool:
+        """Whether a chunk fits into the window of what is in flight."""
         assert self.served is not None
         limits = self.served.limits
         if not self.is_busy:
             return True
         if self.requests >= min(_WINDOW_REQUESTS, limits.max_in_flight):
             return False
-        if self.bytes + piece.bytes > min(_WINDOW_BYTES, limits.max_in_flight_bytes // 2):
+        if self.bytes + chunk.bytes > min(_WINDOW_BYTES, limits.max_in_flight_bytes // 2):
             return False
         # Only bulk work counts against bulk work: a short text never waits behind a long call in here.
-        return is_short(piece) or self.bulk_tokens == 0 or self.bulk_tokens + piece.tokens <= _WINDOW_TOKENS
+        return is_short(chunk) or self.bulk_tokens == 0 or self.bulk_tokens + chunk.tokens <= _WINDOW_TOKENS
 
-    def load(self, piece: Piece) -> None:
-        """Count a piece that was sent."""
-        self._count(piece, 1)
+    def load(self, chunk: Chunk) -> None:
+        """Count a chunk that was sent."""
+        self._count(chunk, 1)
 
-    def unload(self, piece: Piece) -> None:
-        """Count a piece that was answered."""
-        self._count(piece, -1)
+    def unload(self, chunk: Chunk) -> None:
+        """Count a chunk that was answered."""
+        self._count(chunk, -1)
 
-    def _count(self, piece: Piece, sign: int) -> None:
+    def _count(self, chunk: Chunk, sign: int) -> None:
         self.requests += sign
-        self.tokens += sign * piece.tokens
-        self.bytes += sign * piece.bytes
-        self.bulk_tokens += 0 if is_short(piece) else sign * piece.tokens
+        self.tokens += sign * chunk.tokens
+        self.bytes += sign * chunk.bytes
+        self.bulk_tokens += 0 if is_short(chunk) else sign * chunk.tokens
 
-    def pieces(self) -> list[Piece]:
+    def chunks(self) -> list[Chunk]:
         """Return what is in flight, in the order in which it was sent."""
-        return [awaited for awaited in self.awaited.values() if isinstance(awaited, Piece)]
+        return [awaited for awaited in self.awaited.values() if isinstance(awaited, Chunk)]
 
-    def ids_of(self, job: Job) -> list[int]:
-        """Return the ids under which pieces of a call are in flight."""
-        return [key for key, each in self.awaited.items() if isinstance(each, Piece) and each.job is job]
+    def ids_of(self, call: EmbedCall) -> list[int]:
+        """Return the ids under which chunks of a call are in flight."""
+        return [key for key, each in self.awaited.items() if isinstance(each, Chunk) and each.call is call]
 
-    def doom(self, at: float, cause: Cause, why: str) -> None:
+    def stop_at(self, at: float, cause: Cause, why: str) -> None:
         """Send nothing more, and have the process killed then, unless it is gone or another reason is sooner."""
-        self.is_doomed = True
+        self.is_stopping = True
         if self.kill_at is None or at < self.kill_at[0]:
             self.kill_at = (at, cause, why)
 
 
-def is_short(piece: Piece) -> bool:
-    """Whether a piece is so small that it should not wait behind larger ones."""
-    return piece.tokens <= _SHORT_TOKENS
+def is_short(chunk: Chunk) -> bool:
+    """Whether a chunk is so small that it should not wait behind larger ones."""
+    return chunk.tokens <= _SHORT_TOKENS

@@ -13,29 +13,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge_client import PoisonedInputError, RequestError
+from bridge_client.calls import CHUNK_BYTES, CHUNK_TOKENS, Chunk, EmbedCall, Parameters, read_answer
 from bridge_client.handshake import Served, Unusable
-from bridge_client.place import Place
-from bridge_client.requests import PIECE_BYTES, PIECE_TOKENS, Job, Parameters, Piece, read_answer
 from bridge_client.worker_process import LineBuffer, printable
+from bridge_client.worker_slot import WorkerSlot
 from embed_worker.protocol import Limits, ProtocolError, Success, decode_response, encode_success
 
 SERVED = Served(model="m", fingerprint="f", dimension=2, limits=Limits())
 
 
-def job_of(count: int) -> Job:
-    return Job([str(number) for number in range(count)], Parameters(), timeout_s=1.0)
+def job_of(count: int) -> EmbedCall:
+    return EmbedCall([str(number) for number in range(count)], Parameters(), timeout_s=1.0)
 
 
-def members_of(piece: Piece, **changes: Any) -> dict[str, Any]:
-    rows = np.array([[number, -number] for number in range(piece.start, piece.stop)], np.float32).reshape(-1, 2)
+def members_of(chunk: Chunk, **changes: Any) -> dict[str, Any]:
+    rows = np.array([[number, -number] for number in range(chunk.start, chunk.stop)], np.float32).reshape(-1, 2)
     members = {
         "model": "m",
         "fingerprint": "f",
-        "count": len(piece),
+        "count": len(chunk),
         "dimension": 2,
         "embeddings_base64": base64.b64encode(rows.tobytes()).decode(),
-        "tokens": list(range(piece.start, piece.stop)),
-        "truncated": [index - piece.start for index in range(piece.start, piece.stop) if index % 3 == 0],
+        "tokens": list(range(chunk.start, chunk.stop)),
+        "truncated": [index - chunk.start for index in range(chunk.start, chunk.stop) if index % 3 == 0],
         "timing_ms": {"total": 1.0},
     }
     return members | changes
@@ -43,43 +43,43 @@ def members_of(piece: Piece, **changes: Any) -> dict[str, Any]:
 
 @given(st.lists(st.integers(0, 20_000), max_size=300))
 def test_pieces_cover_the_call_in_order_and_are_bounded(lengths: list[int]) -> None:
-    job = Job(["x" * length for length in lengths], Parameters(), timeout_s=1.0)
-    pieces = list(job.pieces())
-    assert [index for piece in pieces for index in range(piece.start, piece.stop)] == list(range(len(lengths)))
-    assert sum(piece.weight for piece in pieces) == job.missing
-    for piece in pieces:
-        assert len(piece) == 1 or (piece.tokens <= PIECE_TOKENS and piece.bytes <= PIECE_BYTES) or not lengths
+    call = EmbedCall(["x" * length for length in lengths], Parameters(), timeout_s=1.0)
+    chunks = list(call.chunks())
+    assert [index for chunk in chunks for index in range(chunk.start, chunk.stop)] == list(range(len(lengths)))
+    assert sum(chunk.weight for chunk in chunks) == call.missing
+    for chunk in chunks:
+        assert len(chunk) == 1 or (chunk.tokens <= CHUNK_TOKENS and chunk.bytes <= CHUNK_BYTES) or not lengths
 
 
 @given(st.integers(1, 60), st.data())
 def test_however_a_call_is_cut_it_is_joined_rightly(count: int, data: st.DataObject) -> None:
-    job = job_of(count)
-    [whole] = job.pieces()
+    call = job_of(count)
+    [whole] = call.chunks()
     waiting, done = [whole], []
     while waiting:
-        piece = waiting.pop(data.draw(st.integers(0, len(waiting) - 1)))
-        if len(piece) > 1 and data.draw(st.booleans()):
-            waiting.extend(piece.cut(data.draw(st.integers(1, len(piece) - 1))))
+        chunk = waiting.pop(data.draw(st.integers(0, len(waiting) - 1)))
+        if len(chunk) > 1 and data.draw(st.booleans()):
+            waiting.extend(chunk.cut(data.draw(st.integers(1, len(chunk) - 1))))
         else:
-            done.append(piece)
-    guilty = set()
-    for piece in data.draw(st.permutations(done)):
-        assert not job.conclude()
-        if len(piece) == 1 and data.draw(st.booleans()):
-            guilty.add(piece.start)
-            job.convict(piece.start)
+            done.append(chunk)
+    blamed = set()
+    for chunk in data.draw(st.permutations(done)):
+        assert not call.conclude()
+        if len(chunk) == 1 and data.draw(st.booleans()):
+            blamed.add(chunk.start)
+            call.blame(chunk.start)
         else:
-            assert job.take(piece, read_answer(members_of(piece), piece, SERVED))
-    assert job.conclude()
-    job.deliver()
-    error = job.future.exception(0)
-    kept = [index for index in range(count) if index not in guilty]
-    if guilty:
+            assert call.take(chunk, read_answer(members_of(chunk), chunk, SERVED))
+    assert call.conclude()
+    call.deliver()
+    error = call.future.exception(0)
+    kept = [index for index in range(count) if index not in blamed]
+    if blamed:
         assert isinstance(error, PoisonedInputError)
-        assert error.indexes == tuple(sorted(guilty))
+        assert error.indexes == tuple(sorted(blamed))
         result = error.others
     else:
-        result = job.future.result(0)
+        result = call.future.result(0)
     assert (result is None) == (not kept)
     if result is not None:
         assert result.vectors[:, 0].tolist() == kept
@@ -88,10 +88,10 @@ def test_however_a_call_is_cut_it_is_joined_rightly(count: int, data: st.DataObj
 
 
 def test_only_bulk_work_waits_for_the_window_of_bulk_work() -> None:
-    place = Place(0, replay=True)
+    place = WorkerSlot(0, replay=True)
     place.served = SERVED
-    bulk = next(Job(["x" * 2000] * 10, Parameters(), timeout_s=1.0).pieces())
-    short = next(job_of(1).pieces())
+    bulk = next(EmbedCall(["x" * 2000] * 10, Parameters(), timeout_s=1.0).chunks())
+    short = next(job_of(1).chunks())
     sent = []
     while place.has_room(bulk):
         place.load(bulk)
@@ -100,8 +100,8 @@ def test_only_bulk_work_waits_for_the_window_of_bulk_work() -> None:
     place.load(bulk)
     sent.append(bulk)
     assert place.has_room(short), "also when the window of bulk work is more than full"
-    for piece in sent:
-        place.unload(piece)
+    for chunk in sent:
+        place.unload(chunk)
     assert (place.requests, place.tokens, place.bulk_tokens, place.bytes) == (0, 0, 0, 0)
     for _ in range(256):
         assert place.has_room(short)
@@ -110,32 +110,32 @@ def test_only_bulk_work_waits_for_the_window_of_bulk_work() -> None:
 
 
 def test_a_window_stays_within_what_the_worker_allows() -> None:
-    place = Place(0, replay=True)
+    place = WorkerSlot(0, replay=True)
     place.served = dataclasses.replace(SERVED, limits=Limits(max_in_flight=2, max_in_flight_bytes=100))
-    large = next(Job(["x" * 2000], Parameters(), timeout_s=1.0).pieces())
+    large = next(EmbedCall(["x" * 2000], Parameters(), timeout_s=1.0).chunks())
     assert place.has_room(large), "a request that is larger is admitted when alone"
     place.load(large)
-    assert not place.has_room(next(job_of(1).pieces()))
+    assert not place.has_room(next(job_of(1).chunks()))
 
 
 def test_an_outcome_is_decided_once_and_a_cancelled_call_has_none() -> None:
-    job = job_of(1)
+    call = job_of(1)
     first, second = (RequestError(code, "", retryable=False) for code in "ab")
-    assert job.settle(first)
-    assert not job.settle(second)
-    job.deliver()
-    assert job.future.exception(0) is first
+    assert call.settle(first)
+    assert not call.settle(second)
+    call.deliver()
+    assert call.future.exception(0) is first
     cancelled = job_of(1)
     cancelled.future.cancel()
     assert not cancelled.settle(first)
 
 
 def test_a_call_never_mixes_two_vector_spaces() -> None:
-    job = job_of(2)
-    first, second = next(job.pieces()).cut(1)
+    call = job_of(2)
+    first, second = next(call.chunks()).cut(1)
     other = Served(model="m", fingerprint="g", dimension=2, limits=Limits())
-    assert job.take(first, read_answer(members_of(first), first, SERVED))
-    assert not job.take(second, read_answer(members_of(second, fingerprint="g"), second, other))
+    assert call.take(first, read_answer(members_of(first), first, SERVED))
+    assert not call.take(second, read_answer(members_of(second, fingerprint="g"), second, other))
 
 
 @pytest.mark.parametrize(
@@ -161,10 +161,10 @@ def test_a_call_never_mixes_two_vector_spaces() -> None:
     ],
 )
 def test_an_answer_that_does_not_fit_is_refused_whole(changes: dict[str, Any]) -> None:
-    piece = next(job_of(3).pieces())
-    read_answer(members_of(piece), piece, SERVED)
+    chunk = next(job_of(3).chunks())
+    read_answer(members_of(chunk), chunk, SERVED)
     with pytest.raises(ProtocolError):
-        read_answer(members_of(piece, **changes), piece, SERVED)
+        read_answer(members_of(chunk, **changes), chunk, SERVED)
 
 
 @pytest.mark.parametrize(
@@ -207,11 +207,11 @@ def test_any_bytes_are_an_answer_or_a_protocol_error(line: bytes) -> None:
 
 
 def test_what_the_worker_writes_is_what_the_client_reads() -> None:
-    piece = next(job_of(3).pieces())
-    response = decode_response(encode_success(7, 1, members_of(piece)))
+    chunk = next(job_of(3).chunks())
+    response = decode_response(encode_success(7, 1, members_of(chunk)))
     assert isinstance(response, Success)
     assert response.id == 7
-    assert read_answer(response.members, piece, SERVED).vectors.tolist() == [[0, 0], [1, -1], [2, -2]]
+    assert read_answer(response.members, chunk, SERVED).vectors.tolist() == [[0, 0], [1, -1], [2, -2]]
 
 
 def test_control_characters_are_escaped_and_newlines_stay() -> None:

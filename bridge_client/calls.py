@@ -1,4 +1,4 @@
-"""One call of a host and the pieces of it that travel: how inputs are cut, and how vectors are joined again.
+"""One call of a host and the chunks of it that travel: how inputs are cut, and how vectors are joined again.
 
 No I/O, no threads, no clock. The caller's lock guards everything here but `deliver`, which runs without any.
 """
@@ -22,11 +22,11 @@ from embed_worker.protocol import EncodingFormat, ErrorCode, Limits
 
 T = TypeVar("T")
 
-# A piece is a second or two of work on a small machine: long enough to be batched well, short enough that a bulk call
-# neither outlives the time limit of its pieces in the worker's queue nor keeps others waiting behind it.
-PIECE_TOKENS = 16_384
-_MOST_INPUTS = Limits().max_inputs  # a worker with less says so, and its pieces are cut again
-PIECE_BYTES = 4 * 2**20  # times six, for the escapes of control characters, still a legal line
+# A chunk is a second or two of work on a small machine: long enough to be batched well, short enough that a bulk call
+# neither outlives the time limit of its chunks in the worker's queue nor keeps others waiting behind it.
+CHUNK_TOKENS = 16_384
+_MOST_INPUTS = Limits().max_inputs  # a worker with less says so, and its chunks are cut again
+CHUNK_BYTES = 4 * 2**20  # times six, for the escapes of control characters, still a legal line
 _BYTES_PER_TOKEN = 4
 _MOST_TOKENS = 512  # a text is truncated at the model's limit, and few models go further
 
@@ -76,7 +76,7 @@ class Promise(Generic[T]):
                 self.future.set_result(result)
 
 
-class Job(Promise[Embeddings]):
+class EmbedCall(Promise[Embeddings]):
     """One call: its inputs, and what has come back so far.
 
     Raises:
@@ -96,7 +96,7 @@ class Job(Promise[Embeddings]):
         super().__init__()
         self.inputs = inputs
         self.parameters = parameters
-        self.timeout_s = timeout_s  # for each piece, from being sent first; the deadline goes before it
+        self.timeout_s = timeout_s  # for each chunk, from being sent first; the deadline goes before it
         self.deadline = deadline
         self.calls_back = calls_back  # the future is the host's: its callbacks run on the thread for such
         self.sizes = _sizes(inputs)
@@ -104,26 +104,26 @@ class Job(Promise[Embeddings]):
         self.submitted_at = 0.0
         self.missing = max(1, len(inputs))  # inputs without a result; an empty call waits for one answer, too
         self.unsent = 0  # of those, the ones that wait here
-        self.lone_deaths = 0  # of workers, with one of its pieces alone
-        self._guilty: list[int] = []
+        self.lone_deaths = 0  # of workers, with one of its chunks alone
+        self._blamed: list[int] = []
         self._vectors: Matrix | None = None
         self._tokens = [0] * len(inputs)
         self._truncated: list[int] = []
         self._served: Served | None = None
         self._timing_ms: dict[str, float] = {}
 
-    def pieces(self) -> Iterator[Piece]:
-        """Cut the call into pieces of bounded cost; at least one, also when there is no input."""
+    def chunks(self) -> Iterator[Chunk]:
+        """Cut the call into chunks of bounded cost; at least one, also when there is no input."""
         start = tokens = size = 0
         for index, text_bytes in enumerate(self.sizes):
             cost = _cost(text_bytes)
-            is_full = tokens + cost > PIECE_TOKENS or size + text_bytes > PIECE_BYTES
+            is_full = tokens + cost > CHUNK_TOKENS or size + text_bytes > CHUNK_BYTES
             if index > start and (is_full or index - start == _MOST_INPUTS):
-                yield Piece(job=self, start=start, stop=index)
+                yield Chunk(call=self, start=start, stop=index)
                 start, tokens, size = index, 0, 0
             tokens += cost
             size += text_bytes
-        yield Piece(job=self, start=start, stop=len(self.sizes))
+        yield Chunk(call=self, start=start, stop=len(self.sizes))
 
     def request(self, start: int, stop: int) -> protocol.Embed:
         """Return the request for a range of the inputs."""
@@ -138,41 +138,41 @@ class Job(Promise[Embeddings]):
             encoding_format=EncodingFormat.BASE64,
         )
 
-    def take(self, piece: Piece, answer: Answer) -> bool:
-        """Put the vectors of a piece in their place; False where they would mix two vector spaces."""
+    def take(self, chunk: Chunk, answer: Answer) -> bool:
+        """Put the vectors of a chunk in their place; False where they would mix two vector spaces."""
         if self._served is not None and self._served.fingerprint != answer.served.fingerprint:
             return False
         if self._vectors is None:
             self._vectors = np.zeros((len(self.inputs), answer.vectors.shape[1]), np.float32)
-        self._vectors[piece.start : piece.stop] = answer.vectors
-        self._tokens[piece.start : piece.stop] = answer.tokens
-        self._truncated.extend(piece.start + index for index in answer.truncated)
+        self._vectors[chunk.start : chunk.stop] = answer.vectors
+        self._tokens[chunk.start : chunk.stop] = answer.tokens
+        self._truncated.extend(chunk.start + index for index in answer.truncated)
         self._served = answer.served
         if answer.timing_ms.get("total", 0.0) >= self._timing_ms.get("total", 0.0):
             self._timing_ms = dict(answer.timing_ms)
-        self.missing -= piece.weight
+        self.missing -= chunk.weight
         return True
 
-    def convict(self, index: int) -> None:
-        """Note a guilty input."""
-        self._guilty.append(index)
+    def blame(self, index: int) -> None:
+        """Note a blamed input."""
+        self._blamed.append(index)
         self.missing -= 1
 
     def conclude(self) -> bool:
-        """Settle a call of which nothing is missing: with its vectors, or with the inputs that are guilty."""
+        """Settle a call of which nothing is missing: with its vectors, or with the inputs that are blamed."""
         if self.missing:
             return False
-        if not self._guilty:
+        if not self._blamed:
             return self.settle(self._embeddings)
         others = self._embeddings() if self._served is not None else None
-        return self.settle(PoisonedInputError(tuple(sorted(self._guilty)), others))
+        return self.settle(PoisonedInputError(tuple(sorted(self._blamed)), others))
 
     def _embeddings(self) -> Embeddings:
         assert self._vectors is not None
         assert self._served is not None
-        guilty = set(self._guilty)
-        kept = [index for index in range(len(self.inputs)) if index not in guilty]
-        place = {index: number for number, index in enumerate(kept)} if guilty else None
+        blamed = set(self._blamed)
+        kept = [index for index in range(len(self.inputs)) if index not in blamed]
+        place = {index: number for number, index in enumerate(kept)} if blamed else None
         return Embeddings(
             vectors=self._vectors if place is None else self._vectors[kept],
             tokens=tuple(self._tokens if place is None else (self._tokens[index] for index in kept)),
@@ -184,18 +184,18 @@ class Job(Promise[Embeddings]):
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Piece:
+class Chunk:
     """A range of a call's inputs that travels as one request.
 
     Attributes:
-        lone_deaths: How often a worker died with this, or with the larger piece that it was cut from, alone.
+        lone_deaths: How often a worker died with this, or with the larger chunk that it was cut from, alone.
         sent_at: When its inputs were sent first; their time-out counts from then, whatever happens to the worker.
     """
 
-    job: Job
+    call: EmbedCall
     start: int
     stop: int
-    is_suspect: bool = False
+    is_isolated: bool = False
     lone_deaths: int = 0
     attempts: int = 0
     sent_at: float | None = None
@@ -203,7 +203,7 @@ class Piece:
     bytes: int = 0
 
     def __post_init__(self) -> None:
-        sizes = self.job.sizes[self.start : self.stop]
+        sizes = self.call.sizes[self.start : self.stop]
         self.tokens = sum(map(_cost, sizes))
         self.bytes = sum(sizes)
 
@@ -212,31 +212,31 @@ class Piece:
 
     @property
     def weight(self) -> int:
-        """How much of its call it is; an empty call has one empty piece."""
+        """How much of its call it is; an empty call has one empty chunk."""
         return max(1, len(self))
 
     @property
     def texts(self) -> Sequence[str]:
         """Its inputs."""
-        return self.job.inputs[self.start : self.stop]
+        return self.call.inputs[self.start : self.stop]
 
     @property
     def deadline(self) -> float:
         """When its time is over."""
-        if self.job.deadline is not None:
-            return self.job.deadline
-        return math.inf if self.sent_at is None else self.sent_at + self.job.timeout_s
+        if self.call.deadline is not None:
+            return self.call.deadline
+        return math.inf if self.sent_at is None else self.sent_at + self.call.timeout_s
 
-    def cut(self, size: int) -> tuple[Piece, Piece]:
+    def cut(self, size: int) -> tuple[Chunk, Chunk]:
         """Cut off the first `size` inputs; both parts keep the history."""
         return self._part(self.start, self.start + size), self._part(self.start + size, self.stop)
 
-    def _part(self, start: int, stop: int) -> Piece:
-        return Piece(
-            job=self.job,
+    def _part(self, start: int, stop: int) -> Chunk:
+        return Chunk(
+            call=self.call,
             start=start,
             stop=stop,
-            is_suspect=self.is_suspect,
+            is_isolated=self.is_isolated,
             lone_deaths=self.lone_deaths,
             attempts=self.attempts,
             sent_at=self.sent_at,
@@ -245,7 +245,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Answer:
-    """The checked answer to a piece: (B, D) vectors and what belongs to them."""
+    """The checked answer to a chunk: (B, D) vectors and what belongs to them."""
 
     vectors: Matrix
     tokens: list[int]
@@ -254,13 +254,13 @@ class Answer:
     served: Served
 
 
-def read_answer(members: Mapping[str, Any], piece: Piece, served: Served) -> Answer:
+def read_answer(members: Mapping[str, Any], chunk: Chunk, served: Served) -> Answer:
     """Check an answer against what was asked for and what the worker promised, and decode it.
 
     Raises:
         ProtocolError: It does not fit: nothing of it may be used.
     """
-    count, dimension = len(piece), piece.job.parameters.dimensions or served.dimension
+    count, dimension = len(chunk), chunk.call.parameters.dimensions or served.dimension
     flat = np.frombuffer(protocol.decode_matrix(members, count, dimension), "<f4")
     if not np.isfinite(flat).all():
         _refuse("a vector is not finite")
