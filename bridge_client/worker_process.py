@@ -213,7 +213,7 @@ class WorkerProcess:
             pid=self.pid,
             status=status,
             argv=self.argv,
-            stderr_tail=printable(self._stderr_kept[-_STDERR_TOLD_BYTES:].decode("utf-8", "replace")),
+            stderr_tail=printable(_plain_lines(self._stderr_kept[-_STDERR_TOLD_BYTES:]).decode("utf-8", "replace")),
             partial_line_bytes=self._lines.partial_bytes,
             detail=self._detail,
         )
@@ -313,6 +313,11 @@ def _poll_for_writing(pipe: IO[bytes]) -> select.poll | None:
     poll = select.poll()
     poll.register(pipe, select.POLLOUT)
     return poll
+
+
+def _plain_lines(written: bytearray) -> bytes:
+    """End lines as everywhere but on Windows; a progress bar's return to the start of its line ends one, too."""
+    return re.sub(rb"\r+\n?", b"\n", written)
 
 
 def printable(text: str) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import io
 import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from embed_worker import machine
 from embed_worker.arguments import make_config, make_parser
@@ -51,7 +52,16 @@ def _run_tool(name: str, arguments: Sequence[str]) -> int:
         prog=f"embed-worker {name}", description=tool.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     tool.add_arguments(parser)
+    _make_printable(sys.stdout)  # noqa: TID251 - a tool's own, not the wire
+    _make_printable(sys.stderr)
     return int(tool.run(parser.parse_args(arguments)))
+
+
+def _make_printable(stream: TextIO | None) -> None:
+    """Let a tool print any name: UTF-8 into the pipes and files of Windows, and `?` for what a console cannot show."""
+    if isinstance(stream, io.TextIOWrapper):
+        is_pipe = sys.platform == "win32" and not stream.isatty() and "PYTHONIOENCODING" not in os.environ
+        stream.reconfigure(encoding="utf-8" if is_pipe else None, errors="replace")
 
 
 def serve(config: WorkerConfig, *, log_level: str = "warning", log_format: LogFormat = LogFormat.TEXT) -> int:
@@ -75,12 +85,14 @@ def serve(config: WorkerConfig, *, log_level: str = "warning", log_format: LogFo
     from embed_worker.serving import model_store, server
 
     logs.set_up_logging(log_level, log_format)
-    threads = config.runtime.threads or machine.available_cores()
+    threads = machine.choose_threads(config.runtime.threads, os.environ)
+    logging.getLogger(__name__).info("threads value=%d reason=%s", threads.value, threads.reason)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(threads.value))  # numpy's own, made when it is imported
 
     def load(folder: Path, options: ModelOptions) -> LoadedModel:
         from embed_worker import loading  # on the loader's thread: it takes most of the time until the model is there
 
-        return loading.load_model(folder, options, config.runtime, threads)
+        return loading.load_model(folder, options, config.runtime, threads.value)
 
     store = model_store.ModelStore(load, models_folders(config.models_dirs))
     worker = server.Server(
@@ -90,8 +102,9 @@ def serve(config: WorkerConfig, *, log_level: str = "warning", log_format: LogFo
             lines=stdio.read_lines(wire.reading, config.limits.max_line_bytes),
             writer_descriptor=wire.writing,
             is_parent_alive=is_parent_alive,
+            threads=threads,
         ),
-        lanes=min(threads, _MAX_LANES),
+        lanes=min(threads.value, _MAX_LANES),
     )
     _stop_on_signals(lambda: worker.stop(server.Stop.TERMINATED), lambda: worker.stop(server.Stop.INTERRUPTED))
     try:

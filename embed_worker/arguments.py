@@ -18,8 +18,9 @@ from embed_worker.config import (
     RuntimeOptions,
     Verify,
     WorkerConfig,
+    path_argument,
 )
-from embed_worker.model_files.search import model_name
+from embed_worker.model_files.search import as_listed, model_name
 from embed_worker.protocol import Limits
 
 _SUPERVISED_DRAIN_S = 10.0
@@ -47,8 +48,8 @@ class _StartModel(argparse.Action):
         if models and "name_or_path" not in models[-1]:
             settled = ", ".join(f"--{name.replace('_', '-')}" for name in models[-1])
             parser.error(f"{settled} must come after the --model that it settles")
-        if model_name(Path(os.path.abspath(values))) in (
-            model_name(Path(os.path.abspath(model["name_or_path"]))) for model in models
+        if model_name(as_listed(Path(values))) in (
+            model_name(as_listed(Path(model["name_or_path"]))) for model in models
         ):
             parser.error(f"two models have the name that {values!r} ends in: requests could not tell them apart")
         namespace.models = [*models, {"name_or_path": values}]
@@ -118,7 +119,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--models-dir",
         dest="models_dirs",
         action="append",
-        type=Path,
+        type=path_argument,
         default=[],
         metavar="DIR",
         help="look for names here first; repeatable; $EMBED_WORKER_MODELS comes next",
@@ -135,7 +136,10 @@ def make_parser() -> argparse.ArgumentParser:
         "--provider", default=runtime.provider, metavar="NAME", help="auto, cpu, coreml, mlx, cuda … (auto)"
     )
     running.add_argument(
-        "--threads", type=_positive, metavar="N", help="cores to use (all that affinity and cgroup quota leave)"
+        "--threads",
+        type=_positive,
+        metavar="N",
+        help="cores to use (all that affinity and cgroup quota leave, at most $OMP_NUM_THREADS)",
     )
     running.add_argument(
         "--batch-tokens",
@@ -173,7 +177,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     running.add_argument(
         "--coreml-cache",
-        type=Path,
+        type=path_argument,
         metavar="DIR",
         help="where models compiled for CoreML are kept (coreml in the user's cache folder)",
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -68,7 +70,7 @@ class RuntimeOptions:
 
     Attributes:
         provider: `auto`, `cpu`, `coreml`, `mlx`, or the name of another of onnxruntime's providers.
-        threads: Cores to use; None: all that the affinity mask and the cgroup quota leave.
+        threads: Cores to use; None: all that the affinity mask and the cgroup quota leave, at most OMP_NUM_THREADS.
         batch_tokens: Budget of a micro-batch: rows times the longest row.
         batch_invariant: Run one text at a time, so that no vector can depend on its neighbours.
         verify: When the files of a model are hashed and compared with its manifest.
@@ -106,3 +108,15 @@ class WorkerConfig:
     is_supervised: bool = False
     drain_timeout_s: float | None = None
     rss_limit_bytes: int | None = None
+
+
+def path_argument(text: str) -> Path:
+    """Read a path of the command line; `~` is the home also where no shell has seen it, as in `--output=~/model`.
+
+    Raises:
+        argparse.ArgumentTypeError: There is no such home; a folder named `~` is never meant.
+    """
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
+        raise argparse.ArgumentTypeError(f"{text!r} begins with a home, and there is none")
+    return Path(expanded)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 from embed_worker.protocol import ErrorCode
@@ -41,3 +42,11 @@ def brief(error: Exception) -> str:
     """Shorten what a library says to one line, without onnxruntime's codes and without the path of a file."""
     line = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split()))
     return re.sub(r"^(Load model from|Failed to load model from) .*? failed: ?", "", line)[:300]
+
+
+def reason_of(error: BaseException) -> str:
+    """Say why something failed that nobody foresaw: the system's own reason and the file's name, else the type."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return type(error).__name__
+    name = os.path.basename(os.fsdecode(error.filename))[:80] if isinstance(error.filename, str | bytes) else ""
+    return f"{error.strerror}: {name!a}" if name else error.strerror

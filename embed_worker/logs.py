@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 import time
@@ -24,11 +25,19 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             members["traceback"] = self.formatException(record.exc_info)
-        return orjson.dumps(members, default=str).decode()
+        # A path that is not text in the system's encoding is a string that no JSON can hold.
+        return orjson.dumps({name: _well_formed(str(value)) for name, value in members.items()}).decode()
+
+
+def _well_formed(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def set_up_logging(level: str, log_format: LogFormat) -> None:
-    """Send the records of the whole process to standard error."""
+    """Send the records of the whole process to standard error, in JSON as UTF-8, whatever the system's encoding is."""
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        is_json = log_format is LogFormat.JSON
+        sys.stderr.reconfigure(encoding="utf-8" if is_json else None, errors="backslashreplace", newline="\n")
     handler = logging.StreamHandler(sys.stderr)
     text = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
     handler.setFormatter(JsonFormatter() if log_format is LogFormat.JSON else text)

@@ -1,4 +1,4 @@
-"""Facts about the machine and this process: how many cores it may use, how much memory it holds, who started it.
+"""Facts about the machine and this process: its folders, cores, memory, and who started it.
 
 Each fact that the platforms tell in their own way stands here once. Stdlib only.
 """
@@ -11,23 +11,39 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 ReadText = Callable[[str], str]  # raises OSError for a missing file
 
 
-def cache_dir() -> Path:
-    """Give this program's folder under the user's cache folder; it need not exist."""
-    if sys.platform == "win32":
-        root = os.environ.get("LOCALAPPDATA") or os.path.expanduser("~\\AppData\\Local")
-    elif sys.platform == "darwin":
-        root = os.path.expanduser("~/Library/Caches")
-    else:
-        root = os.environ.get("XDG_CACHE_HOME") or ""
-        # The XDG specification says that a relative path is to be ignored.
-        root = root if os.path.isabs(root) else os.path.expanduser("~/.cache")
-    return Path(root, "embed-bridge")
+def home_dir() -> Path | None:
+    """Return the user's home; None where neither the environment nor the system's accounts tell of one."""
+    home = os.path.expanduser("~")  # "~" itself where there is none, which would be a folder's name
+    return Path(home) if os.path.isabs(home) else None
+
+
+def cache_dir() -> Path | None:
+    """Return this program's folder under the user's cache folder; it need not exist. None without a home."""
+    return _user_dir(windows="AppData/Local", macos="Library/Caches", xdg="XDG_CACHE_HOME", other=".cache")
+
+
+def data_dir() -> Path | None:
+    """Return this program's folder under the user's data folder; it need not exist. None without a home."""
+    macos = "Library/Application Support"
+    return _user_dir(windows="AppData/Local", macos=macos, xdg="XDG_DATA_HOME", other=".local/share")
+
+
+def _user_dir(*, windows: str, macos: str, xdg: str, other: str) -> Path | None:
+    """Find a folder by the platform's convention; the variable holds on Windows (LOCALAPPDATA) and as XDG says."""
+    in_home = {"win32": windows, "darwin": macos}.get(sys.platform, other)
+    variable = {"win32": "LOCALAPPDATA", "darwin": ""}.get(sys.platform, xdg)
+    stated = os.environ.get(variable, "")
+    if os.path.isabs(stated):  # the XDG specification says that a relative path is to be ignored
+        return Path(stated, "embed-bridge")
+    home = home_dir()
+    return None if home is None else home / in_home / "embed-bridge"
 
 
 def available_cores() -> int:
@@ -36,6 +52,39 @@ def available_cores() -> int:
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     quota = cgroup_cores(lambda path: Path(path).read_text("utf-8")) if sys.platform == "linux" else None
     return max(1, cores if quota is None else min(cores, quota))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Threads:
+    """How many threads compute, and why so many."""
+
+    value: int
+    reason: str
+
+
+def choose_threads(asked: int | None, environment: Mapping[str, str]) -> Threads:
+    """Take what was asked for, else all cores, but no more than OMP_NUM_THREADS says.
+
+    Ray, Spark and Dask set that variable for each of their tasks; who starts ten workers on ten cores means one each.
+    """
+    if asked is not None:
+        return Threads(value=asked, reason="--threads")
+    cores = available_cores()
+    stated = environment.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # a number for each level of nesting
+    if stated.isdecimal() and 0 < int(stated) < cores:
+        return Threads(value=int(stated), reason=f"OMP_NUM_THREADS={int(stated)} of {cores} cores")
+    return Threads(value=cores, reason="all cores that the affinity mask and the cgroup quota leave")
+
+
+def describe_machine() -> dict[str, str]:
+    """Tell what a report of a fault needs: the system and its version, the processor's architecture, the Python."""
+    python = f"{sys.implementation.name} {sys.version.partition(' ')[0]}"
+    if sys.platform == "win32":  # not `platform`, which asks WMI and may wait for it
+        version = sys.getwindowsversion()
+        system = f"Windows {version.major}.{version.minor}.{version.build}"
+        return {"system": system, "architecture": os.environ.get("PROCESSOR_ARCHITECTURE", ""), "python": python}
+    told = os.uname()
+    return {"system": f"{told.sysname} {told.release}", "architecture": told.machine, "python": python}
 
 
 def cgroup_cores(read_text: ReadText) -> int | None:

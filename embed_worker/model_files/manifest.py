@@ -223,18 +223,22 @@ def _state(file: Path, path: str, record: FileRecord) -> list[int | str]:
 
 def _read_verified() -> _Verified:
     """Read the cache. Whatever is wrong with it costs a few hashes, never an error."""
+    if (cache := cache_dir()) is None:
+        return {}
     try:
-        document = json.loads((cache_dir() / _VERIFIED_NAME).read_bytes())
+        document = json.loads((cache / _VERIFIED_NAME).read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}
 
 
 def _write_verified(verified: _Verified) -> None:
+    if (cache := cache_dir()) is None:
+        return
     newest = dict(list(verified.items())[-MAX_REMEMBERED_FILES:])
     with suppress(OSError):
-        cache_dir().mkdir(parents=True, exist_ok=True)
-        _replace(cache_dir() / _VERIFIED_NAME, json.dumps(newest))
+        cache.mkdir(parents=True, exist_ok=True)
+        _replace(cache / _VERIFIED_NAME, json.dumps(newest))
 
 
 def _replace(file: Path, content: str) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from embed_worker.errors import ModelNotFoundError
+from embed_worker.machine import data_dir
 
 # The cache of the Hugging Face hub keeps a repository at `models--ORG--NAME/snapshots/COMMIT`.
 _HUB_PREFIX, _HUB_SNAPSHOTS = "models--", "snapshots"
@@ -20,19 +20,15 @@ _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 def models_folders(configured: Sequence[Path]) -> list[Path]:
     """List where names are looked for: the configured folders, the user's data folder, the packaged models."""
     package = Path(__file__).parents[1]
+    users = user_models_folder()
     # The wheel carries models/ inside the package; in a checkout it lies beside it.
-    return [*configured, user_models_folder(), package / "models", package.parent / "models"]
+    return [*configured, *([] if users is None else [users]), package / "models", package.parent / "models"]
 
 
-def user_models_folder() -> Path:
-    """Name the folder of downloaded models in the user's data folder, by the platform's convention."""
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Application Support"
-    else:
-        base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
-    return base / "embed-bridge" / "models"
+def user_models_folder() -> Path | None:
+    """Return the folder of downloaded models in the user's data folder; None without a home."""
+    data = data_dir()
+    return None if data is None else data / "models"
 
 
 def model_name(folder: Path) -> str:
@@ -42,6 +38,24 @@ def model_name(folder: Path) -> str:
     if repository.name.startswith(_HUB_PREFIX):
         return repository.name.removeprefix(_HUB_PREFIX).rpartition("--")[2]
     return folder.name
+
+
+def as_listed(folder: Path) -> Path:
+    """Return a folder by its absolute path and its own name: where case does not count, `BERT` opens `bert`, too.
+
+    A link's own name is kept: it is the one that people chose. Windows leaves out dots and blanks at the end.
+    """
+    absolute = Path(os.path.abspath(folder))
+    try:
+        names = os.listdir(absolute.parent)
+        if absolute.name in names:
+            return absolute
+        wanted = os.lstat(absolute)
+        return next(
+            (found for name in names if os.path.samestat(os.lstat(found := absolute.with_name(name)), wanted)), absolute
+        )
+    except OSError:
+        return absolute  # not there, or not to be looked into: whoever opens it says so
 
 
 def _snapshot(folder: Path) -> Path:
@@ -81,7 +95,7 @@ def find_by_name(name: str, folders: Sequence[Path]) -> Path:
     wanted = short_name(name)
     for folder in folders:
         if os.path.isdir(folder / wanted):  # False too where the folder may not be looked into
-            return folder / wanted
+            return as_listed(folder / wanted)
         for repository in sorted(folder.glob(f"{_HUB_PREFIX}*--{wanted}")):
             return _snapshot(repository)
     raise ModelNotFoundError(
@@ -97,7 +111,7 @@ def find_model(name_or_path: str, folders: Sequence[Path]) -> Path:
     """
     path = Path(os.path.expanduser(name_or_path))
     if path.is_dir():
-        return _snapshot(Path(os.path.abspath(path)))
+        return _snapshot(as_listed(path))
     if path.exists():
         raise ModelNotFoundError(f"{name_or_path!r} is a file: --model takes the folder that holds the model")
     if path.is_absolute() or name_or_path.startswith((".", "~")):

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embed_worker.config import ModelOptions
-from embed_worker.errors import ConfigError, ModelError, ModelNotFoundError, OutOfMemoryError
-from embed_worker.model_files.search import find_by_name, find_model, model_name, short_name
+from embed_worker.errors import ConfigError, ModelError, ModelNotFoundError, OutOfMemoryError, reason_of
+from embed_worker.model_files.search import as_listed, find_by_name, find_model, model_name, short_name
 
 if TYPE_CHECKING:
     from embed_worker.inference.engine import LoadedModel
@@ -72,8 +72,7 @@ class ModelStore:
 
     def open(self, options: ModelOptions, when_settled: Callable[[ModelSlot], None]) -> ModelSlot:
         """Load what `--model` names; the first one opened is the default."""
-        # Not resolved: a link's own name is the one that people chose.
-        name = model_name(Path(os.path.abspath(os.path.expanduser(options.name_or_path))))
+        name = self._name_of(options.name_or_path)
         slot = ModelSlot(name, when_settled=[when_settled])
         with self._lock:
             self._slots[name] = slot
@@ -93,6 +92,9 @@ class ModelStore:
             slot = self._slots.get(wanted)
             if slot is None or slot.error is not None:
                 folder = find_by_name(wanted, self._folders)
+                wanted = model_name(folder)  # another spelling may mean the same folder
+                slot = self._slots.get(wanted)
+            if slot is None or slot.error is not None:
                 slot = self._slots[wanted] = ModelSlot(wanted, when_settled=[when_settled])
                 options = ModelOptions(name_or_path=wanted)
                 fresh = slot
@@ -108,10 +110,19 @@ class ModelStore:
         """
         with self._lock:
             wanted = self._default_name if name is None else short_name(name)
+            if wanted is not None and wanted not in self._slots:
+                wanted = self._name_of(wanted)
             slot = self._slots.get(wanted) if wanted is not None else None
             if slot is None or (slot.error is not None and wanted != self._default_name):
                 raise ModelNotFoundError(f"the model {wanted!r} is not loaded{self._loadable(wanted)}")
             return slot
+
+    def _name_of(self, name_or_path: str) -> str:
+        """Return the name of the folder that is meant; where there is none, the one that it would have."""
+        try:
+            return model_name(find_model(name_or_path, self._folders))
+        except (ModelNotFoundError, OSError):
+            return model_name(as_listed(Path(os.path.expanduser(name_or_path))))
 
     def _loadable(self, name: str | None) -> str:
         try:
@@ -198,7 +209,7 @@ class ModelStore:
             error = OutOfMemoryError(f"no memory to load the model {slot.name!r}")
         except BaseException as bug:  # noqa: BLE001 - the thread must survive, and who waits must hear
             _log.exception("model not loaded name=%s", slot.name)
-            error = ModelError(f"the model {slot.name!r} could not be loaded: {type(bug).__name__}")
+            error = ModelError(f"the model {slot.name[:80]!a} could not be loaded: {reason_of(bug)}")
         with self._lock:
             slot.model, slot.error = model, error
             waiting, slot.when_settled = slot.when_settled, []

@@ -6,6 +6,7 @@ The *reader* thread decodes lines, answers at once what can be, and hands the re
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import os
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 from embed_worker import __version__, protocol
 from embed_worker.config import WorkerConfig
 from embed_worker.errors import ModelNotFoundError, OutOfMemoryError
-from embed_worker.machine import release_freed_memory, rss_bytes
+from embed_worker.machine import Threads, describe_machine, release_freed_memory, rss_bytes
 from embed_worker.model_files.search import short_name
 from embed_worker.protocol import ErrorCode, ExitCode, ProtocolError
 from embed_worker.serving.answers import Answer, Answers
@@ -72,6 +73,7 @@ class Surroundings:
     lines: Iterable[Line]
     writer_descriptor: int
     is_parent_alive: Callable[[], bool]
+    threads: Threads
     clock: Callable[[], float] = time.monotonic
 
 
@@ -455,6 +457,8 @@ class Server:
             "default_prompt_name": plan.default_prompt_name,
             "provider": dict(vars(engine.backend.provider)),
             "precision": engine.backend.precision,
+            "machine": describe_machine(),
+            "threads": dataclasses.asdict(self._around.threads),
             "batch_invariant": engine.is_batch_invariant or self._config.runtime.batch_invariant,
             "limits": {
                 "max_line_bytes": self._limits.max_line_bytes,

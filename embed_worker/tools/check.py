@@ -14,15 +14,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from embed_worker import protocol
-from embed_worker.config import DEFAULT_MODEL
+from embed_worker.config import DEFAULT_MODEL, path_argument
 from embed_worker.errors import ModelError
-from embed_worker.machine import available_cores
 from embed_worker.model_files.folder import read_model_folder
 from embed_worker.model_files.known_models import KnownModel, find_known_model
 from embed_worker.model_files.onnx_outline import read_outline
@@ -117,7 +115,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="cores to use, as the worker has it")
     parser.add_argument(
         "--references",
-        type=Path,
+        type=path_argument,
         metavar="FILE",
         help="vectors of another implementation, as JSON with `texts` and `embeddings`; instead of those we have",
     )
@@ -171,7 +169,7 @@ def check(args: argparse.Namespace) -> Report:
         dimension=info["dimension"],
         precision=info["precision"],
         provider=info["provider"],
-        cores=available_cores(),
+        cores=info["threads"]["value"],
         is_known=known is not None and known.quality is not None,
         references=None if references is None else references.source,
         gates=tuple(gates),

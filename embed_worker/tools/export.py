@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
+from embed_worker.config import path_argument
 from embed_worker.encoders import bert
 from embed_worker.encoders.checkpoint import (
     WEIGHTS,
@@ -132,7 +133,9 @@ class Encoder(Protocol):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("folder", metavar="DIR", type=Path, help="folder with config.json and model.safetensors")
+    parser.add_argument(
+        "folder", metavar="DIR", type=path_argument, help="folder with config.json and model.safetensors"
+    )
     parser.add_argument(
         "--for",
         dest="target",
@@ -141,7 +144,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what will run it: cpu for the usual graph, coreml for one that CoreML takes whole (default: %(default)s)",
     )
     parser.add_argument(
-        "--output", metavar="DIR", type=Path, help="folder to make of it, with tokenizer and configs (default: DIR)"
+        "--output",
+        metavar="DIR",
+        type=path_argument,
+        help="folder to make of it, with tokenizer and configs (default: DIR)",
     )
     parser.add_argument(
         "--weights",

@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from embed_worker.config import DEFAULT_MODEL, ModelOptions
+from embed_worker.config import DEFAULT_MODEL, ModelOptions, path_argument
 from embed_worker.model_files.search import find_model, models_folders
 
 
@@ -24,7 +24,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--models-dir",
         dest="models_dirs",
         action="append",
-        type=Path,
+        type=path_argument,
         default=[],
         metavar="DIR",
         help="look for names here first; repeatable; $EMBED_WORKER_MODELS comes next",

@@ -236,6 +236,14 @@ def test_without_replay_the_request_fails_with_the_cause_and_the_next_one_succee
         assert np.array_equal(client.embed(["a"]), expected("a"))
 
 
+def test_the_end_of_standard_error_has_lines_and_no_carriage_returns() -> None:
+    """As text on Windows would have, and progress bars everywhere."""
+    with fake_client(QUICK, fail_start=2, say="one\r\n 10 %\r 20 %\r\r\nlast") as client:
+        with pytest.raises(WorkerStartError) as caught:
+            client.embed(["a"])
+        assert caught.value.stderr_tail.splitlines() == ["one", " 10 %", " 20 %", "last", "fake worker: told to fail"]
+
+
 def test_a_worker_that_closes_its_output_and_lives_on_is_replaced(count_file: str) -> None:
     with fake_client(QUICK, close_output_after=0, count_file=count_file, processes=1) as client:
         assert np.array_equal(client.embed(["a"]), expected("a"))

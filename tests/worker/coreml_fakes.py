@@ -46,6 +46,7 @@ MAC = Host(
     onnxruntime="1.31.1",
     providers=[COREML, "AzureExecutionProvider", CPU],
     has_onnx=True,
+    has_cache=True,
 )
 
 

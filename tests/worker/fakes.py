@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from embed_worker.config import ModelOptions, RuntimeOptions, WorkerConfig
 from embed_worker.errors import ModelError, OutOfMemoryError
 from embed_worker.inference.pooling import Float32, are_usable, finish_vectors
+from embed_worker.machine import Threads
 from embed_worker.model_files.plan import ModelPlan, PoolingMode
 from embed_worker.protocol import Limits
 from embed_worker.serving.model_store import ModelStore
@@ -339,7 +340,13 @@ def _running_worker(
     store = ModelStore(loader, [folder])
     clock = clock or time.monotonic
     lines = read_lines(reading, limits.max_line_bytes, clock)
-    around = Surroundings(lines=lines, writer_descriptor=writing, is_parent_alive=is_parent_alive, clock=clock)
+    around = Surroundings(
+        lines=lines,
+        writer_descriptor=writing,
+        is_parent_alive=is_parent_alive,
+        threads=Threads(value=lanes, reason="the test's"),
+        clock=clock,
+    )
     worker = Worker(Server(config, store, around, lanes=lanes), loader, store, host_writes, host_reads, writing)
     threads = [threading.Thread(target=target, daemon=True) for target in (worker.run, worker.read)]
     for thread in threads:

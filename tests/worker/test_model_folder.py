@@ -492,6 +492,7 @@ def test_downloaded_models_lie_where_the_platform_keeps_data(
         monkeypatch.setenv(variable, str(tmp_path / "base"))
     monkeypatch.setattr(sys, "platform", platform)
     found = user_models_folder()
+    assert found is not None
     assert found.as_posix().endswith(end)
 
 

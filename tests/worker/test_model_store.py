@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -190,3 +191,19 @@ def test_a_callback_that_fails_does_not_end_the_loader(store: Store) -> None:
     store.loader.gate.set()
     assert store.settled.get(timeout=WAIT_S).model is not None
     assert store.load("third").model is not None
+
+
+def test_one_folder_is_one_model_under_every_spelling_that_opens_it(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on most of Windows and macOS, where `FIRST` opens the folder `first`."""
+    if not (tmp_path / "FIRST").exists():
+        lstat, isdir = os.lstat, os.path.isdir
+        monkeypatch.setattr(os, "lstat", lambda path: lstat(os.fspath(path).replace("FIRST", "first")))
+        monkeypatch.setattr(os.path, "isdir", lambda path: isdir(os.fspath(path).replace("FIRST", "first")))
+    slot = store.load("FIRST")
+    assert slot.name == "first"
+    assert store.load("first") is store.load("FIRST") is store.store.find("FIRST") is slot
+    assert store.store.names() == ["first"]
+    store.store.unload("FIRST", lambda: None)
+    assert store.store.names() == []

@@ -36,6 +36,7 @@ class Host:
     onnxruntime: str
     providers: Sequence[str]
     has_onnx: bool
+    has_cache: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +63,8 @@ class Surroundings:
 
 def surroundings(runtime: RuntimeOptions) -> Surroundings:
     """Describe this machine."""
+    users = cache_dir()
+    cache = runtime.coreml_cache or (None if users is None else users / "coreml")
     host = Host(
         system=sys.platform,
         machine=platform.machine(),
@@ -70,8 +73,9 @@ def surroundings(runtime: RuntimeOptions) -> Surroundings:
         onnxruntime=runtime_version(),
         providers=available_providers(),
         has_onnx=importlib.util.find_spec("onnx") is not None,
+        has_cache=cache is not None,
     )
-    return Surroundings(host=host, cache=(runtime.coreml_cache or cache_dir() / "coreml").absolute())
+    return Surroundings(host=host, cache=(cache or Path()).absolute())
 
 
 def _macos_build() -> str:
@@ -95,6 +99,8 @@ def gate(host: Host) -> str | None:
         return f"CoreML needs onnxruntime {'.'.join(map(str, _MIN_ONNXRUNTIME))}, and this is {host.onnxruntime}"
     if PROVIDER not in host.providers:
         return f"this onnxruntime has no {PROVIDER}"
+    if not host.has_cache:
+        return "there is no home to keep compiled models in: --coreml-cache names a folder"
     return None
 
 

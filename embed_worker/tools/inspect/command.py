@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -74,7 +75,7 @@ def describe(plan: ModelPlan) -> dict[str, Any]:
     graph: GraphSummary | None = None
     decisions, warnings = list(plan.decisions), list(plan.warnings)
     try:
-        graph = summarize(plan.graph, sessions=2 if machine.available_cores() > 1 else 1)
+        graph = summarize(plan.graph, sessions=min(2, machine.choose_threads(None, os.environ).value))
         warnings += _graph_warnings(graph, tokenizer.vocabulary)
         decisions += _graph_decisions(graph)
     except SummaryError as error:

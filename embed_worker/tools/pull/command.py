@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from embed_worker.config import ModelOptions, Verify
+from embed_worker.config import ModelOptions, Verify, path_argument
 from embed_worker.errors import ModelError, ModelNotFoundError
 from embed_worker.model_files.folder import read_model_folder
 from embed_worker.model_files.known_models import find_known_model, known_models
@@ -94,7 +94,9 @@ class Report:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("name", metavar="NAME", help="a known model, such as e5-small-v2, or `org/name` on the hub")
-    parser.add_argument("--output", metavar="DIR", type=Path, help="the folder to make (default: in the user's models)")
+    parser.add_argument(
+        "--output", metavar="DIR", type=path_argument, help="the folder to make (default: in the user's models)"
+    )
     parser.add_argument(
         "--revision", metavar="REV", help="a commit, branch or tag (default: the known commit, else main)"
     )
@@ -161,7 +163,7 @@ def pull(
         raise PullError("--variant and --onnx-file both choose the graph: give one of them.")
     graph = onnx_file if variant is None else f"onnx/model_{variant}.onnx"
     wanted, folder_name = _wanted(name, revision, graph, weights)
-    folder = Path(os.path.realpath((output or user_models_folder() / folder_name).expanduser()))
+    folder = _destination(output, folder_name)
     try:
         if (report := _found_without_hub(folder, wanted)) is not None:
             return report
@@ -176,6 +178,15 @@ def pull(
             advice = "make room; the same command goes on from here"
             raise PullError(f"The disk of {folder.parent} is full: {advice}.") from error
         raise PullError(f"{folder} cannot be written ({error}); is a worker using it?") from error
+
+
+def _destination(output: Path | None, folder_name: str) -> Path:
+    """Decide where the model is to lie."""
+    if output is not None:
+        return Path(os.path.realpath(output))
+    if (users := user_models_folder()) is None:
+        raise PullError("there is no home to keep models in: --output names a folder")
+    return Path(os.path.realpath(users / folder_name))
 
 
 def _wanted(name: str, revision: str | None, graph: str | None, weights: bool) -> tuple[Wanted, str]:

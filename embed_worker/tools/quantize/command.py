@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from embed_worker.config import RuntimeOptions, Verify
+from embed_worker.config import RuntimeOptions, Verify, path_argument
 from embed_worker.errors import ModelError, OutOfMemoryError, brief
 from embed_worker.inference.engine import LoadedModel
 from embed_worker.loading import load_model
@@ -107,7 +107,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the file in onnx/, which `--variant NAME` runs (%(default)s)",
     )
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="leave MODEL as it is: make DIR, a copy of it with the variant"
+        "--output",
+        type=path_argument,
+        metavar="DIR",
+        help="leave MODEL as it is: make DIR, a copy of it with the variant",
     )
     parser.add_argument(
         "--min-cosine",
