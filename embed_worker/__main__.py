@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 _MAX_LANES = 32  # beyond, the interpreter lock is what lanes wait for
 
 # Each is a module of that name in embed_worker.tools, imported when it is called.
-_TOOLS = ("inspect", "check", "pull", "export", "quantize")
+_TOOLS = ("embed", "inspect", "check", "pull", "export", "quantize")
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command and end the process."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     if arguments and arguments[0] in _TOOLS:
-        sys.exit(_run_tool(arguments[0], arguments[1:]))
+        sys.exit(run_tool(arguments[0], arguments[1:]))
     options = make_parser().parse_args(arguments[1:] if arguments[:1] == ["serve"] else arguments)
     status = serve(make_config(options), log_level=options.log_level, log_format=LogFormat(options.log_format))
     with contextlib.suppress(OSError, ValueError):
@@ -46,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     os._exit(status)
 
 
-def _run_tool(name: str, arguments: Sequence[str]) -> int:
+def run_tool(name: str, arguments: Sequence[str]) -> int:
+    """Run a command beside the worker; return its exit status."""
     tool = importlib.import_module(f"embed_worker.tools.{name}")
     parser = argparse.ArgumentParser(
         prog=f"embed-worker {name}", description=tool.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

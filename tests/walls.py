@@ -43,7 +43,7 @@ MAY_NAME: Mapping[str, frozenset[str]] = {
     "__main__": frozenset({"inference"}),
 }
 # Who imports by a name that is put together while running: commands by their names, and what a package has on demand.
-IMPORTS_BY_NAME = frozenset({"embed_worker.__main__", "bridge_client"})
+IMPORTS_BY_NAME = frozenset({"embed_worker.__main__", "embed_worker.tools.embed", "bridge_client"})
 
 
 @dataclass(frozen=True, slots=True)

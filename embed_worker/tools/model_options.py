@@ -15,6 +15,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", nargs="?", default=DEFAULT_MODEL, metavar="MODEL", help="a model's folder or its name (%(default)s)"
     )
+    add_settling_arguments(parser)
+
+
+def add_settling_arguments(parser: argparse._ActionsContainer) -> None:
+    """Declare the options that settle a folder, and where names are looked for, as the worker has them."""
     parser.add_argument("--onnx-file", metavar="FILE", help="the graph to run, relative to the folder")
     parser.add_argument("--variant", metavar="NAME", help="run onnx/model_NAME.onnx: fp16, int8, quantized …")
     parser.add_argument("--pooling", metavar="MODE[,MODE]", help="how token vectors become one: mean, cls, lasttoken …")
@@ -29,6 +34,19 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="look for names here first; repeatable; $EMBED_WORKER_MODELS comes next",
     )
+
+
+def settling_arguments(args: argparse.Namespace) -> list[str]:
+    """Return the parsed options as the worker's command line has them."""
+    arguments = []
+    for name in ("onnx_file", "variant", "pooling", "max_tokens"):
+        if (value := getattr(args, name)) is not None:
+            arguments += [f"--{name.replace('_', '-')}", str(value)]
+    if args.normalize is not None:
+        arguments.append("--normalize" if args.normalize else "--no-normalize")
+    for folder in args.models_dirs:
+        arguments += ["--models-dir", str(folder)]
+    return arguments
 
 
 def model_options(args: argparse.Namespace) -> ModelOptions:

@@ -1,0 +1,1 @@
+"""A corpus into files of vectors, over a supervised worker: what `embed-worker embed` does."""

@@ -1,0 +1,285 @@
+"""`embed-worker embed`: its arguments, and what it does with them."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from bridge_client import BridgeError, ClientOptions, EmbedClient
+from bridge_client.bulk.corpus import Corpus, CorpusError, Format, find_sources
+from bridge_client.bulk.job import Job, RowError
+from bridge_client.bulk.parts import Output, form_of, written_aside
+from bridge_client.bulk.pipeline import Pipeline
+from bridge_client.bulk.report import Progress
+from bridge_client.bulk.stream import stream
+from bridge_client.embeddings import Embeddings
+from embed_worker import __version__
+
+_SOME_FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
+_DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+_PART_ROWS = 8192
+_DTYPES = ("float32", "float16")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments, but for those that settle the model."""
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="a text; with -o: files, patterns, folders, -")
+    parser.add_argument("-o", "--output", metavar="OUT", type=Path, help="a file, or a folder for the parts")
+    corpus = parser.add_argument_group("the corpus")
+    corpus.add_argument("--format", choices=[str(each) for each in Format], help="of the inputs (their suffix tells)")
+    corpus.add_argument("--column", metavar="NAME", help="the column of the texts (text, or the only one)")
+    corpus.add_argument(
+        "--keep", metavar="NAME[,NAME]", help="columns to keep beside the vectors, * for all (that of the texts)"
+    )
+    how = parser.add_argument_group("the vectors")
+    prompts = how.add_mutually_exclusive_group()
+    prompts.add_argument("--query", action="store_true", help="with the model's prompt for queries")
+    prompts.add_argument("--document", action="store_true", help="with the model's prompt for documents")
+    prompts.add_argument("--prompt-name", metavar="NAME", help="with a prompt of the model")
+    how.add_argument("--dimensions", type=int, metavar="N", help="keep the first N dimensions (Matryoshka)")
+    how.add_argument("--dtype", choices=_DTYPES, default="float32", help="what numbers are stored as (float32)")
+    how.add_argument(
+        "--output-format", choices=[str(each) for each in Output], help="of the output (its suffix tells; parquet)"
+    )
+    running = parser.add_argument_group("running")
+    running.add_argument(
+        "--on-error", choices=["fail", "null"], default="fail", help="at a row without a vector: stop, or go on (fail)"
+    )
+    running.add_argument(
+        "--errors", metavar="FILE.jsonl", type=Path, help="list rows without a vector: row, code, message"
+    )
+    running.add_argument(
+        "--part-rows", type=int, default=_PART_ROWS, metavar="N", help="rows that are kept together (%(default)s)"
+    )
+    running.add_argument("--overwrite", action="store_true", help="replace an output that is there")
+    running.add_argument("--json", action="store_true", help="print what was done as JSON")
+    running.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+
+
+def run(args: argparse.Namespace, model: str, worker_args: Sequence[str]) -> int:
+    """Embed texts or a corpus; return the exit status.
+
+    Args:
+        args: What `add_arguments` declared.
+        model: The model's name or folder.
+        worker_args: The worker's options that settle the model.
+    """
+    try:
+        with _interruptible(), EmbedClient(ClientOptions(model=model, worker_args=tuple(worker_args))) as client:
+            if args.output is None:
+                return _print_vectors(client, args)
+            return _embed_corpus(client, args)
+    except CorpusError as error:
+        return _fail(str(error), _USAGE)
+    except BridgeError as error:
+        return _fail(f"{error}\nwhat is finished stays: the same command goes on", _SOME_FAILED)
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command goes on", _INTERRUPTED)
+    except BrokenPipeError:  # the reader of standard output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _fail(message: str, status: int) -> int:
+    sys.stderr.write(f"embed-worker embed: {message}\n")
+    return status
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGTERM end the command as Ctrl-C does: what is finished stays, and the worker goes."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# Some texts -----------------------------------------------------------------------------------------------------------
+
+
+def _print_vectors(client: EmbedClient, args: argparse.Namespace) -> int:
+    """Print one vector a line for texts on the command line."""
+    if file := next((name for name in args.inputs if name == "-" or os.path.exists(name)), None):
+        raise CorpusError(f"{file!r} is a file: say with -o where its vectors go, such as -o vectors.parquet")
+    found = client.embed_detailed(args.inputs, **_parameters(client, args))
+    for row, text in enumerate(args.inputs):
+        vector = found.vectors[row]
+        line = {"text": text, "embedding": vector, "tokens": found.tokens[row], "model": found.model,
+                "fingerprint": found.fingerprint} if args.json else vector  # fmt: skip
+        sys.stdout.buffer.write(orjson.dumps(line, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))
+    sys.stdout.flush()
+    return 0
+
+
+def _parameters(client: EmbedClient, args: argparse.Namespace) -> dict[str, Any]:
+    """Return the parameters of `embed` that the arguments ask for."""
+    parameters: dict[str, Any] = {"dimensions": args.dimensions}
+    if args.query or args.document:
+        parameters |= _prompt_for(client.info()["prompts"], ("query",) if args.query else _DOCUMENT_PROMPTS)
+    elif args.prompt_name is not None:
+        parameters["prompt_name"] = args.prompt_name
+    return parameters
+
+
+def _prompt_for(prompts: dict[str, str], names: Sequence[str]) -> dict[str, str]:
+    name = next((name for name in names if prompts.get(name)), None)
+    return {"prompt": ""} if name is None else {"prompt_name": name}
+
+
+# A corpus -------------------------------------------------------------------------------------------------------------
+
+
+def _embed_corpus(client: EmbedClient, args: argparse.Namespace) -> int:
+    """Embed a corpus into a file or a folder of parts."""
+    begun_s = time.monotonic()
+    output, kind, is_folder = _output_of(args)
+    stated = None if args.format is None else Format(args.format)
+    keep = None if args.keep is None else [name for name in args.keep.split(",") if name]
+    _need_pyarrow(kind, args.inputs, stated)
+    if kind is Output.NPY:
+        keep = keep or []
+        if keep:
+            raise CorpusError("an npy file holds vectors alone: leave out --keep, or write parquet")
+    corpus = Corpus(find_sources(args.inputs, stated), args.column, keep)
+    info = client.info()
+    parameters = _parameters(client, args)
+    dimension = args.dimensions or int(info["dimension"])
+    asked = _asked(args, corpus, info, parameters, dimension, kind)
+    metadata = {
+        "model": info["model"], "fingerprint": info["fingerprint"], "dimension": str(dimension),
+        "prompt": json.dumps({name: value for name, value in parameters.items() if name.startswith("prompt")}),
+        "version": __version__,
+    }  # fmt: skip
+    form = form_of(kind, corpus, metadata, is_folder=is_folder)
+    job = Job(output, form.suffix)
+    with job.locked():
+        _refuse_existing(output, job, is_overwriting=args.overwrite)
+        job.begin(asked)
+
+        def submit(texts: Sequence[str]) -> Future[Embeddings]:
+            return client.submit(texts, **parameters)
+
+        progress = Progress(
+            corpus.total, corpus.unit, lambda: client.stats().restarts, is_quiet=args.quiet or args.json
+        )
+        with progress.shown() as on_part:
+            pipeline = Pipeline(
+                job,
+                corpus,
+                form,
+                lambda texts: stream(submit, texts),
+                part_rows=args.part_rows,
+                dimension=dimension,
+                dtype=np.dtype(args.dtype),
+                is_strict=args.on_error == "fail",
+                on_part=on_part,
+            )
+            pipeline.run()
+        if args.errors is not None:
+            _write_errors(args.errors, pipeline.errors)
+        if is_folder:
+            if output.exists():
+                shutil.rmtree(output)
+            job.finish_as_folder()
+        else:
+            form.join([job.part(number) for number in range(pipeline.parts)], output, dimension)
+            job.discard()
+    summary = asdict(pipeline.counts) | {
+        "seconds": round(time.monotonic() - begun_s, 3),
+        "restarts": client.stats().restarts,
+        "model": info["model"],
+        "fingerprint": info["fingerprint"],
+        "dimension": dimension,
+        "output": str(output),
+    }
+    _report(summary, args)
+    return _SOME_FAILED if pipeline.counts.failed else 0
+
+
+def _output_of(args: argparse.Namespace) -> tuple[Path, Output, bool]:
+    """Return where the output goes, what it is, and whether it is a folder of parts."""
+    output: Path = args.output
+    stated = None if args.output_format is None else Output(args.output_format)
+    suffix = output.suffix.lower().removeprefix(".")
+    if suffix in set(Output):
+        if stated is not None and stated != suffix:
+            raise CorpusError(f"{output} ends in .{suffix}, and --output-format says {stated}")
+        return output.absolute(), Output(suffix), False
+    if suffix and not output.is_dir():
+        raise CorpusError(f"{output} cannot be written: an output ends in {', '.join(f'.{each}' for each in Output)}")
+    return output.absolute(), stated or Output.PARQUET, True
+
+
+def _need_pyarrow(kind: Output, inputs: Sequence[str], stated: Format | None) -> None:
+    from importlib.util import find_spec
+
+    tables = (".parquet", ".arrow", ".feather")
+    reads = stated.is_table if stated else any(name.lower().endswith(tables) for name in inputs)
+    if (reads or kind in (Output.PARQUET, Output.ARROW)) and find_spec("pyarrow") is None:
+        raise CorpusError("parquet and arrow need the package pyarrow: install embed-bridge with its extra 'bulk'")
+
+
+def _asked(
+    args: argparse.Namespace,
+    corpus: Corpus,
+    info: dict[str, Any],
+    parameters: dict[str, Any],
+    dimension: int,
+    kind: Output,
+) -> dict[str, Any]:
+    """Return what makes this job another than any other, under the names that a message uses."""
+    return {
+        "inputs": [asdict(source) for source in corpus.sources],
+        "column": corpus.column,
+        "keep": corpus.kept,
+        "prompt_name": parameters.get("prompt_name"),
+        "prompt": parameters.get("prompt"),
+        "dimensions": dimension,
+        "dtype": args.dtype,
+        "model": info["model"],
+        "fingerprint": info["fingerprint"],
+        "on_error": args.on_error,
+        "output_format": str(kind),
+        "part_rows": args.part_rows,
+    }
+
+
+def _refuse_existing(output: Path, job: Job, *, is_overwriting: bool) -> None:
+    if not output.exists() or is_overwriting:
+        return
+    if job.folder.exists():
+        raise CorpusError(f"{output} is there already, and so is {job.folder}: remove the one that is not wanted")
+    raise CorpusError(f"{output} is there already: --overwrite replaces it")
+
+
+def _write_errors(file: Path, errors: Sequence[RowError]) -> None:
+    with written_aside(file.absolute()) as out:
+        for error in errors:
+            out.write(orjson.dumps(error, option=orjson.OPT_APPEND_NEWLINE))
+
+
+def _report(summary: dict[str, Any], args: argparse.Namespace) -> None:
+    if args.json:
+        print(json.dumps(summary))
+    elif not args.quiet:
+        names = ("rows", "unique", "null", "failed", "truncated", "tokens", "seconds", "restarts", "fingerprint")
+        print(f"{summary['output']}: " + ", ".join(f"{name} {summary[name]}" for name in names))

@@ -1,0 +1,261 @@
+"""The corpus: files of one kind as one sequence of rows, read in blocks of a given size.
+
+A row is a text, or null, and the values of the columns that are kept. `text_files.py` and `tables.py` read the formats.
+Memory holds a block or two, whatever the files.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol
+
+STDIN = "-"
+TEXT_COLUMN = "text"  # of formats without names, and the first guess where there are some
+
+
+class Format(StrEnum):
+    """How rows are stored."""
+
+    TXT = "txt"
+    JSONL = "jsonl"
+    CSV = "csv"
+    TSV = "tsv"
+    PARQUET = "parquet"
+    ARROW = "arrow"
+
+    @property
+    def is_table(self) -> bool:
+        """Whether columns have types, and pyarrow reads them."""
+        return self in (Format.PARQUET, Format.ARROW)
+
+
+_SUFFIXES = {
+    ".txt": Format.TXT, ".jsonl": Format.JSONL, ".ndjson": Format.JSONL, ".csv": Format.CSV, ".tsv": Format.TSV,
+    ".parquet": Format.PARQUET, ".arrow": Format.ARROW, ".feather": Format.ARROW,
+}  # fmt: skip
+
+
+class CorpusError(ValueError):
+    """The corpus, or what is to be done with it, cannot be used; the message is one sentence."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One file, or standard input. `size` in bytes and `modified_ns` tell whether it is still the same."""
+
+    path: str
+    format: Format
+    size: int | None = None
+    modified_ns: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return "standard input" if self.path == STDIN else self.path
+
+
+@dataclass(slots=True, kw_only=True)
+class Block:
+    """Some rows in order.
+
+    Attributes:
+        texts: None for a null text, and for a row that has a problem.
+        problems: What is wrong with a row's text, by the row's place in the block.
+        columns: The pieces of the kept columns by name: lists of values, or arrays of pyarrow where a table is read.
+        done: How far the source is read, in its own unit: bytes, or rows of a table.
+    """
+
+    texts: list[str | None] = field(default_factory=list)
+    problems: dict[int, str] = field(default_factory=dict)
+    columns: dict[str, list[Any]]
+    done: int = 0
+
+    def take(self, other: Block, start: int, end: int) -> None:
+        """Append the rows `start` to `end` of another block."""
+        here = len(self.texts)
+        self.texts += other.texts[start:end]
+        self.problems |= {here + row - start: what for row, what in other.problems.items() if start <= row < end}
+        for name, pieces in other.columns.items():
+            # A block that was read has one piece a column.
+            self.columns[name] += [piece[start:end] for piece in pieces]
+        self.done = other.done
+
+
+class Reader(Protocol):
+    """One source, read by its format."""
+
+    @property
+    def unit(self) -> str:
+        """What `total` counts: `rows` or `B`."""
+
+    @property
+    def total(self) -> int | None:
+        """How much there is to read; None where nobody knows."""
+
+    def names(self) -> list[str]:
+        """Return the names of the columns, as far as they are known before reading."""
+
+    def blocks(self, text: str, kept: Sequence[str]) -> Iterator[Block]:
+        """Yield all rows, in blocks of the reader's own size.
+
+        Raises:
+            CorpusError: It cannot be read on.
+        """
+
+
+def find_sources(inputs: Sequence[str], stated: Format | None) -> list[Source]:
+    """Return the files that the arguments mean: files, patterns, folders with all their files, or standard input.
+
+    Args:
+        inputs: As given on the command line.
+        stated: The format of all of them; by default each suffix tells.
+
+    Raises:
+        CorpusError: Nothing is there, a format is not known, or tables and text are mixed.
+    """
+    found = [source for name in inputs for source in _sources(name, stated)]
+    if len({source.format.is_table for source in found}) > 1:
+        raise CorpusError("tables and text files cannot be read as one corpus: give them to two commands")
+    if [source.path for source in found].count(STDIN) > 1:
+        raise CorpusError("standard input can be read once")
+    return found
+
+
+def _sources(name: str, stated: Format | None) -> list[Source]:
+    if name == STDIN:
+        if stated is not None and stated.is_table:
+            raise CorpusError(f"standard input cannot be {stated}: its end would have to be read first")
+        return [Source(path=STDIN, format=stated or Format.TXT)]
+    path = Path(name)
+    if path.is_dir():
+        files = [file for file in sorted(path.iterdir()) if file.is_file() and not file.name.startswith((".", "_"))]
+    elif path.exists():
+        files = [path]
+    else:
+        files = [Path(each) for each in sorted(glob.glob(name, recursive=True)) if Path(each).is_file()]
+    if not files:
+        raise CorpusError(f"there is no file {name!r}")
+    return [_source(file, stated) for file in files]
+
+
+def _source(file: Path, stated: Format | None) -> Source:
+    kind = stated or _SUFFIXES.get(file.suffix.lower())
+    if kind is None:
+        raise CorpusError(f"the suffix of {str(file)!r} does not tell its format: say it with --format")
+    facts = file.stat()
+    return Source(path=os.path.abspath(file), format=kind, size=facts.st_size, modified_ns=facts.st_mtime_ns)
+
+
+class Corpus:
+    """Sources of one kind, the column of their texts, and the columns that are kept.
+
+    Attributes:
+        column: The name of the texts' column.
+        kept: The names of the kept columns.
+        total: How much there is to read, in `unit`; None where nobody knows.
+        unit: `rows` or `B`.
+    """
+
+    def __init__(self, sources: Sequence[Source], column: str | None, keep: Sequence[str] | None) -> None:
+        """Look into the sources to settle the columns.
+
+        Args:
+            sources: At least one.
+            column: Of the texts; by default `text`, or the only column that there is.
+            keep: Columns to keep; `*` is all of them, and by default it is the texts' own.
+
+        Raises:
+            CorpusError: A source cannot be read, a column is not there, or tables do not agree.
+        """
+        self.sources = list(sources)
+        self._readers = [_reader(source) for source in sources]
+        names = self._readers[0].names()
+        self.column = column or _text_column(names, sources[0])
+        self.kept = list(dict.fromkeys([self.column] if keep is None else names if "*" in keep else keep))
+        for source, reader in zip(sources, self._readers, strict=True):
+            there = reader.names()
+            for name in (self.column, *self.kept):
+                if name not in there:
+                    raise CorpusError(f"{source.name} has no column {name!r}; it has {', '.join(there) or 'none'}")
+        totals = [reader.total for reader in self._readers]
+        self.total = None if None in totals else sum(total for total in totals if total is not None)
+        self.unit = self._readers[0].unit
+        # pyarrow is there where a table is read, and is needed for nothing else.
+        self._schema = None
+        if self.is_table:
+            from bridge_client.bulk import tables
+
+            self._schema = tables.common_schema(self.sources, self.column, self.kept)
+
+    @property
+    def is_table(self) -> bool:
+        """Whether columns have types."""
+        return self.sources[0].format.is_table
+
+    @property
+    def has_stdin(self) -> bool:
+        """Whether standard input is part of it, which is read once and is not known by size and time."""
+        return any(source.path == STDIN for source in self.sources)
+
+    def schema(self) -> Any:
+        """Return the `pyarrow.Schema` of the kept columns: those of a table, else strings."""
+        from bridge_client.bulk import tables
+
+        return tables.strings(self.kept) if self._schema is None else self._schema
+
+    def blocks(self, rows: int, skip: int = 0) -> Iterator[Block]:
+        """Yield the rows from number `skip` on in blocks of `rows`; the last one has what is left.
+
+        Raises:
+            CorpusError: A source cannot be read, or is damaged.
+        """
+        block = self._empty()
+        for piece in self._pieces():
+            start = min(skip, len(piece.texts))
+            skip -= start
+            while start < len(piece.texts):
+                end = min(len(piece.texts), start + rows - len(block.texts))
+                block.take(piece, start, end)
+                start = end
+                if len(block.texts) == rows:
+                    yield block
+                    block = self._empty()
+        if block.texts:
+            yield block
+
+    def _pieces(self) -> Iterator[Block]:
+        done = 0
+        for source, reader in zip(self.sources, self._readers, strict=True):
+            try:
+                for piece in reader.blocks(self.column, self.kept):
+                    piece.done += done
+                    yield piece
+            except OSError as error:
+                raise CorpusError(f"{source.name} cannot be read: {error}") from error
+            done += reader.total or 0
+
+    def _empty(self) -> Block:
+        return Block(columns={name: [] for name in self.kept})
+
+
+def _reader(source: Source) -> Reader:
+    if source.format.is_table:
+        from bridge_client.bulk.tables import TableReader
+
+        return TableReader(source)
+    from bridge_client.bulk.text_files import TextReader
+
+    return TextReader(source)
+
+
+def _text_column(names: Sequence[str], source: Source) -> str:
+    if TEXT_COLUMN in names or not names:
+        return TEXT_COLUMN
+    if len(names) == 1:
+        return names[0]
+    raise CorpusError(f"{source.name} has the columns {', '.join(names)}: say with --column which one has the texts")

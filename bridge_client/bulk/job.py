@@ -1,0 +1,180 @@
+"""One job on disk: what it was asked to do, which parts are finished, and where its output goes.
+
+`OUT.parts/` holds `job.json` and the finished parts until the output appears. A part is a file of the vectors and,
+there before it, a record of its rows: the part counts once its own file is there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from bridge_client.bulk.corpus import CorpusError
+from bridge_client.bulk.parts import sync_folder, written_aside
+
+_JOB = "job.json"
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowError:
+    """A row without a vector: its number from 0, a code of the protocol or of this command, and why."""
+
+    row: int
+    code: str
+    message: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Counts:
+    """What the rows of a part, or of all, came to. `unique` counts the texts of each part once."""
+
+    rows: int = 0
+    unique: int = 0
+    null: int = 0
+    failed: int = 0
+    truncated: int = 0
+    tokens: int = 0
+
+    def add(self, other: Counts) -> None:
+        """Add another part's."""
+        for name, value in asdict(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+
+@dataclass(slots=True, kw_only=True)
+class PartRecord:
+    """What is known of a finished part beside its vectors; `digest` is a hash over its texts."""
+
+    counts: Counts
+    digest: str
+    errors: list[RowError] = field(default_factory=list)
+
+
+class Job:
+    """The folder of a job. Use it inside `locked`."""
+
+    def __init__(self, output: Path, suffix: str) -> None:
+        self.output = output
+        self.folder = output.with_name(f"{output.name}.parts")
+        self._suffix = suffix
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other commands from the same job.
+
+        Raises:
+            CorpusError: One is at work on it, or the folder cannot be made.
+        """
+        # Beside the folder and not in it: Windows does not rename a folder with an open file.
+        beside = self.output.with_name(f".{self.output.name}.lock")
+        try:
+            self.output.parent.mkdir(parents=True, exist_ok=True)
+            lock = beside.open("ab")
+        except OSError as error:
+            raise CorpusError(f"{beside} cannot be made: {error.strerror}") from error
+        with lock:
+            if not _take(lock.fileno()):
+                raise CorpusError(f"another command is at work on {self.output}")
+            yield
+        beside.unlink(missing_ok=True)
+
+    def begin(self, asked: Mapping[str, Any]) -> None:
+        """Write down what is asked for, or compare it with what was.
+
+        Raises:
+            CorpusError: The folder is another job's; the message names what is different.
+        """
+        file = self.folder / _JOB
+        asked = {"version": _VERSION, **asked}
+        self.folder.mkdir(exist_ok=True)
+        try:
+            begun = orjson.loads(file.read_bytes())
+        except FileNotFoundError:
+            with written_aside(file) as out:
+                out.write(orjson.dumps(asked, option=orjson.OPT_INDENT_2))
+            return
+        except (OSError, orjson.JSONDecodeError) as error:
+            raise CorpusError(f"{file} is damaged: remove {self.folder} to begin again") from error
+        asked = orjson.loads(orjson.dumps(asked))
+        if changed := [name for name in {**begun, **asked} if begun.get(name) != asked.get(name)]:
+            differences = "; ".join(_difference(name, begun.get(name), asked.get(name)) for name in changed)
+            raise CorpusError(
+                f"{self.folder} was begun with something else: {differences}. "
+                f"Repeat the earlier command, or remove the folder to begin again"
+            )
+
+    def finished(self) -> list[PartRecord]:
+        """Return the records of the parts that are finished, in order."""
+        records: list[PartRecord] = []
+        while self.part(len(records)).exists():
+            records.append(self._record(len(records)))
+        return records
+
+    def part(self, number: int) -> Path:
+        """Return the file of a part's vectors."""
+        return self.folder / f"part-{number:06}{self._suffix}"
+
+    def write_record(self, number: int, record: PartRecord) -> None:
+        """Write what is known of a part, before its vectors."""
+        with written_aside(self._record_file(number)) as out:
+            out.write(orjson.dumps(record))
+
+    def finish_as_folder(self) -> None:
+        """Let the folder of parts be the output."""
+        for file in self.folder.iterdir():
+            if file.suffix == ".json":
+                file.unlink()
+        os.replace(self.folder, self.output)
+        sync_folder(self.output.parent)
+
+    def discard(self) -> None:
+        """Remove the parts: the output is there. The job goes last, so that a removal that is cut can be repeated."""
+        for file in sorted(self.folder.iterdir(), key=lambda file: file.name == _JOB):
+            file.unlink(missing_ok=True)
+        self.folder.rmdir()
+
+    def _record_file(self, number: int) -> Path:
+        return self.folder / f"part-{number:06}.json"
+
+    def _record(self, number: int) -> PartRecord:
+        try:
+            record = orjson.loads(self._record_file(number).read_bytes())
+            errors = [RowError(**error) for error in record["errors"]]
+            return PartRecord(counts=Counts(**record["counts"]), digest=record["digest"], errors=errors)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise CorpusError(f"{self._record_file(number)} is damaged: remove {self.folder} to begin again") from error
+
+
+def _difference(name: str, before: Any, now: Any) -> str:
+    if name == "inputs" and isinstance(before, list) and isinstance(now, list):
+        old, new = ({entry["path"]: entry for entry in entries} for entries in (before, now))
+        changed = sorted(path for path in {**old, **new} if old.get(path) != new.get(path)) or ["their order"]
+        return f"the input changed ({', '.join(changed[:3])})"
+    return f"{name} was {_shown(before)} and is {_shown(now)}"
+
+
+def _shown(value: Any) -> str:
+    return "not given" if value is None else orjson.dumps(value).decode()
+
+
+def _take(descriptor: int) -> bool:
+    """Lock a file for this process, without waiting."""
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined, unused-ignore]
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

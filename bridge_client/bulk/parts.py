@@ -1,0 +1,170 @@
+"""Forms of vectors on disk: how a part of the rows is written, and how parts become one file.
+
+A part is written aside, synced and renamed, so that it is there whole or not at all. `ArrowParts` serves parquet and
+arrow with pyarrow; `NpyParts` and `JsonlParts` need numpy and orjson alone. N and D are rows and dimension.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import IO, Any, Protocol, TypeAlias
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from bridge_client.bulk.corpus import Corpus, CorpusError
+
+VECTOR_COLUMN = "embedding"
+Vectors: TypeAlias = NDArray[np.floating[Any]]  # float32 or float16
+
+
+class Output(StrEnum):
+    """What vectors can be written as."""
+
+    PARQUET = "parquet"
+    ARROW = "arrow"
+    NPY = "npy"
+    JSONL = "jsonl"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """A part's rows.
+
+    Attributes:
+        vectors: (N, D); rows without a vector are NaN.
+        has_vector: (N,) whether a row has one.
+        columns: The pieces of the kept columns by name.
+    """
+
+    vectors: Vectors
+    has_vector: NDArray[np.bool_]
+    columns: Mapping[str, Sequence[Any]]
+
+
+class Form(Protocol):
+    """How parts of one kind of output are written and joined."""
+
+    suffix: str
+
+    def write(self, rows: Rows, file: Path) -> None:
+        """Write a part."""
+
+    def join(self, parts: Sequence[Path], target: Path, dimension: int) -> None:
+        """Write one file of all parts, in order; memory holds one part."""
+
+
+def form_of(output: Output, corpus: Corpus, metadata: Mapping[str, str], *, is_folder: bool) -> Form:
+    """Return how to write an output.
+
+    Args:
+        output: The kind of file.
+        corpus: Where the kept columns come from.
+        metadata: What a reader should know of the vectors, for files that can hold it.
+        is_folder: Whether the parts themselves are the output.
+
+    Raises:
+        CorpusError: The kind cannot hold what it should.
+    """
+    match output:
+        case Output.PARQUET | Output.ARROW:
+            from bridge_client.bulk.arrow_parts import ArrowParts
+
+            return ArrowParts(corpus.schema(), metadata, output, is_folder=is_folder)
+        case Output.NPY:
+            return NpyParts()
+        case Output.JSONL:
+            return JsonlParts()
+
+
+class NpyParts:
+    """One (N, D) array; rows without a vector are NaN, and there are no other columns."""
+
+    suffix = ".npy"
+
+    def write(self, rows: Rows, file: Path) -> None:
+        """Write a part as an array of its own."""
+        with written_aside(file) as out:
+            np.save(out, rows.vectors, allow_pickle=False)
+
+    def join(self, parts: Sequence[Path], target: Path, dimension: int) -> None:
+        """Copy the parts' numbers behind one header."""
+        arrays = [np.load(part, mmap_mode="r", allow_pickle=False) for part in parts]
+        dtype = arrays[0].dtype if arrays else np.dtype(np.float32)
+        header = {
+            "descr": np.lib.format.dtype_to_descr(dtype),
+            "fortran_order": False,
+            "shape": (sum(map(len, arrays)), dimension),
+        }
+        with written_aside(target) as out:
+            np.lib.format.write_array_header_1_0(out, header)
+            for array in arrays:
+                out.write(np.ascontiguousarray(array).data)
+
+
+class JsonlParts:
+    """One object a line: the kept columns and `embedding`, null where a row has no vector."""
+
+    suffix = ".jsonl"
+
+    def write(self, rows: Rows, file: Path) -> None:
+        """Write a part as lines; numbers are the shortest that read back as the same float32."""
+        vectors = rows.vectors.astype(np.float32, copy=False)
+        columns = {name: _values(pieces) for name, pieces in rows.columns.items()}
+        with written_aside(file) as out:
+            for number, (vector, has_vector) in enumerate(zip(vectors, rows.has_vector, strict=True)):
+                row = {name: values[number] for name, values in columns.items()}
+                row[VECTOR_COLUMN] = vector if has_vector else None
+                out.write(orjson.dumps(row, default=str, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))
+
+    def join(self, parts: Sequence[Path], target: Path, dimension: int) -> None:
+        """Put the lines one behind the other."""
+        with written_aside(target) as out:
+            for part in parts:
+                with part.open("rb") as lines:
+                    shutil.copyfileobj(lines, out, 2**20)
+
+
+def _values(pieces: Sequence[Any]) -> list[Any]:
+    """Return a column's values as Python has them; the pieces are lists, or arrays of pyarrow."""
+    return [value for piece in pieces for value in (piece if isinstance(piece, list) else piece.to_pylist())]
+
+
+@contextmanager
+def written_aside(file: Path) -> Iterator[IO[bytes]]:
+    """Write a file that appears whole, synced, or not at all.
+
+    Raises:
+        CorpusError: There is no room, or it cannot be written.
+    """
+    aside = file.with_name(f".{file.name}.aside")
+    try:
+        with aside.open("wb") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(aside, file)
+        sync_folder(file.parent)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise CorpusError(f"{file} cannot be written: {error.strerror or error}") from error
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Let a rename in a folder reach the disk; Windows has no such call and does not need it."""
+    if os.name != "nt":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,43 @@
+"""`embed-worker embed`: vectors of some texts, or of a whole corpus.
+
+  embed-worker embed "some text"
+  embed-worker embed corpus.jsonl -o vectors.parquet
+  embed-worker embed 'shards/*.parquet' --column body --keep id -o vectors/
+
+A corpus is embedded in parts that are written aside, so that after an interruption, whatever its kind, the same command
+goes on where it was. The output appears whole or not at all. Exit status: 0 done; 1 some rows have no vector, or there
+is no worker; 2 usage, or the corpus cannot be used; 130 interrupted, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from typing import Any
+
+from embed_worker.config import DEFAULT_MODEL
+from embed_worker.tools.model_options import add_settling_arguments, settling_arguments
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    _command().add_arguments(parser)
+    model = parser.add_argument_group("the model")
+    model.add_argument("--model", default=DEFAULT_MODEL, metavar="MODEL", help="its folder or its name (%(default)s)")
+    add_settling_arguments(model)
+    model.add_argument("--provider", metavar="NAME", help="what runs it: auto, cpu, coreml …")
+    model.add_argument("--threads", type=int, metavar="N", help="cores to use")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Embed; return the exit status."""
+    worker_args = settling_arguments(args)
+    for name in ("provider", "threads"):
+        if (value := getattr(args, name)) is not None:
+            worker_args += [f"--{name}", str(value)]
+    return int(_command().run(args, args.model, worker_args))
+
+
+def _command() -> Any:
+    # By name: what is built over the client lives with the client, which knows the worker by its protocol alone.
+    return importlib.import_module("bridge_client.bulk.command")
