@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bridge_client.bulk.corpus import CorpusError
 from bridge_client.bulk.parts import VECTOR_COLUMN, Output, Rows, Vectors, written_aside
+from bridge_client.bulk.rows import CorpusError
 
 _LEAF = f"{VECTOR_COLUMN}.list.element"  # the numbers' own column in parquet
 

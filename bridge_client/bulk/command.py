@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
@@ -20,11 +20,12 @@ import numpy as np
 import orjson
 
 from bridge_client import BridgeError, ClientOptions, EmbedClient
-from bridge_client.bulk.corpus import Corpus, CorpusError, Format, find_sources
+from bridge_client.bulk.corpus import Corpus, find_sources
 from bridge_client.bulk.job import Job, RowError
-from bridge_client.bulk.parts import Output, form_of, written_aside
+from bridge_client.bulk.parts import Form, JsonlParts, NpyParts, Output, written_aside
 from bridge_client.bulk.pipeline import Pipeline
 from bridge_client.bulk.report import Progress
+from bridge_client.bulk.rows import CorpusError, Format
 from bridge_client.bulk.stream import stream
 from bridge_client.embeddings import Embeddings
 from embed_worker import __version__
@@ -169,7 +170,7 @@ def _embed_corpus(client: EmbedClient, args: argparse.Namespace) -> int:
         "prompt": json.dumps({name: value for name, value in parameters.items() if name.startswith("prompt")}),
         "version": __version__,
     }  # fmt: skip
-    form = form_of(kind, corpus, metadata, is_folder=is_folder)
+    form = _form_of(kind, corpus, metadata, is_folder=is_folder)
     job = Job(output, form.suffix)
     with job.locked():
         _refuse_existing(output, job, is_overwriting=args.overwrite)
@@ -227,6 +228,19 @@ def _output_of(args: argparse.Namespace) -> tuple[Path, Output, bool]:
     if suffix and not output.is_dir():
         raise CorpusError(f"{output} cannot be written: an output ends in {', '.join(f'.{each}' for each in Output)}")
     return output.absolute(), stated or Output.PARQUET, True
+
+
+def _form_of(output: Output, corpus: Corpus, metadata: Mapping[str, str], *, is_folder: bool) -> Form:
+    """Return how to write an output; `is_folder` where the parts themselves are the output."""
+    match output:
+        case Output.PARQUET | Output.ARROW:
+            from bridge_client.bulk.arrow_parts import ArrowParts
+
+            return ArrowParts(corpus.schema(), metadata, output, is_folder=is_folder)
+        case Output.NPY:
+            return NpyParts()
+        case Output.JSONL:
+            return JsonlParts()
 
 
 def _need_pyarrow(kind: Output, inputs: Sequence[str], stated: Format | None) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 
 import orjson
 
-from bridge_client.bulk.corpus import CorpusError
 from bridge_client.bulk.parts import sync_folder, written_aside
+from bridge_client.bulk.rows import CorpusError
 
 _JOB = "job.json"
 _VERSION = 1

@@ -19,7 +19,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from bridge_client.bulk.corpus import Corpus, CorpusError
+from bridge_client.bulk.rows import CorpusError
 
 VECTOR_COLUMN = "embedding"
 Vectors: TypeAlias = NDArray[np.floating[Any]]  # float32 or float16
@@ -59,29 +59,6 @@ class Form(Protocol):
 
     def join(self, parts: Sequence[Path], target: Path, dimension: int) -> None:
         """Write one file of all parts, in order; memory holds one part."""
-
-
-def form_of(output: Output, corpus: Corpus, metadata: Mapping[str, str], *, is_folder: bool) -> Form:
-    """Return how to write an output.
-
-    Args:
-        output: The kind of file.
-        corpus: Where the kept columns come from.
-        metadata: What a reader should know of the vectors, for files that can hold it.
-        is_folder: Whether the parts themselves are the output.
-
-    Raises:
-        CorpusError: The kind cannot hold what it should.
-    """
-    match output:
-        case Output.PARQUET | Output.ARROW:
-            from bridge_client.bulk.arrow_parts import ArrowParts
-
-            return ArrowParts(corpus.schema(), metadata, output, is_folder=is_folder)
-        case Output.NPY:
-            return NpyParts()
-        case Output.JSONL:
-            return JsonlParts()
 
 
 class NpyParts:

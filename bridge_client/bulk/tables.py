@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bridge_client.bulk.corpus import Block, CorpusError, Format, Source
+from bridge_client.bulk.rows import Block, CorpusError, Format, Source
 
 _BLOCK_ROWS = 4096
 

@@ -16,7 +16,7 @@ from typing import IO, Any, TypeAlias
 
 import orjson
 
-from bridge_client.bulk.corpus import STDIN, TEXT_COLUMN, Block, CorpusError, Format, Source
+from bridge_client.bulk.rows import STDIN, TEXT_COLUMN, Block, CorpusError, Format, Source
 
 _BLOCK_ROWS = 1024
 _MAX_CELL_CHARACTERS = 2**27  # of a csv file; by itself the csv module stops at 131,072
