@@ -60,16 +60,17 @@ def _silu(x: Floats) -> Floats:
 class Activation:
     """An activation, element by element: `write` adds it to a graph, `compute` does it with numpy."""
 
+    name: str
     write: Callable[[GraphWriter, str, str], str]
     compute: Callable[[Floats], Floats]
 
 
-_TANH_GELU = Activation(write=_write_gelu_new, compute=_gelu_new)
+_TANH_GELU = Activation(name="gelu_tanh", write=_write_gelu_new, compute=_gelu_new)
 ACTIVATIONS: Mapping[str, Activation] = {
-    "gelu": Activation(write=_write_gelu, compute=_gelu),
+    "gelu": Activation(name="gelu", write=_write_gelu, compute=_gelu),
     "gelu_new": _TANH_GELU,
     "gelu_fast": _TANH_GELU,
     "gelu_pytorch_tanh": _TANH_GELU,
-    "relu": Activation(write=_write_relu, compute=_relu),
-    "silu": Activation(write=_write_silu, compute=_silu),
+    "relu": Activation(name="relu", write=_write_relu, compute=_relu),
+    "silu": Activation(name="silu", write=_write_silu, compute=_silu),
 }

@@ -7,108 +7,20 @@ are batch, tokens and hidden size.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, BinaryIO, Self
 
 import numpy as np
 
 from embed_worker.encoders.activation_functions import ACTIVATIONS, Activation
+from embed_worker.encoders.bert_layouts import LAYOUTS, published_names
 from embed_worker.encoders.checkpoint import ExportError, Floats, Int64, Weights, chosen, epsilon, size
 from embed_worker.encoders.onnx_writer import GraphWriter, Storage, shown
 from embed_worker.encoders.relative_positions import bucket_of, write_relative_bias
 from embed_worker.model_files.safetensors import Tensor
 
-# How the architectures of the family differ -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Layout:
-    """Where an architecture has what BERT has.
-
-    Attributes:
-        prefix: Of the tensors' names in checkpoints that have a head.
-        keys: BERT's keys of config.json and this one's, where they differ.
-        names: Parts of BERT's tensor names and this one's, replaced in order.
-        counts_tokens: Positions are counted over the tokens and begin behind the padding's own.
-        padding_id: Of positions, whatever the configuration says; None: the configuration's.
-        relative_buckets: The key for the size of a table of relative positions; None: there is none.
-    """
-
-    prefix: str
-    keys: Mapping[str, str] = field(default_factory=dict)
-    names: tuple[tuple[str, str], ...] = ()
-    counts_tokens: bool = False
-    padding_id: int | None = None
-    relative_buckets: str | None = None
-
-
-_ROBERTA = _Layout(prefix="roberta.", counts_tokens=True)
-_LAYOUTS: Mapping[str, _Layout] = {
-    "bert": _Layout(prefix="bert."),
-    "camembert": _ROBERTA,
-    "distilbert": _Layout(
-        prefix="distilbert.",
-        keys={
-            "hidden_act": "activation",
-            "hidden_size": "dim",
-            "intermediate_size": "hidden_dim",
-            "num_attention_heads": "n_heads",
-            "num_hidden_layers": "n_layers",
-        },
-        names=(
-            ("encoder.layer", "transformer.layer"),
-            ("attention.self.query", "attention.q_lin"),
-            ("attention.self.key", "attention.k_lin"),
-            ("attention.self.value", "attention.v_lin"),
-            ("attention.output.dense", "attention.out_lin"),
-            ("attention.output.LayerNorm", "sa_layer_norm"),
-            ("intermediate.dense", "ffn.lin1"),
-            ("output.dense", "ffn.lin2"),
-            ("output.LayerNorm", "output_layer_norm"),
-        ),
-    ),
-    "mpnet": _Layout(
-        prefix="mpnet.",
-        names=(
-            ("attention.self.query", "attention.attn.q"),
-            ("attention.self.key", "attention.attn.k"),
-            ("attention.self.value", "attention.attn.v"),
-            ("attention.output.dense", "attention.attn.o"),
-            ("attention.output.LayerNorm", "attention.LayerNorm"),
-        ),
-        counts_tokens=True,
-        padding_id=1,
-        relative_buckets="relative_attention_num_buckets",
-    ),
-    "roberta": _ROBERTA,
-    "xlm-roberta": _ROBERTA,
-}
-MODEL_TYPES = tuple(_LAYOUTS)
-# Without a table of relative positions: what the accelerators' own forms of a BERT compute.
-ABSOLUTE_MODEL_TYPES = tuple(name for name, layout in _LAYOUTS.items() if layout.relative_buckets is None)
-
 _RELATIVE_TABLE = "encoder.relative_attention_bias.weight"
-
-# Checkpoints that were converted from TensorFlow call them so.
-_OLD_NORM_NAMES = (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta"))
-
-
-def _published_names(layout: _Layout, file: Mapping[str, Tensor]) -> Callable[[str], str]:
-    """Give the function from BERT's tensor names to those in a file."""
-    prefix = layout.prefix if f"{layout.prefix}embeddings.word_embeddings.weight" in file else ""
-    is_old = f"{prefix}embeddings.LayerNorm.gamma" in file
-    replacements = (*layout.names, *(_OLD_NORM_NAMES if is_old else ()))
-
-    def published(name: str) -> str:
-        for ours, theirs in replacements:
-            name = name.replace(ours, theirs)
-        return prefix + name
-
-    return published
-
-
-# The model ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -129,7 +41,7 @@ class Bert:
     vocabulary: int
     token_types: int
     max_tokens: int
-    width: int
+    hidden_size: int
     heads: int
     layers: int
     epsilon: float
@@ -145,7 +57,7 @@ class Bert:
         Raises:
             ExportError: It is a variant that is not written here, or a tensor is missing or has another shape.
         """
-        layout = chosen(config, "model_type", "bert", _LAYOUTS)
+        layout = chosen(config, "model_type", "bert", LAYOUTS)
         chosen(config, "position_embedding_type", "absolute", {"absolute": None})
         if config.get("is_decoder"):
             raise ExportError("A BERT decoder cannot be exported, only an encoder.")
@@ -153,10 +65,12 @@ class Bert:
         def size_of(key: str) -> int:
             return size(config, layout.keys.get(key, key))
 
-        width, heads = size_of("hidden_size"), size_of("num_attention_heads")
-        if width % heads:
-            raise ExportError(f"config.json has a hidden_size of {width} that {heads} attention heads do not divide.")
-        published = _published_names(layout, file)
+        hidden_size, heads = size_of("hidden_size"), size_of("num_attention_heads")
+        if hidden_size % heads:
+            raise ExportError(
+                f"config.json has a hidden_size of {hidden_size} that {heads} attention heads do not divide."
+            )
+        published = published_names(layout, file)
         has_types = published("embeddings.token_type_embeddings.weight") in file
         positions, types = size_of("max_position_embeddings"), size_of("type_vocab_size") if has_types else 0
         padding_id = _padding_id(config, positions, layout.padding_id) if layout.counts_tokens else None
@@ -166,16 +80,16 @@ class Bert:
             vocabulary=vocabulary,
             positions=positions,
             types=types,
-            width=width,
+            hidden_size=hidden_size,
             layers=layers,
-            inner=size_of("intermediate_size"),
+            intermediate_size=size_of("intermediate_size"),
             relative=(buckets, heads),
         )
         return cls(
             vocabulary=vocabulary,
             token_types=0 if layout.counts_tokens else types,
             max_tokens=positions if padding_id is None else positions - padding_id - 1,
-            width=width,
+            hidden_size=hidden_size,
             heads=heads,
             layers=layers,
             epsilon=epsilon(config),
@@ -204,14 +118,14 @@ class Bert:
         for layer in shown(range(self.layers), "graph"):
             scope = f"encoder.layer.{layer}"
             hidden = self._write_attention(graph, f"{scope}.attention", hidden, bias, shape)
-            inner = self._write_linear(graph, f"{scope}.intermediate.dense", hidden)
-            inner = self.activation.write(graph, f"{scope}.intermediate.activation", inner)
-            hidden = self._write_residual(graph, f"{scope}.output", inner, hidden)
-        width = graph.constant("hidden.width", np.array([self.width], np.int64))
-        output_shape = graph.node("output.shape", "Concat", shape, width, axis=0)
+            expanded = self._write_linear(graph, f"{scope}.intermediate.dense", hidden)
+            expanded = self.activation.write(graph, f"{scope}.intermediate.activation", expanded)
+            hidden = self._write_residual(graph, f"{scope}.output", expanded, hidden)
+        hidden_size = graph.constant("hidden.width", np.array([self.hidden_size], np.int64))
+        output_shape = graph.node("output.shape", "Concat", shape, hidden_size, axis=0)
         output = graph.node("last_hidden_state", "Reshape", hidden, output_shape)
         inputs = ["input_ids", "attention_mask", *(["token_type_ids"] if self.token_types else [])]
-        return graph.model(inputs, output, self.width)
+        return graph.model(inputs, output, self.hidden_size)
 
     def _write_attention_bias(self, graph: GraphWriter) -> str:
         """Turn the mask into (B, 1, 1, T): 0 for a token, -10,000 for padding, whose weight is then exactly 0.
@@ -258,7 +172,7 @@ class Bert:
         return graph.picked(table, rows)
 
     def _write_counted_positions(self, graph: GraphWriter, padding_id: int) -> str:
-        """Count as transformers does, by ids; the mask is a second witness, for padding with other ids."""
+        """Count as transformers does, by ids; the mask is a second reference, for padding with other ids."""
         padding = graph.constant("padding_id", np.array(padding_id, np.int64))
         is_padding = graph.node("input_ids.is_padding", "Equal", "input_ids", padding)
         others = graph.integers("input_ids.others", graph.node("input_ids.is_token", "Not", is_padding))
@@ -267,14 +181,16 @@ class Bert:
         return graph.node("position_ids", "Add", graph.node("tokens.places", "Mul", counts, tokens), padding)
 
     def _write_rows(self, graph: GraphWriter, name: str, x: str) -> str:
-        return graph.node(name, "Reshape", x, graph.constant("rows.shape", np.array([-1, self.width], np.int64)))
+        return graph.node(name, "Reshape", x, graph.constant("rows.shape", np.array([-1, self.hidden_size], np.int64)))
 
     def _write_lookup(self, graph: GraphWriter, table: str, ids: str) -> str:
         stored = graph.stored(f"{table}.weight", self.tensors[f"{table}.weight"])
         return graph.picked(table, graph.node(f"{table}.rows", "Gather", stored, ids))
 
     def _write_attention(self, graph: GraphWriter, scope: str, hidden: str, bias: str, shape: str) -> str:
-        heads_and_width = graph.constant("heads.width", np.array([self.heads, self.width // self.heads], np.int64))
+        heads_and_width = graph.constant(
+            "heads.width", np.array([self.heads, self.hidden_size // self.heads], np.int64)
+        )
         split = graph.node(f"{scope}.self.shape", "Concat", shape, heads_and_width, axis=0)
         heads = {}
         for part, axes in (("query", [0, 2, 1, 3]), ("key", [0, 2, 3, 1]), ("value", [0, 2, 1, 3])):
@@ -282,7 +198,9 @@ class Bert:
             projected = graph.node(f"{name}.split", "Reshape", self._write_linear(graph, name, hidden), split)
             heads[part] = graph.node(f"{name}.heads", "Transpose", projected, perm=axes)
         scores = graph.node(f"{scope}.self.products", "MatMul", heads["query"], heads["key"])
-        scores = graph.node(f"{scope}.self.scores", "Div", scores, graph.scalar(math.sqrt(self.width // self.heads)))
+        scores = graph.node(
+            f"{scope}.self.scores", "Div", scores, graph.scalar(math.sqrt(self.hidden_size // self.heads))
+        )
         masked = graph.node(f"{scope}.self.masked", "Add", scores, bias)
         weights = graph.node(f"{scope}.self.weights", "Softmax", masked, axis=3)
         context = graph.node(f"{scope}.self.context", "MatMul", weights, heads["value"])
@@ -306,7 +224,7 @@ class Bert:
         )
         return graph.node(scope, "LayerNormalization", x, scale, shift, axis=-1, epsilon=self.epsilon)
 
-    def hidden(self, ids: Int64, types: Int64) -> Floats:
+    def forward(self, ids: Int64, types: Int64) -> Floats:
         """Compute the (T, D) last hidden state of one sequence in float64, as the paper has it: no batch, no mask.
 
         Reference: Devlin et al., BERT, and Vaswani et al., Attention is all you need.
@@ -324,14 +242,14 @@ class Bert:
                 self._linear(f"{scope}.attention.self.{part}", x).reshape(len(ids), self.heads, -1).swapaxes(0, 1)
                 for part in ("query", "key", "value")
             )
-            scores = query @ key.swapaxes(1, 2) / math.sqrt(self.width // self.heads) + relative
+            scores = query @ key.swapaxes(1, 2) / math.sqrt(self.hidden_size // self.heads) + relative
             weights = np.exp(scores - scores.max(axis=2, keepdims=True))
             context = (weights / weights.sum(axis=2, keepdims=True)) @ value
-            context = context.swapaxes(0, 1).reshape(len(ids), self.width)
+            context = context.swapaxes(0, 1).reshape(len(ids), self.hidden_size)
             attended = self._linear(f"{scope}.attention.output.dense", context)
             x = self._layer_norm(f"{scope}.attention.output.LayerNorm", x + attended)
-            inner = self.activation.compute(self._linear(f"{scope}.intermediate.dense", x))
-            x = self._layer_norm(f"{scope}.output.LayerNorm", x + self._linear(f"{scope}.output.dense", inner))
+            expanded = self.activation.compute(self._linear(f"{scope}.intermediate.dense", x))
+            x = self._layer_norm(f"{scope}.output.LayerNorm", x + self._linear(f"{scope}.output.dense", expanded))
         return x
 
     def _positions(self, ids: Int64) -> Int64:
@@ -376,24 +294,31 @@ def _padding_id(config: Mapping[str, Any], positions: int, fixed: int | None) ->
 
 
 def _bert_shapes(
-    *, vocabulary: int, positions: int, types: int, width: int, layers: int, inner: int, relative: tuple[int, int]
+    *,
+    vocabulary: int,
+    positions: int,
+    types: int,
+    hidden_size: int,
+    layers: int,
+    intermediate_size: int,
+    relative: tuple[int, int],
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Give the names and shapes of the tensors of a BERT encoder, lazily: a damaged `layers` may be any number."""
-    yield "embeddings.word_embeddings.weight", (vocabulary, width)
-    yield "embeddings.position_embeddings.weight", (positions, width)
+    yield "embeddings.word_embeddings.weight", (vocabulary, hidden_size)
+    yield "embeddings.position_embeddings.weight", (positions, hidden_size)
     if types:
-        yield "embeddings.token_type_embeddings.weight", (types, width)
+        yield "embeddings.token_type_embeddings.weight", (types, hidden_size)
     if relative[0]:
         yield _RELATIVE_TABLE, relative
-    yield from _norm_shapes("embeddings", width)
+    yield from _norm_shapes("embeddings", hidden_size)
     for layer in range(layers):
         scope = f"encoder.layer.{layer}"
         for part in ("self.query", "self.key", "self.value", "output.dense"):
-            yield from _linear_shapes(f"{scope}.attention.{part}", width, width)
-        yield from _norm_shapes(f"{scope}.attention.output", width)
-        yield from _linear_shapes(f"{scope}.intermediate.dense", inner, width)
-        yield from _linear_shapes(f"{scope}.output.dense", width, inner)
-        yield from _norm_shapes(f"{scope}.output", width)
+            yield from _linear_shapes(f"{scope}.attention.{part}", hidden_size, hidden_size)
+        yield from _norm_shapes(f"{scope}.attention.output", hidden_size)
+        yield from _linear_shapes(f"{scope}.intermediate.dense", intermediate_size, hidden_size)
+        yield from _linear_shapes(f"{scope}.output.dense", hidden_size, intermediate_size)
+        yield from _norm_shapes(f"{scope}.output", hidden_size)
 
 
 def _linear_shapes(scope: str, outputs: int, inputs: int) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -401,6 +326,6 @@ def _linear_shapes(scope: str, outputs: int, inputs: int) -> Iterator[tuple[str,
     yield f"{scope}.bias", (outputs,)
 
 
-def _norm_shapes(scope: str, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield f"{scope}.LayerNorm.weight", (width,)
-    yield f"{scope}.LayerNorm.bias", (width,)
+def _norm_shapes(scope: str, hidden_size: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield f"{scope}.LayerNorm.weight", (hidden_size,)
+    yield f"{scope}.LayerNorm.bias", (hidden_size,)

@@ -2,7 +2,7 @@
 
 Exporters keep the names of tables, norms and biases, and fold the matrices of linear layers into anonymous, transposed
 constants. Here those get their names back: from their own, from the bias that is added to their product, or from the
-path of the node that multiplies, in this order. The graph itself is the witness of what was read. T and H are the
+path of the node that multiplies, in this order. The graph itself is the reference of what was read. T and H are the
 tokens of a text and the hidden size.
 """
 
@@ -29,7 +29,7 @@ _HIDDEN_OUTPUTS = ("last_hidden_state", "token_embeddings")
 _TYPES = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(int32)": np.int32}
 
 
-class GraphWitness:
+class GraphReference:
     """A graph run by onnxruntime on the CPU, one text at a time."""
 
     def __init__(self, graph: Path) -> None:
@@ -48,7 +48,7 @@ class GraphWitness:
             raise ExportError(f"{graph} has no output {' or '.join(_HIDDEN_OUTPUTS)}.")
         self._output = output
 
-    def hidden(self, ids: Int64) -> Floats:
+    def forward(self, ids: Int64) -> Floats:
         """Compute the (T, H) last hidden state of one text, (T,) ids."""
         ones = np.ones((1, len(ids)), np.int64)
         known = {"input_ids": ids[None], "attention_mask": ones, "position_ids": ones.cumsum(axis=1) - 1}

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from embed_worker.encoders.checkpoint import ExportError, Floats, Int64, Weights, chosen, epsilon, size
 from embed_worker.encoders.onnx_writer import GraphWriter, Storage, shown
+from embed_worker.encoders.rope import WrittenRope, apply_rope, inv_freq, rope_of, write_positions
 from embed_worker.model_files.safetensors import Tensor
 
 # Of the scores: added to what a token does not see. A weight of e to this power is 0, and it is far from overflowing.
-_UNSEEN = -1e9
+_MASKED = -1e9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -28,20 +29,20 @@ class Qwen3:
     `tensors` have the published names without the prefix `model.`; linear weights are (out, in).
 
     Attributes:
-        heads: Of the queries; a multiple of `key_heads`.
-        key_heads: Of keys and values; `heads // key_heads` neighbouring query heads share each.
-        head_width: Of every head, whatever `width` and `heads` are.
+        heads: Of the queries; a multiple of `num_kv_heads`.
+        num_kv_heads: Of keys and values; `heads // num_kv_heads` neighbouring query heads share each.
+        head_dim: Of every head, whatever `hidden_size` and `heads` are.
         has_biases: The four projections of the attention have biases.
         is_causal: A token sees itself and the tokens before it; else it sees all.
     """
 
     vocabulary: int
     max_tokens: int
-    width: int
-    inner: int
+    hidden_size: int
+    intermediate_size: int
     heads: int
-    key_heads: int
-    head_width: int
+    num_kv_heads: int
+    head_dim: int
     layers: int
     epsilon: float
     rope_theta: float
@@ -61,19 +62,19 @@ class Qwen3:
         _refuse_sliding_windows(config, layers)
         heads = size(config, "num_attention_heads")
         shared = config.get("num_key_value_heads", 32)
-        key_heads = heads if shared is None else size(config, "num_key_value_heads", 32)
-        if heads % key_heads:
-            raise ExportError(f"config.json has {heads} attention heads that {key_heads} key heads do not divide.")
-        head_width = size(config, "head_dim", 128)
-        if head_width % 2:
-            raise ExportError(f"config.json has a head_dim of {head_width}, and rotary positions need pairs.")
+        num_kv_heads = heads if shared is None else size(config, "num_key_value_heads", 32)
+        if heads % num_kv_heads:
+            raise ExportError(f"config.json has {heads} attention heads that {num_kv_heads} key heads do not divide.")
+        head_dim = size(config, "head_dim", 128)
+        if head_dim % 2:
+            raise ExportError(f"config.json has a head_dim of {head_dim}, and rotary positions need pairs.")
         sizes = {
             "vocabulary": size(config, "vocab_size"),
-            "width": size(config, "hidden_size"),
-            "inner": size(config, "intermediate_size"),
+            "hidden_size": size(config, "hidden_size"),
+            "intermediate_size": size(config, "intermediate_size"),
             "heads": heads,
-            "key_heads": key_heads,
-            "head_width": head_width,
+            "num_kv_heads": num_kv_heads,
+            "head_dim": head_dim,
             "layers": layers,
         }
         has_biases = bool(config.get("attention_bias", False))
@@ -99,31 +100,26 @@ class Qwen3:
         return True
 
     @property
-    def rotation_speeds(self) -> Floats:
-        """Angles by which the pairs of a head turn from one position to the next: (W / 2,) float32.
-
-        Reference: Su et al., RoFormer; computed in float32 as transformers does.
-        """
-        exponents = np.arange(0, self.head_width, 2).astype(np.float32) / np.float32(self.head_width)
-        speeds: Floats = np.float32(1) / np.float32(self.rope_theta) ** exponents
-        return speeds
+    def inv_freq(self) -> Floats:
+        """Angles by which the pairs of a head turn from one position to the next: (W / 2,) float32."""
+        return inv_freq(self.rope_theta, self.head_dim)
 
     def graph(self, storage: Storage, opset: int, data: BinaryIO | None = None) -> Any:
         """Build the `onnx.ModelProto`: `input_ids` and `attention_mask` to `last_hidden_state`; see `Encoder`."""
         graph = GraphWriter(storage, opset, data)
         bias = self._write_attention_bias(graph)
-        turns = self._write_turns(graph)
+        rope = WrittenRope.write(graph, write_positions(graph), self.inv_freq)
         table = graph.stored("embed_tokens.weight", self.tensors["embed_tokens.weight"])
         hidden = graph.picked("embed_tokens", graph.node("embed_tokens.rows", "Gather", table, "input_ids"))
         for layer in shown(range(self.layers), "graph"):
             scope = f"layers.{layer}"
             normal = self._write_norm(graph, f"{scope}.input_layernorm", hidden)
-            attended = self._write_attention(graph, f"{scope}.self_attn", normal, bias, turns)
+            attended = self._write_attention(graph, f"{scope}.self_attn", normal, bias, rope)
             hidden = graph.node(f"{scope}.attended", "Add", hidden, attended)
             normal = self._write_norm(graph, f"{scope}.post_attention_layernorm", hidden)
             hidden = graph.node(f"{scope}.hidden", "Add", hidden, self._write_mlp(graph, f"{scope}.mlp", normal))
         output = graph.node("last_hidden_state", "Identity", self._write_norm(graph, "norm", hidden))
-        return graph.model(["input_ids", "attention_mask"], output, self.width)
+        return graph.model(["input_ids", "attention_mask"], output, self.hidden_size)
 
     def _write_attention_bias(self, graph: GraphWriter) -> str:
         """Turn the mask into (B, 1, T, T): 0 where a token is seen, else so low that its weight is exactly 0.
@@ -133,80 +129,59 @@ class Qwen3:
         one = graph.constant("one", np.array(1, np.int64))
         axes = graph.constant("attention_mask.axes", np.array([1, 2], np.int64))
         keys = graph.node("attention_mask.unsqueezed", "Unsqueeze", "attention_mask", axes)
-        is_seen = graph.node("is_token", "Equal", keys, one)
+        is_attended = graph.node("is_token", "Equal", keys, one)
         if self.is_causal:
             length = graph.node("sequence_length", "Gather", graph.node("shape", "Shape", "input_ids"), one)
             places = graph.node("places", "Range", graph.constant("zero", np.array(0, np.int64)), length, one)
             column = graph.constant("places.axis", np.array([1], np.int64))
             rows = graph.node("places.column", "Unsqueeze", places, column)
-            is_seen = graph.node("is_seen", "And", is_seen, graph.node("is_before", "GreaterOrEqual", rows, places))
-        return graph.node("attention_bias", "Where", is_seen, graph.scalar(0), graph.scalar(_UNSEEN))
+            is_attended = graph.node(
+                "is_seen", "And", is_attended, graph.node("is_before", "GreaterOrEqual", rows, places)
+            )
+        return graph.node("attention_bias", "Where", is_attended, graph.scalar(0), graph.scalar(_MASKED))
 
-    def _write_turns(self, graph: GraphWriter) -> tuple[str, str]:
-        """Compute cosines and sines of the rotary angles, (B, 1, T, W / 2). Positions are counted by the mask."""
-        mask = graph.cast("attention_mask.float32", "attention_mask")
-        counts = graph.node("counts", "CumSum", mask, graph.constant("one", np.array(1, np.int64)))
-        # Padding before the text gets position 0.
-        positions = graph.node("positions", "Relu", graph.node("counts.from_0", "Sub", counts, graph.scalar(1)))
-        axes = graph.constant("positions.axes", np.array([1, 3], np.int64))
-        column = graph.node("positions.column", "Unsqueeze", positions, axes)
-        angles = graph.node("angles", "Mul", column, graph.constant("rotation_speeds", self.rotation_speeds))
-        return graph.node("cosines", "Cos", angles), graph.node("sines", "Sin", angles)
-
-    def _write_attention(self, graph: GraphWriter, scope: str, x: str, bias: str, turns: tuple[str, str]) -> str:
+    def _write_attention(self, graph: GraphWriter, scope: str, x: str, bias: str, rope: WrittenRope) -> str:
         """Attend. The queries that share a key head are rows of one matrix, so that keys are not repeated.
 
         Measured on three layers of the 0.6B size, one thread, 384 tokens as 16, 3 and 1 texts: keys and values repeated
         are 3 to 8 % slower, broadcast over a fifth axis 1 to 8 %.
         """
-        query = self._write_turned(graph, scope, "q", x, self.heads, turns)
-        query = self._write_reshaped(graph, f"{scope}.q_groups", query, 0, self.key_heads, -1, self.head_width)
-        key = self._write_turned(graph, scope, "k", x, self.key_heads, turns)
+        query = self._write_rotated_heads(graph, scope, "q", x, self.heads, rope)
+        query = self._write_reshaped(graph, f"{scope}.q_groups", query, 0, self.num_kv_heads, -1, self.head_dim)
+        key = self._write_rotated_heads(graph, scope, "k", x, self.num_kv_heads, rope)
         key = graph.node(f"{scope}.k_columns", "Transpose", key, perm=[0, 1, 3, 2])
-        value = self._write_heads(graph, scope, "v", x, self.key_heads)
+        value = self._write_heads(graph, scope, "v", x, self.num_kv_heads)
         value = graph.node(f"{scope}.v_rows", "Transpose", value, perm=[0, 2, 1, 3])
         products = graph.node(f"{scope}.products", "MatMul", query, key)
-        scores = graph.node(f"{scope}.scores", "Div", products, graph.scalar(math.sqrt(self.head_width)))
+        scores = graph.node(f"{scope}.scores", "Div", products, graph.scalar(math.sqrt(self.head_dim)))
         scores = self._write_reshaped(graph, f"{scope}.scores_by_head", scores, 0, self.heads, -1, 0)
         masked = graph.node(f"{scope}.masked", "Add", scores, bias)
         weights = graph.node(f"{scope}.weights", "Softmax", masked, axis=3)
-        weights = self._write_reshaped(graph, f"{scope}.weights_by_group", weights, 0, self.key_heads, -1, 0)
+        weights = self._write_reshaped(graph, f"{scope}.weights_by_group", weights, 0, self.num_kv_heads, -1, 0)
         context = graph.node(f"{scope}.context", "MatMul", weights, value)
-        context = self._write_reshaped(graph, f"{scope}.context_by_head", context, 0, self.heads, -1, self.head_width)
+        context = self._write_reshaped(graph, f"{scope}.context_by_head", context, 0, self.heads, -1, self.head_dim)
         context = graph.node(f"{scope}.context_by_token", "Transpose", context, perm=[0, 2, 1, 3])
-        context = self._write_reshaped(graph, f"{scope}.context_rows", context, 0, 0, self.heads * self.head_width)
+        context = self._write_reshaped(graph, f"{scope}.context_rows", context, 0, 0, self.heads * self.head_dim)
         return self._write_linear(graph, f"{scope}.o_proj", context)
 
     def _write_heads(self, graph: GraphWriter, scope: str, part: str, x: str, heads: int) -> str:
         """Project to heads: (B, T, D) to (B, T, heads, W)."""
         projected = self._write_linear(graph, f"{scope}.{part}_proj", x)
-        return self._write_reshaped(graph, f"{scope}.{part}_heads", projected, 0, 0, heads, self.head_width)
+        return self._write_reshaped(graph, f"{scope}.{part}_heads", projected, 0, 0, heads, self.head_dim)
 
-    def _write_turned(
-        self, graph: GraphWriter, scope: str, part: str, x: str, heads: int, turns: tuple[str, str]
+    def _write_rotated_heads(
+        self, graph: GraphWriter, scope: str, part: str, x: str, heads: int, rope: WrittenRope
     ) -> str:
-        """Project to heads, normalise each and turn its pairs by the position: (B, T, D) to (B, heads, T, W)."""
+        """Project to heads, normalise each and rotate its pairs by the position: (B, T, D) to (B, heads, T, W)."""
         normal = self._write_norm(graph, f"{scope}.{part}_norm", self._write_heads(graph, scope, part, x, heads))
-        name = f"{scope}.{part}_turned"
         rows = graph.node(f"{scope}.{part}_rows", "Transpose", normal, perm=[0, 2, 1, 3])
-        first, second = graph.halves(f"{scope}.{part}_pairs", rows, self.head_width)
-        cosines, sines = turns
-        left = (
-            graph.node(f"{name}.cos_first", "Mul", first, cosines),
-            graph.node(f"{name}.sin_second", "Mul", second, sines),
-        )
-        right = (
-            graph.node(f"{name}.cos_second", "Mul", second, cosines),
-            graph.node(f"{name}.sin_first", "Mul", first, sines),
-        )
-        turned = graph.node(f"{name}.first", "Sub", *left), graph.node(f"{name}.second", "Add", *right)
-        return graph.node(name, "Concat", *turned, axis=-1)
+        return rope.write_applied(graph, f"{scope}.{part}", rows, self.head_dim)
 
     def _write_mlp(self, graph: GraphWriter, scope: str, x: str) -> str:
         gate = self._write_linear(graph, f"{scope}.gate_proj", x)
         gate = graph.node(f"{scope}.silu", "Mul", gate, graph.node(f"{scope}.sigmoid", "Sigmoid", gate))
-        inner = graph.node(f"{scope}.inner", "Mul", gate, self._write_linear(graph, f"{scope}.up_proj", x))
-        return self._write_linear(graph, f"{scope}.down_proj", inner)
+        expanded = graph.node(f"{scope}.inner", "Mul", gate, self._write_linear(graph, f"{scope}.up_proj", x))
+        return self._write_linear(graph, f"{scope}.down_proj", expanded)
 
     def _write_linear(self, graph: GraphWriter, scope: str, x: str) -> str:
         weight = graph.weight(f"{scope}.weight", self.tensors[f"{scope}.weight"].T)
@@ -229,33 +204,32 @@ class Qwen3:
         sizes = graph.constant(f"shape.{'_'.join(map(str, shape))}", np.array(shape, np.int64))
         return graph.node(name, "Reshape", x, sizes)
 
-    def hidden(self, ids: Int64, types: Int64) -> Floats:
+    def forward(self, ids: Int64, types: Int64) -> Floats:
         """Compute the (T, D) last hidden state of one sequence in float64: no batch, no mask; types mean nothing.
 
         Reference: the Qwen3 technical report; Su et al., RoFormer; Ainslie et al., GQA; Zhang and Sennrich, RMSNorm.
         """
         x: Floats = self.tensors["embed_tokens.weight"][ids].astype(np.float64)
-        angles = np.arange(len(ids))[:, None] * self.rotation_speeds.astype(np.float64)
-        turns = np.exp(1j * angles)
+        rope = rope_of(len(ids), self.inv_freq)
         for layer in shown(range(self.layers), "check"):
             scope = f"layers.{layer}"
-            x = x + self._attend(f"{scope}.self_attn", self._norm(f"{scope}.input_layernorm", x), turns)
+            x = x + self._attend(f"{scope}.self_attn", self._norm(f"{scope}.input_layernorm", x), rope)
             normal = self._norm(f"{scope}.post_attention_layernorm", x)
             gate = self._linear(f"{scope}.mlp.gate_proj", normal)
-            inner = gate / (1 + np.exp(-gate)) * self._linear(f"{scope}.mlp.up_proj", normal)
-            x = x + self._linear(f"{scope}.mlp.down_proj", inner)
+            expanded = gate / (1 + np.exp(-gate)) * self._linear(f"{scope}.mlp.up_proj", normal)
+            x = x + self._linear(f"{scope}.mlp.down_proj", expanded)
         return self._norm("norm", x)
 
-    def _attend(self, scope: str, x: Floats, turns: NDArray[np.complex128]) -> Floats:
+    def _attend(self, scope: str, x: Floats, rope: NDArray[np.complex128]) -> Floats:
         tokens = len(x)
         query, key, value = (
-            self._linear(f"{scope}.{part}_proj", x).reshape(tokens, heads, self.head_width).swapaxes(0, 1)
-            for part, heads in (("q", self.heads), ("k", self.key_heads), ("v", self.key_heads))
+            self._linear(f"{scope}.{part}_proj", x).reshape(tokens, heads, self.head_dim).swapaxes(0, 1)
+            for part, heads in (("q", self.heads), ("k", self.num_kv_heads), ("v", self.num_kv_heads))
         )
-        query = _turned(self._norm(f"{scope}.q_norm", query), turns)
-        key = _turned(self._norm(f"{scope}.k_norm", key), turns)
-        key, value = (np.repeat(part, self.heads // self.key_heads, axis=0) for part in (key, value))
-        scores = query @ key.swapaxes(1, 2) / math.sqrt(self.head_width)
+        query = apply_rope(self._norm(f"{scope}.q_norm", query), rope)
+        key = apply_rope(self._norm(f"{scope}.k_norm", key), rope)
+        key, value = (np.repeat(part, self.heads // self.num_kv_heads, axis=0) for part in (key, value))
+        scores = query @ key.swapaxes(1, 2) / math.sqrt(self.head_dim)
         if self.is_causal:
             scores = np.where(np.tri(tokens, dtype=bool), scores, -np.inf)
         weights = np.exp(scores - scores.max(axis=2, keepdims=True))
@@ -270,13 +244,6 @@ class Qwen3:
         root = np.sqrt((x**2).mean(axis=-1, keepdims=True) + self.epsilon)
         normal: Floats = x / root * self.tensors[f"{scope}.weight"]
         return normal
-
-
-def _turned(heads: Floats, turns: NDArray[np.complex128]) -> Floats:
-    """Turn the pairs of (heads, T, W) by (T, W / 2) unit numbers; a pair is a component and the one W / 2 further."""
-    first, second = np.split(heads, 2, axis=2)
-    turned = (first + 1j * second) * turns
-    return np.concatenate([turned.real, turned.imag], axis=2)
 
 
 def _refuse_sliding_windows(config: Mapping[str, Any], layers: int) -> None:
@@ -314,30 +281,30 @@ def _rope_theta(config: Mapping[str, Any]) -> float:
 def _shapes(
     *,
     vocabulary: int,
-    width: int,
-    inner: int,
+    hidden_size: int,
+    intermediate_size: int,
     heads: int,
-    key_heads: int,
-    head_width: int,
+    num_kv_heads: int,
+    head_dim: int,
     layers: int,
     has_biases: bool,
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Give the names and shapes of the tensors of a Qwen3, lazily: a damaged `layers` may be any number."""
-    yield "embed_tokens.weight", (vocabulary, width)
+    yield "embed_tokens.weight", (vocabulary, hidden_size)
     projections = {
-        "self_attn.q_proj": (heads * head_width, width),
-        "self_attn.k_proj": (key_heads * head_width, width),
-        "self_attn.v_proj": (key_heads * head_width, width),
-        "self_attn.o_proj": (width, heads * head_width),
-        "mlp.gate_proj": (inner, width),
-        "mlp.up_proj": (inner, width),
-        "mlp.down_proj": (width, inner),
+        "self_attn.q_proj": (heads * head_dim, hidden_size),
+        "self_attn.k_proj": (num_kv_heads * head_dim, hidden_size),
+        "self_attn.v_proj": (num_kv_heads * head_dim, hidden_size),
+        "self_attn.o_proj": (hidden_size, heads * head_dim),
+        "mlp.gate_proj": (intermediate_size, hidden_size),
+        "mlp.up_proj": (intermediate_size, hidden_size),
+        "mlp.down_proj": (hidden_size, intermediate_size),
     }
     norms = {
-        "input_layernorm": width,
-        "post_attention_layernorm": width,
-        "self_attn.q_norm": head_width,
-        "self_attn.k_norm": head_width,
+        "input_layernorm": hidden_size,
+        "post_attention_layernorm": hidden_size,
+        "self_attn.q_norm": head_dim,
+        "self_attn.k_norm": head_dim,
     }
     for layer in range(layers):
         scope = f"layers.{layer}"
@@ -347,4 +314,4 @@ def _shapes(
                 yield f"{scope}.{part}.bias", shape[:1]
         for part, length in norms.items():
             yield f"{scope}.{part}.weight", (length,)
-    yield "norm.weight", (width,)
+    yield "norm.weight", (hidden_size,)

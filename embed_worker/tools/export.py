@@ -1,8 +1,7 @@
 """`embed-worker export`: an ONNX graph from a published folder's safetensors, without torch.
 
 It reads config.json and model.safetensors (or its shards), writes the graph, compares it with a plain numpy forward
-pass of the same weights, and only then puts it in place, with a manifest. An architecture is one class that fulfils
-`Encoder`: `bert.py` has one, `qwen3.py` the other. B, T and D are batch, tokens and hidden size.
+pass of the same weights, and only then puts it in place, with a manifest. B, T and D are batch, tokens and hidden size.
 """
 
 from __future__ import annotations
@@ -13,32 +12,25 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any
 
 import numpy as np
 
 from embed_worker.config import path_argument
-from embed_worker.encoders import bert
+from embed_worker.encoders.architectures import Encoder, read_encoder
 from embed_worker.encoders.checkpoint import (
     WEIGHTS,
     CheckFailedError,
     ExportError,
     Floats,
     Int64,
-    Weights,
-    chosen,
-    has_own_code,
-    open_weights,
-    read_json_object,
     weight_files,
 )
 from embed_worker.encoders.onnx_writer import DEFAULT_OPSET, OPSETS, Storage, open_session
-from embed_worker.encoders.qwen3 import Qwen3
 from embed_worker.model_files.manifest import Manifest, ManifestError, file_sha256
-from embed_worker.model_files.safetensors import Tensor
 
 # A protobuf message ends at 2 GiB; the rest is for nodes, norms and biases. Larger weights get a file of their own.
 MAX_WEIGHTS_IN_GRAPH_BYTES = 2**31 - 2**26
@@ -63,13 +55,13 @@ _PUBLISHED = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parity:
-    """How far a graph may be, or is, from the witness: over components, and over token vectors."""
+    """How far a graph may be, or is, from the reference: over components, and over token vectors."""
 
     max_difference: float
     min_cosine: float
 
 
-# The difference is relative to the largest component of the witness. Measured on 24 random layers: 4e-3 and 0.99999
+# The difference is relative to the largest component of the reference. Measured on 24 random layers: 4e-3 and 0.99999
 # with float16, 4e-6 with float32; a mistake in the graph is far beyond either.
 _TOLERANCES: Mapping[Storage, Parity] = {
     Storage.FLOAT16: Parity(max_difference=2e-2, min_cosine=0.9999),
@@ -90,42 +82,6 @@ class Report:
     max_difference: float
     min_cosine: float
     files: int
-
-
-class Encoder(Protocol):
-    """A model read from its folder, as a graph and as its own witness."""
-
-    @property
-    def vocabulary(self) -> int:
-        """The number of token ids."""
-
-    @property
-    def token_types(self) -> int:
-        """The number of token types; 0 where the model has none."""
-
-    @property
-    def max_tokens(self) -> int:
-        """The longest sequence for which there are positions."""
-
-    @property
-    def counts_tokens(self) -> bool:
-        """Whether positions are counted over the tokens, so that padding may be on either side."""
-
-    @property
-    def tensors(self) -> Weights:
-        """The weights."""
-
-    def graph(self, storage: Storage, opset: int, data: BinaryIO | None = None) -> Any:
-        """Build the `onnx.ModelProto`.
-
-        Args:
-            storage: How weight matrices and tables are stored.
-            opset: Of the default operator set.
-            data: A file for the weights, to lie beside the graph; None: they are in the graph.
-        """
-
-    def hidden(self, ids: Int64, types: Int64) -> Floats:
-        """Compute the (T, D) last hidden state of one sequence, (T,) ids and types, with numpy alone."""
 
 
 # The command --------------------------------------------------------------------------------------------------------
@@ -255,19 +211,6 @@ def export(folder: Path, *, output: Path, storage: Storage, opset: int, source: 
     )
 
 
-def read_encoder(folder: Path) -> Encoder:
-    """Read config.json and the weights with the class of the architecture that the first names.
-
-    Raises:
-        ExportError: One of them is missing or damaged, or no class is for this architecture.
-    """
-    config = read_json_object(folder / "config.json")
-    read = chosen(config, "model_type", None, _ENCODERS)
-    if has_own_code(config):
-        raise ExportError(f"{folder} brings code of its own for its model (auto_map), which is neither read nor run.")
-    return read(config, open_weights(folder))
-
-
 def _write_graph(file: Path, encoder: Encoder, storage: Storage, opset: int) -> None:
     weights_bytes = encoder.tensors.parameters * np.dtype(storage.value).itemsize
     if weights_bytes <= MAX_WEIGHTS_IN_GRAPH_BYTES:
@@ -307,7 +250,7 @@ def _copy_published(folder: Path, output: Path) -> None:
 
 
 def check(graph: Path, encoder: Encoder, storage: Storage) -> Parity:
-    """Run a graph with onnxruntime, each sequence alone and all in padded batches, against the witness.
+    """Run a graph with onnxruntime, each sequence alone and all in padded batches, against the reference.
 
     Raises:
         CheckFailedError: It differs by more than the storage explains.
@@ -315,16 +258,16 @@ def check(graph: Path, encoder: Encoder, storage: Storage) -> Parity:
     session = open_session(graph)
     inputs = {tensor.name for tensor in session.get_inputs()}
     sequences = _check_sequences(encoder)
-    witness = np.concatenate([encoder.hidden(ids, types) for ids, types in sequences])
+    reference = np.concatenate([encoder.forward(ids, types) for ids, types in sequences])
     alone = np.concatenate([_run(session, inputs, [sequence]) for sequence in sequences])
     sides = (False, True) if encoder.counts_tokens else (False,)
     results = np.stack([alone, *(_run(session, inputs, sequences, pad_left=pad_left) for pad_left in sides)])
 
-    scale = max(1.0, float(np.abs(witness).max()))
-    lengths = np.linalg.norm(results, axis=-1) * np.linalg.norm(witness, axis=-1)
+    scale = max(1.0, float(np.abs(reference).max()))
+    lengths = np.linalg.norm(results, axis=-1) * np.linalg.norm(reference, axis=-1)
     with np.errstate(invalid="ignore"):
-        cosines = (results * witness).sum(axis=-1) / lengths
-    found = Parity(max_difference=float(np.abs(results - witness).max()), min_cosine=float(cosines.min()))
+        cosines = (results * reference).sum(axis=-1) / lengths
+    found = Parity(max_difference=float(np.abs(results - reference).max()), min_cosine=float(cosines.min()))
     allowed = _TOLERANCES[storage]
     # The comparisons are written so that NaN fails.
     if not (found.max_difference <= allowed.max_difference * scale and found.min_cosine >= allowed.min_cosine):
@@ -359,9 +302,3 @@ def _run(session: Any, inputs: set[str], sequences: Sequence[tuple[Int64, Int64]
     (hidden,) = session.run(["last_hidden_state"], {name: feeds[name] for name in inputs})
     tokens: Floats = hidden[mask == 1]
     return tokens
-
-
-_ENCODERS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Tensor]], Encoder]] = {
-    **dict.fromkeys(bert.MODEL_TYPES, bert.Bert.read),
-    "qwen3": Qwen3.read,
-}

@@ -29,7 +29,6 @@ from embed_worker.accelerators.coreml.graph import (
 )
 from embed_worker.accelerators.coreml.graph_export import export_for_coreml
 from embed_worker.config import ModelOptions, RuntimeOptions
-from embed_worker.encoders import bert
 from embed_worker.encoders.checkpoint import ExportError
 from embed_worker.encoders.onnx_weights import read_onnx_weights
 from embed_worker.inference.pooling import Float32, Int64, finish_vectors, pool
@@ -369,7 +368,7 @@ def test_weights_behind_transpositions_and_in_gemms_are_turned_the_right_way(tmp
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "silu"])
-def test_every_activation_of_a_bert_agrees_with_the_witness(tmp_path: Path, activation: str) -> None:
+def test_every_activation_of_a_bert_agrees_with_the_reference(tmp_path: Path, activation: str) -> None:
     report = export_for_coreml(make_folder(tmp_path, hidden_act=activation), output=tmp_path)
     assert report.max_difference < 2e-5
     operators = {node.op_type for node in onnx.load(Path(report.folder, "model.onnx")).graph.node}
@@ -387,7 +386,7 @@ def test_every_activation_of_a_bert_agrees_with_the_witness(tmp_path: Path, acti
         {"num_key_value_heads": 1},
     ],
 )
-def test_every_variant_of_a_qwen3_agrees_with_the_witness(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_every_variant_of_a_qwen3_agrees_with_the_reference(tmp_path: Path, changes: dict[str, Any]) -> None:
     config = test_export_qwen3.CONFIG | changes
     tensors = {name: tensor.astype(np.float32) for name, tensor in test_export_qwen3.random_tensors(config).items()}
     report = export_for_coreml(write_folder(tmp_path, config, tensors), output=tmp_path)
@@ -445,7 +444,7 @@ def test_a_graph_that_fails_its_check_leaves_what_was_there(
 def test_a_weight_that_is_turned_the_wrong_way_fails_the_check(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The witness of a raw export is its own graph: the weights that were read may be wrong."""
+    """The reference of a raw export is its own graph: the weights that were read may be wrong."""
     shutil.copytree(MODELS / "onnx-only-weightedmean", tmp_path / "model")
     right = read_onnx_weights
 
@@ -526,11 +525,11 @@ def test_a_missing_file_is_one_sentence(tiny: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"format": 2}, "has the format 2 and not 1: export it again"),
+        ({"format": 1}, "has the format 1 and not 2: export it again"),
         ({"format": "1"}, "does not describe"),
         ({"hidden_size": "24"}, "does not describe"),
         ({"sources": None}, "does not describe"),
-        ({"rotation_speeds": ["fast"]}, "does not describe"),
+        ({"inv_freq": ["fast"]}, "does not describe"),
         ({"hidden_size": 25}, "no table of width 25"),
         ({"vocabulary": 71}, "has 70 rows and not 71"),
         ({"max_tokens": 49}, "has 48 rows, too few"),
@@ -635,6 +634,5 @@ def test_the_largest_components_are_no_weighted_sum() -> None:
 
 
 def test_the_fixtures_are_what_the_tests_say() -> None:
-    assert bert.MODEL_TYPES[0] == "bert"
     modes = {name: read_model_folder(MODELS / name, ModelOptions()).pooling for name in FIXTURES}
     assert [mode for (mode,) in modes.values()] == ["mean", "cls", "lasttoken", "mean", "weightedmean", "mean"]

@@ -68,7 +68,7 @@ def test_the_graph_has_the_interface_that_published_exports_have(folder: Path) -
 @pytest.mark.parametrize("weights", list(Storage))
 @pytest.mark.parametrize("opset", [17, 21])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_every_variant_agrees_with_the_witness(tmp_path: Path, weights: str, opset: int, activation: str) -> None:
+def test_every_variant_agrees_with_the_reference(tmp_path: Path, weights: str, opset: int, activation: str) -> None:
     folder = make_folder(tmp_path / "tiny", hidden_act=activation)
     assert run(folder, "--weights", weights, "--opset", str(opset)) == 0
     imported = onnx.load(graph_of(folder)).opset_import
@@ -406,7 +406,7 @@ def test_the_default_model_is_what_its_manifest_says() -> None:
         (
             {"model_type": "new", "auto_map": {"AutoModel": "Alibaba-NLP/new-impl--modeling.NewModel"}},
             "model_type is 'new' cannot be exported; "
-            "what can be: bert, camembert, distilbert, roberta, xlm-roberta, qwen3.",
+            "what can be: bert, camembert, distilbert, mpnet, roberta, xlm-roberta, modernbert, qwen3.",
         ),
         ({"model_type": "nomic_bert"}, "model_type is 'nomic_bert' cannot be exported"),
         ({"auto_map": {"AutoModel": "modeling.Other"}}, "code of its own for its model (auto_map)"),

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from embed_worker.encoders.architectures import read_encoder
 from embed_worker.model_files.safetensors import SafetensorsFile
-from embed_worker.tools import export
 from tests.worker.export_fixtures import (
     CONFIG,
     MODELS,
@@ -86,7 +86,7 @@ def test_roberta_begins_behind_the_position_of_padding(tmp_path: Path, model_typ
     session = session_of(graph_of(folder))
     assert [value.name for value in session.get_inputs()] == ["input_ids", "attention_mask"]
     longest = np.full((1, CONFIG["max_position_embeddings"] - padding_id - 1), 7)
-    assert export.read_encoder(folder).max_tokens == longest.size
+    assert read_encoder(folder).max_tokens == longest.size
     assert np.isfinite(session.run(None, {"input_ids": longest, "attention_mask": longest * 0 + 1})[0]).all()
     longer = np.full((1, longest.size + 1), 7)
     with pytest.raises(Exception, match=r"(?i)out of data bounds|out of bounds"):

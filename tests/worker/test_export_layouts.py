@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
 from embed_worker.config import ModelOptions, RuntimeOptions, Verify
+from embed_worker.encoders.architectures import read_encoder
 from embed_worker.encoders.bert import Bert
 from embed_worker.encoders.checkpoint import ExportError, open_weights, read_json_object
 from embed_worker.encoders.relative_positions import bucket_of
 from embed_worker.loading import load_model
-from embed_worker.tools import export
 from tests.reference.expected import read_expected
 from tests.worker.export_fixtures import graph_of, run, session_of
 from tests.worker.harness import cosines
+from tests.worker.test_safetensors import file_of_tensors
 
 EXPORTED = Path(__file__).parents[1] / "exported"
 NAMES = sorted(file.parent.name for file in EXPORTED.glob("*/config.json"))
@@ -41,7 +45,7 @@ def test_a_layout_gives_the_vectors_of_sentence_transformers_after_export(tmp_pa
 @pytest.mark.parametrize("name", NAMES)
 def test_a_layout_takes_padding_on_either_side(tmp_path: Path, name: str) -> None:
     assert run(EXPORTED / name, "--output", tmp_path) == 0
-    encoder = export.read_encoder(EXPORTED / name)
+    encoder = read_encoder(EXPORTED / name)
     assert encoder.counts_tokens  # the export has then compared both sides with the checkpoint
     assert onnx.load(graph_of(tmp_path)).graph.input[1].name == "attention_mask"
 
@@ -58,7 +62,7 @@ def test_near_distances_have_a_bucket_each_and_far_ones_share_it() -> None:
 
 def test_a_text_beyond_the_distances_of_mpnet_fails_rather_than_wraps(tmp_path: Path) -> None:
     assert run(EXPORTED / "mpnet", "--output", tmp_path) == 0
-    encoder = export.read_encoder(EXPORTED / "mpnet")
+    encoder = read_encoder(EXPORTED / "mpnet")
     assert encoder.max_tokens == 180
     session = session_of(graph_of(tmp_path))
     for length, fits in ((180, True), (181, False)):
@@ -74,3 +78,53 @@ def test_mpnet_with_another_number_of_buckets_is_refused() -> None:
     config = read_json_object(EXPORTED / "mpnet/config.json") | {"relative_attention_num_buckets": 16}
     with pytest.raises(ExportError, match="relative_attention_num_buckets of 32, not 16"):
         Bert.read(config, open_weights(EXPORTED / "mpnet"))
+
+
+def changed(folder: Path, changes: dict[str, Any]) -> Path:
+    """Copy the ModernBERT with another configuration; None takes a key out."""
+    shutil.copytree(EXPORTED / "modernbert", folder)
+    config = read_json_object(folder / "config.json") | changes
+    (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    return folder
+
+
+def test_a_modernbert_saved_by_older_transformers_gives_the_same_graph(tmp_path: Path) -> None:
+    older = {"global_rope_theta": 160000.0, "local_rope_theta": 10000.0, "global_attn_every_n_layers": 3}
+    folder = changed(tmp_path / "older", {"rope_parameters": None, "layer_types": None, **older})
+    assert run(folder) == run(EXPORTED / "modernbert", "--output", tmp_path / "newer") == 0
+    assert graph_of(folder).read_bytes() == graph_of(tmp_path / "newer").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attention_bias": True, "mlp_bias": True, "norm_bias": True},
+        {"local_attention": 4, "hidden_activation": "gelu_pytorch_tanh"},
+        {"layer_types": ["full_attention"] * 5},
+        {"layer_types": ["sliding_attention"] * 5, "rope_parameters": {"sliding_attention": {"rope_theta": 50}}},
+    ],
+)
+def test_variants_of_modernbert_agree_with_numpy(tmp_path: Path, changes: dict[str, Any]) -> None:
+    folder = changed(tmp_path / "variant", changes)
+    tensors = dict(open_weights(folder))
+    random = np.random.default_rng(3)
+    for name, values in list(tensors.items()):  # biases wherever the configuration may ask for them
+        tensors[name.replace(".weight", ".bias")] = random.normal(0, 0.2, values.shape[:1]).astype(np.float32)
+    (folder / "model.safetensors").write_bytes(file_of_tensors(tensors))
+    assert run(folder, "--weights", "float32") == 0  # it compares
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"num_hidden_layers": 10**15}, r"no tensor 'layers\.999999999999999\.mlp_norm\.weight'"),
+        ({"layer_types": ["full_attention"]}, "needs 5 layer_types"),
+        ({"num_attention_heads": 5}, "hidden_size of 24 that 5 heads of pairs do not divide"),
+        ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "only 'default'"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 0}}}, "rope_theta above 1 for full_attention, not 0"),
+    ],
+)
+def test_what_a_modernbert_cannot_be_is_named(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ExportError, match=sentence):
+        read_encoder(changed(tmp_path / "variant", changes))

@@ -1,4 +1,4 @@
-"""Qwen3 after export: the goldens on either side of padding, every variant against the witness, and what is refused."""
+"""Qwen3 after export: the goldens on either side of padding, every variant against numpy, and what is refused."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from embed_worker.encoders import onnx_writer, qwen3
+from embed_worker.encoders.architectures import read_encoder
 from embed_worker.encoders.onnx_writer import Storage
 from embed_worker.tools import export
 from tests.worker.export_fixtures import (
@@ -57,9 +58,9 @@ CONFIG: dict[str, Any] = {
 def random_tensors(config: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
     """Make every published tensor of a Qwen3, with the head of a language model."""
     random = np.random.default_rng(11)
-    width, inner, head_width = config["hidden_size"], config["intermediate_size"], config["head_dim"]
-    heads, key_heads = config["num_attention_heads"], config["num_key_value_heads"] or config["num_attention_heads"]
-    tensors = {"embed_tokens.weight": random.normal(0, 1, (config["vocab_size"], width))}
+    hidden_size, intermediate_size, head_dim = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    heads, num_kv_heads = config["num_attention_heads"], config["num_key_value_heads"] or config["num_attention_heads"]
+    tensors = {"embed_tokens.weight": random.normal(0, 1, (config["vocab_size"], hidden_size))}
 
     def linear(name: str, outputs: int, inputs: int, *, biased: bool = False) -> None:
         tensors[f"{name}.weight"] = random.normal(0, 1.2 / np.sqrt(inputs), (outputs, inputs))
@@ -68,18 +69,18 @@ def random_tensors(config: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
 
     for layer in range(config["num_hidden_layers"]):
         scope = f"layers.{layer}"
-        for part, outputs in (("q", heads), ("k", key_heads), ("v", key_heads)):
-            linear(f"{scope}.self_attn.{part}_proj", outputs * head_width, width, biased=config["attention_bias"])
-        linear(f"{scope}.self_attn.o_proj", width, heads * head_width, biased=config["attention_bias"])
+        for part, outputs in (("q", heads), ("k", num_kv_heads), ("v", num_kv_heads)):
+            linear(f"{scope}.self_attn.{part}_proj", outputs * head_dim, hidden_size, biased=config["attention_bias"])
+        linear(f"{scope}.self_attn.o_proj", hidden_size, heads * head_dim, biased=config["attention_bias"])
         for part in ("gate", "up"):
-            linear(f"{scope}.mlp.{part}_proj", inner, width)
-        linear(f"{scope}.mlp.down_proj", width, inner)
-        for part, length in (("q", head_width), ("k", head_width)):
+            linear(f"{scope}.mlp.{part}_proj", intermediate_size, hidden_size)
+        linear(f"{scope}.mlp.down_proj", hidden_size, intermediate_size)
+        for part, length in (("q", head_dim), ("k", head_dim)):
             tensors[f"{scope}.self_attn.{part}_norm.weight"] = random.normal(1.5, 0.3, length)
         for part in ("input_layernorm", "post_attention_layernorm"):
-            tensors[f"{scope}.{part}.weight"] = random.normal(1, 0.3, width)
-    tensors["norm.weight"] = random.normal(1, 0.3, width)
-    tensors["lm_head.weight"] = random.normal(0, 1, (config["vocab_size"], width))
+            tensors[f"{scope}.{part}.weight"] = random.normal(1, 0.3, hidden_size)
+    tensors["norm.weight"] = random.normal(1, 0.3, hidden_size)
+    tensors["lm_head.weight"] = random.normal(0, 1, (config["vocab_size"], hidden_size))
     return {name: values.astype(np.float32) for name, values in tensors.items()}
 
 
@@ -149,13 +150,13 @@ def test_shards_and_external_data_give_the_goldens_too(tmp_path: Path, monkeypat
     ],
     ids=str,
 )
-def test_every_variant_agrees_with_the_witness(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_every_variant_agrees_with_the_reference(tmp_path: Path, changes: dict[str, Any]) -> None:
     assert run(make_folder(tmp_path / "tiny", **changes), "--weights", "float32") == 0
 
 
 @pytest.mark.parametrize("weights", list(Storage))
 @pytest.mark.parametrize("opset", onnx_writer.OPSETS)
-def test_every_opset_agrees_with_the_witness(folder: Path, weights: str, opset: int) -> None:
+def test_every_opset_agrees_with_the_reference(folder: Path, weights: str, opset: int) -> None:
     assert run(folder, "--weights", weights, "--opset", str(opset)) == 0
     assert [entry.version for entry in onnx.load(graph_of(folder)).opset_import] == [opset]
 
@@ -164,9 +165,9 @@ def test_sizes_that_the_configuration_leaves_out_are_those_of_transformers(tmp_p
     config = without("head_dim", "max_position_embeddings", "rms_norm_eps", "num_key_value_heads")
     config |= {"num_attention_heads": 32, "num_hidden_layers": 1}
     tensors = random_tensors(config | {"head_dim": 128, "num_key_value_heads": 32})
-    encoder = export.read_encoder(write_folder(tmp_path / "tiny", config, tensors))
+    encoder = read_encoder(write_folder(tmp_path / "tiny", config, tensors))
     assert isinstance(encoder, qwen3.Qwen3)
-    assert (encoder.head_width, encoder.key_heads, encoder.max_tokens, encoder.epsilon) == (128, 32, 32768, 1e-6)
+    assert (encoder.head_dim, encoder.num_kv_heads, encoder.max_tokens, encoder.epsilon) == (128, 32, 32768, 1e-6)
 
 
 def test_prefix_bfloat16_shards_and_the_language_models_head_change_nothing(tmp_path: Path) -> None:
@@ -317,8 +318,11 @@ def overflowing(self: qwen3.Qwen3, graph: onnx_writer.GraphWriter) -> str:
     return graph.scalar(float("-inf"))
 
 
-def unturned(self: qwen3.Qwen3, graph: onnx_writer.GraphWriter) -> tuple[str, str]:
-    return graph.scalar(1), graph.scalar(0)
+def unrotated(
+    self: qwen3.Qwen3, graph: onnx_writer.GraphWriter, scope: str, part: str, x: str, heads: int, rope: Any
+) -> str:
+    normal = self._write_norm(graph, f"{scope}.{part}_norm", self._write_heads(graph, scope, part, x, heads))
+    return graph.node(f"{scope}.{part}_rows", "Transpose", normal, perm=[0, 2, 1, 3])
 
 
 def unraised(self: qwen3.Qwen3, graph: onnx_writer.GraphWriter, scope: str, x: str) -> str:
@@ -330,7 +334,7 @@ def unraised(self: qwen3.Qwen3, graph: onnx_writer.GraphWriter, scope: str, x: s
     [
         ("_write_attention_bias", bidirectional),
         ("_write_attention_bias", overflowing),
-        ("_write_turns", unturned),
+        ("_write_rotated_heads", unrotated),
         ("_write_norm", unraised),
     ],
 )

@@ -171,19 +171,19 @@ def test_the_precision_is_chosen_on_the_command_line() -> None:
         runtime_of("--mlx-precision", "int8")
 
 
-# The models, against the witness of the export -----------------------------------------------------------------------
+# The models, against the reference of the export -------------------------------------------------------------------
 
 
-def hidden_of(encoder: Bert | Qwen3, ids: Int64, mask: Int64, activation: str = "gelu") -> Float32:
+def hidden_of(encoder: Bert | Qwen3, ids: Int64, mask: Int64) -> Float32:
     def run() -> Float32:
-        hidden = mlx_models.make_mlx_model(encoder, activation, "float32").hidden(ids, mask)
+        hidden = mlx_models.make_mlx_model(encoder, "float32").forward(ids, mask)
         return np.array(hidden)
 
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(run).result()
 
 
-def assert_is_witness(encoder: Bert | Qwen3, activation: str = "gelu", *, pad_left: bool) -> None:
+def assert_is_reference(encoder: Bert | Qwen3, *, pad_left: bool) -> None:
     random = np.random.default_rng(0)
     lengths = [1, 2, 9, 30]
     ids = np.full((len(lengths), max(lengths)), 1)  # the padding of RoBERTa
@@ -192,18 +192,18 @@ def assert_is_witness(encoder: Bert | Qwen3, activation: str = "gelu", *, pad_le
     for row, text in enumerate(texts):
         here = slice(max(lengths) - len(text), None) if pad_left else slice(len(text))
         ids[row, here], mask[row, here] = text, 1
-    hidden = hidden_of(encoder, ids, mask, activation)
+    hidden = hidden_of(encoder, ids, mask)
     assert np.isfinite(hidden).all()  # padding sees something, or its 0 / 0 would reach the text
     for row, text in enumerate(texts):
-        np.testing.assert_allclose(hidden[row][mask[row] == 1], encoder.hidden(text, np.zeros_like(text)), atol=2e-4)
+        np.testing.assert_allclose(hidden[row][mask[row] == 1], encoder.forward(text, np.zeros_like(text)), atol=2e-4)
 
 
 @needs_mlx
 @pytest.mark.parametrize("pad_left", [False, True])
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu", "silu"])
-def test_bert_computes_what_the_witness_does(activation: str, pad_left: bool) -> None:
+def test_bert_computes_what_the_reference_does(activation: str, pad_left: bool) -> None:
     config = CONFIG | {"hidden_act": activation}
-    assert_is_witness(Bert.read(config, random_tensors(config)), activation, pad_left=pad_left)
+    assert_is_reference(Bert.read(config, random_tensors(config)), pad_left=pad_left)
 
 
 @needs_mlx
@@ -212,21 +212,21 @@ def test_roberta_counts_positions_from_behind_the_padding(architecture: str) -> 
     config = CONFIG | {"model_type": architecture, "pad_token_id": 1}
     encoder = Bert.read(config, random_tensors(config))
     for pad_left in (False, True):
-        assert_is_witness(encoder, pad_left=pad_left)
+        assert_is_reference(encoder, pad_left=pad_left)
 
 
 @needs_mlx
 @pytest.mark.parametrize("pad_left", [False, True])
 @pytest.mark.parametrize("changes", [{}, {"attention_bias": True}, {"is_causal": False}, {"num_key_value_heads": 6}])
-def test_qwen3_computes_what_the_witness_does(changes: dict[str, Any], pad_left: bool) -> None:
+def test_qwen3_computes_what_the_reference_does(changes: dict[str, Any], pad_left: bool) -> None:
     config = test_export_qwen3.CONFIG | changes
     encoder = Qwen3.read(config, test_export_qwen3.random_tensors(config))
-    assert_is_witness(encoder, pad_left=pad_left)
+    assert_is_reference(encoder, pad_left=pad_left)
 
 
 @needs_mlx
 def test_every_activation_that_can_be_exported_is_here() -> None:
-    assert set(mlx_models._ACTIVATIONS) == set(ACTIVATIONS)
+    assert set(mlx_models._ACTIVATIONS) == {activation.name for activation in ACTIVATIONS.values()}
 
 
 @needs_mlx
@@ -261,7 +261,7 @@ def test_weights_may_be_in_shards_and_in_bfloat16(tmp_path: Path) -> None:
         assert weights.source.name == "model.safetensors" + (".index.json" if folder is sharded else "")
         found.append(hidden_of(weights.encoder, ids, np.ones_like(ids)))
     np.testing.assert_array_equal(found[0], found[1])
-    np.testing.assert_allclose(found[0][0], Bert.read(CONFIG, cut).hidden(ids[0], 0 * ids[0]), atol=2e-4)
+    np.testing.assert_allclose(found[0][0], Bert.read(CONFIG, cut).forward(ids[0], 0 * ids[0]), atol=2e-4)
 
 
 @needs_mlx
@@ -341,7 +341,7 @@ class Witness:
     def __init__(self) -> None:
         self.threads: set[int] = set()
 
-    def hidden(self, ids: Int64, mask: Int64) -> Any:
+    def forward(self, ids: Int64, mask: Int64) -> Any:
         self.threads.add(threading.get_ident())
         return mx.ones((*ids.shape, 4))
 
@@ -362,7 +362,7 @@ def test_one_thread_does_all_because_streams_belong_to_threads() -> None:
 class NoMemory:
     """A model for which there is no memory, in MLX's words."""
 
-    def hidden(self, ids: Int64, mask: Int64) -> Any:
+    def forward(self, ids: Int64, mask: Int64) -> Any:
         raise RuntimeError("[metal::malloc] Unable to allocate 17179869184 bytes.")
 
 

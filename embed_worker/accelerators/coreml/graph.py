@@ -26,10 +26,10 @@ WORDS, POSITIONS = "word_embeddings.npy", "position_embeddings.npy"
 BATCH_DIMENSION, LENGTH_DIMENSION = "batch_size", "sequence_length"
 
 _DESCRIPTION = "coreml.json"
-_FORMAT = 1
+_FORMAT = 2
 
 # Added to a score, it makes the weight 0 in float32 and in float16, and a row without any token stays finite.
-_UNSEEN = np.float32(-1e4)
+_MASKED = np.float32(-1e4)
 
 _Table: TypeAlias = NDArray[np.float16] | NDArray[np.float32]
 
@@ -48,7 +48,7 @@ class Description:
         padding_id: Positions are counted over the tokens with other ids, and begin in the row after this one. None:
             they are counted over all tokens, from row 0.
         is_causal: A token sees itself and the tokens before it; else it sees all.
-        rotation_speeds: Angles by which pairs of a head's components turn from one position to the next. None: the
+        inv_freq: Angles by which pairs of a head's components turn from one position to the next. None: the
             model has a table of positions.
         graph_sha256: Of the graph beside it: the model's identity for caches.
         sources: Files of the model's folder that it was made of, and their SHA-256.
@@ -60,7 +60,7 @@ class Description:
     max_tokens: int
     padding_id: int | None
     is_causal: bool
-    rotation_speeds: tuple[float, ...] | None
+    inv_freq: tuple[float, ...] | None
     graph_sha256: str
     sources: Mapping[str, str]
 
@@ -89,10 +89,10 @@ class Description:
                 "max_tokens": int(max_tokens),
                 "padding_id": int() | None as padding_id,
                 "is_causal": bool(is_causal),
-                "rotation_speeds": [*_] | None as speeds,
+                "inv_freq": [*_] | None as inv_freq,
                 "graph_sha256": str(graph_sha256),
                 "sources": {**sources},
-            } if all(isinstance(speed, float) for speed in speeds or []):
+            } if all(isinstance(frequency, float) for frequency in inv_freq or []):
                 return cls(
                     architecture=architecture,
                     hidden_size=hidden_size,
@@ -100,7 +100,7 @@ class Description:
                     max_tokens=max_tokens,
                     padding_id=padding_id,
                     is_causal=is_causal,
-                    rotation_speeds=None if speeds is None else tuple(speeds),
+                    inv_freq=None if inv_freq is None else tuple(inv_freq),
                     graph_sha256=graph_sha256,
                     sources={str(name): str(digest) for name, digest in sources.items()},
                 )
@@ -148,7 +148,7 @@ class CoremlModel:
         if len(words) != description.vocabulary:
             raise CoremlModelError(f"{folder / WORDS} has {len(words)} rows and not {description.vocabulary}")
         positions = None
-        if description.rotation_speeds is None:
+        if description.inv_freq is None:
             positions = _mapped(folder / POSITIONS, (np.float32,), description.hidden_size)
             first = 0 if description.padding_id is None else description.padding_id + 1
             if len(positions) < first + description.max_tokens:
@@ -201,7 +201,7 @@ class CoremlModel:
             "inputs_embeds": self._embeddings(wide_ids, wide_mask),
             "attention_bias": self._attention_bias(wide_mask),
             "pooling_weights": wide_weights,
-            **self._rotations(length),
+            **self._rope(length),
         }
 
     def _embeddings(self, ids: Int64, mask: Int64) -> Float32:
@@ -220,23 +220,23 @@ class CoremlModel:
         return rows
 
     def _attention_bias(self, mask: Int64) -> Float32:
-        is_seen = mask[:, None, None, :] > 0
+        is_attended = mask[:, None, None, :] > 0
         if self.description.is_causal:
             length = mask.shape[1]
             # Padding sees itself: before the text it would see nothing at all.
-            is_seen = (is_seen & np.tri(length, dtype=np.bool_)) | np.eye(length, dtype=np.bool_)
-        return np.where(is_seen, np.float32(0), _UNSEEN)
+            is_attended = (is_attended & np.tri(length, dtype=np.bool_)) | np.eye(length, dtype=np.bool_)
+        return np.where(is_attended, np.float32(0), _MASKED)
 
-    def _rotations(self, length: int) -> dict[str, Float32]:
+    def _rope(self, length: int) -> dict[str, Float32]:
         """Give cosines, and sines with the sign of the component that they are multiplied with.
 
         Only differences of positions matter, so that the place in the row is one, wherever the padding is.
         """
-        speeds = self.description.rotation_speeds
-        if speeds is None:
+        inv_freq = self.description.inv_freq
+        if inv_freq is None:
             return {}
         # In float32 as transformers computes it.
-        angles = np.arange(length, dtype=np.float32)[:, None] * np.array(speeds, np.float32)
+        angles = np.arange(length, dtype=np.float32)[:, None] * np.array(inv_freq, np.float32)
         cosines, sines = np.cos(angles), np.sin(angles)
         return {
             "rotary_cos": np.concatenate([cosines, cosines], axis=1)[None, None],

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from embed_worker.accelerators.coreml.graph import (
     pooling_weights,
 )
 from embed_worker.accelerators.coreml.graph_layers import dedicated_graph
-from embed_worker.encoders import bert
+from embed_worker.encoders.architectures import ACCELERATED, reader_for
 from embed_worker.encoders.bert import Bert
 from embed_worker.encoders.checkpoint import (
     INDEX,
@@ -37,8 +37,6 @@ from embed_worker.encoders.checkpoint import (
     ExportError,
     Floats,
     Int64,
-    chosen,
-    has_own_code,
     open_weights,
     read_json_object,
     weight_files,
@@ -50,7 +48,7 @@ from embed_worker.model_files.plan import PoolingMode
 from embed_worker.model_files.safetensors import Tensor
 
 _Encoder: TypeAlias = Bert | Qwen3
-_Witness: TypeAlias = Callable[[Int64], Floats]
+_Reference: TypeAlias = Callable[[Int64], Floats]
 
 _GRAPHS = (Path("onnx", "model.onnx"), Path("model.onnx"))
 # CoreML's provider reads weights from the graph alone, and a protobuf holds no more.
@@ -123,17 +121,15 @@ class _Source:
     """A model that was read from its folder.
 
     Attributes:
-        activation: Between the two halves of a feed-forward part, as config.json names it.
         files: Those that it was read from.
-        hidden: The witness: (T,) ids to the (T, H) last hidden state of one text.
+        hidden: The reference: (T,) ids to the (T, H) last hidden state of one text.
     """
 
     architecture: str
-    activation: str
     encoder: _Encoder
     files: Sequence[Path]
     folder: Path
-    hidden: _Witness
+    hidden: _Reference
 
     @classmethod
     def read(cls, folder: Path) -> _Source:
@@ -143,11 +139,7 @@ class _Source:
             ExportError: Something is missing or damaged, or no class is for this architecture.
         """
         config = read_json_object(folder / "config.json")
-        read = chosen(config, "model_type", None, _ENCODERS)
-        if has_own_code(config):
-            raise ExportError(
-                f"{folder} brings code of its own for its model (auto_map), which is neither read nor run."
-            )
+        read = reader_for(folder, config, ACCELERATED)
         graph = next((folder / path for path in _GRAPHS if (folder / path).is_file()), None)
         has_weights = (folder / WEIGHTS).exists() or (folder / INDEX).exists()
         if has_weights or graph is None:
@@ -157,8 +149,6 @@ class _Source:
             encoder, files, hidden = _read_graph(graph, lambda tensors: read(config, tensors))
         return cls(
             architecture=config["model_type"],
-            # DistilBERT calls it so.
-            activation=config.get("hidden_act", config.get("activation", "gelu")),
             encoder=encoder,
             files=[folder / "config.json", *files],
             folder=folder,
@@ -166,13 +156,15 @@ class _Source:
         )
 
 
-def _without_types(encoder: _Encoder) -> _Witness:
-    return lambda ids: encoder.hidden(ids, np.zeros_like(ids))
+def _without_types(encoder: _Encoder) -> _Reference:
+    return lambda ids: encoder.forward(ids, np.zeros_like(ids))
 
 
-def _read_graph(graph: Path, read: Callable[[Mapping[str, Tensor]], _Encoder]) -> tuple[_Encoder, list[Path], _Witness]:
+def _read_graph(
+    graph: Path, read: Callable[[Mapping[str, Tensor]], _Encoder]
+) -> tuple[_Encoder, list[Path], _Reference]:
     try:
-        from embed_worker.encoders.onnx_weights import GraphWitness, graph_files, read_onnx_weights
+        from embed_worker.encoders.onnx_weights import GraphReference, graph_files, read_onnx_weights
     except ImportError as error:
         raise ExportError("The package onnx is missing: pip install 'embed-bridge[tools]'.") from error
     tensors = read_onnx_weights(graph)
@@ -180,13 +172,7 @@ def _read_graph(graph: Path, read: Callable[[Mapping[str, Tensor]], _Encoder]) -
         encoder = read(tensors)
     except ExportError as error:
         raise ExportError(f"There is no {WEIGHTS}, and {graph} does not serve in its place: {error}") from error
-    return encoder, graph_files(graph), GraphWitness(graph).hidden
-
-
-_ENCODERS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Tensor]], _Encoder]] = {
-    **dict.fromkeys(bert.ABSOLUTE_MODEL_TYPES, Bert.read),
-    "qwen3": Qwen3.read,
-}
+    return encoder, graph_files(graph), GraphReference(graph).forward
 
 
 # Writing ------------------------------------------------------------------------------------------------------------
@@ -194,22 +180,22 @@ _ENCODERS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Tensor]], _Enc
 
 def _write(source: _Source, folder: Path) -> None:
     encoder = source.encoder
-    graph_bytes = 4 * (encoder.tensors.parameters - encoder.vocabulary * encoder.width)
+    graph_bytes = 4 * (encoder.tensors.parameters - encoder.vocabulary * encoder.hidden_size)
     if graph_bytes > _MAX_GRAPH_BYTES:
         raise ExportError(
             f"The model needs {graph_bytes / 1e9:.1f} GB in one file, and a graph for CoreML can have 2 GB."
         )
     _write_tables(encoder, folder)
-    model = dedicated_graph(encoder, source.activation)
+    model = dedicated_graph(encoder)
     (folder / GRAPH).write_bytes(model.SerializeToString(deterministic=True))
     Description(
         architecture=source.architecture,
-        hidden_size=encoder.width,
+        hidden_size=encoder.hidden_size,
         vocabulary=encoder.vocabulary,
         max_tokens=encoder.max_tokens,
         padding_id=encoder.padding_id if isinstance(encoder, Bert) else None,
         is_causal=isinstance(encoder, Qwen3) and encoder.is_causal,
-        rotation_speeds=tuple(map(float, encoder.rotation_speeds)) if isinstance(encoder, Qwen3) else None,
+        inv_freq=tuple(map(float, encoder.inv_freq)) if isinstance(encoder, Qwen3) else None,
         graph_sha256=file_sha256(folder / GRAPH),
         sources={file.relative_to(source.folder).as_posix(): file_sha256(file) for file in source.files},
     ).write(folder)
@@ -237,7 +223,7 @@ def _check(source: _Source, folder: Path) -> tuple[float, float]:
     """Run the graph on texts of three lengths in one padded bucket; give the largest difference and smallest cosine.
 
     Raises:
-        CheckFailedError: It differs from the witness by more than float32 explains.
+        CheckFailedError: It differs from the reference by more than float32 explains.
     """
     try:
         model = CoremlModel.open(folder)

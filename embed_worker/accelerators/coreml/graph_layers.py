@@ -22,16 +22,12 @@ from embed_worker.encoders.qwen3 import Qwen3
 _OPSET = 20
 
 
-def dedicated_graph(encoder: Bert | Qwen3, activation: str) -> Any:
+def dedicated_graph(encoder: Bert | Qwen3) -> Any:
     """Build the `onnx.ModelProto` of everything behind the embeddings, pooling included.
 
     Its inputs are those of `CoremlModel.feeds`; its output is `pooled`, (B, H).
-
-    Args:
-        encoder: The model.
-        activation: Between the two halves of a BERT's feed-forward part, as config.json names it.
     """
-    return _bert_graph(encoder, activation) if isinstance(encoder, Bert) else _qwen3_graph(encoder)
+    return _bert_graph(encoder) if isinstance(encoder, Bert) else _qwen3_graph(encoder)
 
 
 class _CoremlGraph(GraphWriter):
@@ -71,36 +67,36 @@ class _CoremlGraph(GraphWriter):
         return self.node(name, "Reshape", x, lengths)
 
     def attention(
-        self, scope: str, query: str, key: str, value: str, heads: int, key_heads: int, head_width: int
+        self, scope: str, query: str, key: str, value: str, heads: int, num_kv_heads: int, head_dim: int
     ) -> str:
         """Attend: (B, heads, S, W), (B, key_heads, W, S), (B, key_heads, S, W) to (B, S, heads * W).
 
         The queries that share a key head become rows of one matrix: keys and values need not be repeated, for which
         there is no operator that every version of the provider has.
         """
-        is_shared = heads != key_heads
+        is_shared = heads != num_kv_heads
         if is_shared:
-            query = self.reshaped(f"{scope}.query.shared", query, 0, key_heads, -1, head_width)
+            query = self.reshaped(f"{scope}.query.shared", query, 0, num_kv_heads, -1, head_dim)
         products = self.node(f"{scope}.products", "MatMul", query, key)
-        scores = self.node(f"{scope}.scores", "Mul", products, self.scalar(1 / math.sqrt(head_width)))
+        scores = self.node(f"{scope}.scores", "Mul", products, self.scalar(1 / math.sqrt(head_dim)))
         if is_shared:
             scores = self.reshaped(f"{scope}.scores.by_head", scores, 0, heads, -1, 0)
         masked = self.node(f"{scope}.masked", "Add", scores, "attention_bias")
         weights = self.node(f"{scope}.weights", "Softmax", masked, axis=3)
         if is_shared:
-            weights = self.reshaped(f"{scope}.weights.shared", weights, 0, key_heads, -1, 0)
+            weights = self.reshaped(f"{scope}.weights.shared", weights, 0, num_kv_heads, -1, 0)
         context = self.node(f"{scope}.context", "MatMul", weights, value)
         if is_shared:
-            context = self.reshaped(f"{scope}.context.by_head", context, 0, heads, -1, head_width)
+            context = self.reshaped(f"{scope}.context.by_head", context, 0, heads, -1, head_dim)
         by_token = self.node(f"{scope}.context.by_token", "Transpose", context, perm=[0, 2, 1, 3])
-        return self.reshaped(f"{scope}.context.rows", by_token, 0, 0, heads * head_width)
+        return self.reshaped(f"{scope}.context.rows", by_token, 0, 0, heads * head_dim)
 
-    def pooled(self, hidden: str, width: int) -> Any:
+    def pooled(self, hidden: str, hidden_size: int) -> Any:
         """Finish: sum the vectors of the tokens with the pooling's weights, and build the `onnx.ModelProto`."""
         helper = self._onnx.helper
         summed = self.node("summed", "MatMul", "pooling_weights", hidden)
         self.node("pooled", "Squeeze", summed, self.constant("pooled.axes", np.array([1], np.int64)))
-        output = helper.make_tensor_value_info("pooled", self._onnx.TensorProto.FLOAT, [BATCH_DIMENSION, width])
+        output = helper.make_tensor_value_info("pooled", self._onnx.TensorProto.FLOAT, [BATCH_DIMENSION, hidden_size])
         opsets = [helper.make_opsetid("", _OPSET)]
         model = helper.make_model(
             helper.make_graph(self._nodes, "encoder", self._inputs, [output]),
@@ -114,26 +110,26 @@ class _CoremlGraph(GraphWriter):
         return model
 
 
-_GELUS = {"gelu": "none", "gelu_new": "tanh", "gelu_fast": "tanh", "gelu_pytorch_tanh": "tanh"}
+_GELUS = {"gelu": "none", "gelu_tanh": "tanh"}
 
 
-def _bert_graph(encoder: Bert, activation: str) -> Any:
+def _bert_graph(encoder: Bert) -> Any:
     """Build the layers of a BERT from its first norm on."""
     graph = _CoremlGraph(encoder.tensors)
-    _declare_inputs(graph, encoder.width, 1)
+    _declare_inputs(graph, encoder.hidden_size, 1)
 
     def norm(scope: str, x: str) -> str:
         scale, shift = graph.vector(f"{scope}.weight"), graph.vector(f"{scope}.bias")
         return graph.node(scope, "LayerNormalization", x, scale, shift, axis=-1, epsilon=encoder.epsilon)
 
     def heads(scope: str, x: str, axes: Sequence[int]) -> str:
-        head_width = encoder.width // encoder.heads
-        split = graph.reshaped(f"{scope}.split", graph.linear(scope, x), 0, 0, encoder.heads, head_width)
+        head_dim = encoder.hidden_size // encoder.heads
+        split = graph.reshaped(f"{scope}.split", graph.linear(scope, x), 0, 0, encoder.heads, head_dim)
         return graph.node(f"{scope}.heads", "Transpose", split, perm=axes)
 
     def activated(scope: str, x: str) -> str:
-        if activation in _GELUS:
-            return graph.gelu(scope, x, _GELUS[activation])
+        if (gelu := _GELUS.get(encoder.activation.name)) is not None:
+            return graph.gelu(scope, x, gelu)
         return encoder.activation.write(graph, scope, x)
 
     hidden = norm("embeddings.LayerNorm", "inputs_embeds")
@@ -146,7 +142,7 @@ def _bert_graph(encoder: Bert, activation: str) -> Any:
             heads(f"{scope}.attention.self.value", hidden, [0, 2, 1, 3]),
             encoder.heads,
             encoder.heads,
-            encoder.width // encoder.heads,
+            encoder.hidden_size // encoder.heads,
         )
         attended = graph.linear(f"{scope}.attention.output.dense", attended)
         summed = graph.node(f"{scope}.attention.output.summed", "Add", attended, hidden)
@@ -154,15 +150,15 @@ def _bert_graph(encoder: Bert, activation: str) -> Any:
         inner = graph.linear(f"{scope}.intermediate.dense", hidden)
         inner = graph.linear(f"{scope}.output.dense", activated(f"{scope}.intermediate.activation", inner))
         hidden = norm(f"{scope}.output.LayerNorm", graph.node(f"{scope}.output.summed", "Add", inner, hidden))
-    return graph.pooled(hidden, encoder.width)
+    return graph.pooled(hidden, encoder.hidden_size)
 
 
 def _qwen3_graph(encoder: Qwen3) -> Any:
     """Build the layers of a Qwen3. Cosines and sines of the positions are inputs, with the signs of the rotation."""
     graph = _CoremlGraph(encoder.tensors)
-    _declare_inputs(graph, encoder.width, LENGTH_DIMENSION if encoder.is_causal else 1)
+    _declare_inputs(graph, encoder.hidden_size, LENGTH_DIMENSION if encoder.is_causal else 1)
     for name in ("rotary_cos", "rotary_sin"):
-        graph.input(name, 1, 1, LENGTH_DIMENSION, encoder.head_width)
+        graph.input(name, 1, 1, LENGTH_DIMENSION, encoder.head_dim)
 
     def norm(scope: str, x: str) -> str:
         square = graph.node(f"{scope}.square", "Mul", x, x)
@@ -174,12 +170,12 @@ def _qwen3_graph(encoder: Qwen3) -> Any:
 
     def projected(scope: str, part: str, x: str, heads: int) -> str:
         linear = graph.linear(f"{scope}.{part}_proj", x)
-        return graph.reshaped(f"{scope}.{part}_split", linear, 0, 0, heads, encoder.head_width)
+        return graph.reshaped(f"{scope}.{part}_split", linear, 0, 0, heads, encoder.head_dim)
 
     def rotated(scope: str, part: str, x: str, heads: int) -> str:
         normal = norm(f"{scope}.{part}_norm", projected(scope, part, x, heads))
         rows = graph.node(f"{scope}.{part}_rows", "Transpose", normal, perm=[0, 2, 1, 3])
-        first, second = graph.halves(f"{scope}.{part}_pairs", rows, encoder.head_width)
+        first, second = graph.halves(f"{scope}.{part}_pairs", rows, encoder.head_dim)
         swapped = graph.node(f"{scope}.{part}_swapped", "Concat", second, first, axis=3)
         along = graph.node(f"{scope}.{part}_along", "Mul", rows, "rotary_cos")
         across = graph.node(f"{scope}.{part}_across", "Mul", swapped, "rotary_sin")
@@ -190,11 +186,11 @@ def _qwen3_graph(encoder: Qwen3) -> Any:
         scope = f"layers.{layer}.self_attn"
         normal = norm(f"layers.{layer}.input_layernorm", hidden)
         query = rotated(scope, "q", normal, encoder.heads)
-        key = rotated(scope, "k", normal, encoder.key_heads)
+        key = rotated(scope, "k", normal, encoder.num_kv_heads)
         key = graph.node(f"{scope}.k_columns", "Transpose", key, perm=[0, 1, 3, 2])
-        value = projected(scope, "v", normal, encoder.key_heads)
+        value = projected(scope, "v", normal, encoder.num_kv_heads)
         value = graph.node(f"{scope}.v_rows", "Transpose", value, perm=[0, 2, 1, 3])
-        context = graph.attention(scope, query, key, value, encoder.heads, encoder.key_heads, encoder.head_width)
+        context = graph.attention(scope, query, key, value, encoder.heads, encoder.num_kv_heads, encoder.head_dim)
         hidden = graph.node(f"layers.{layer}.attended", "Add", hidden, graph.linear(f"{scope}.o_proj", context))
         scope = f"layers.{layer}.mlp"
         normal = norm(f"layers.{layer}.post_attention_layernorm", hidden)
@@ -202,10 +198,10 @@ def _qwen3_graph(encoder: Qwen3) -> Any:
         gate = graph.node(f"{scope}.silu", "Mul", gate, graph.node(f"{scope}.sigmoid", "Sigmoid", gate))
         inner = graph.node(f"{scope}.inner", "Mul", gate, graph.linear(f"{scope}.up_proj", normal))
         hidden = graph.node(f"layers.{layer}.hidden", "Add", hidden, graph.linear(f"{scope}.down_proj", inner))
-    return graph.pooled(norm("norm", hidden), encoder.width)
+    return graph.pooled(norm("norm", hidden), encoder.hidden_size)
 
 
-def _declare_inputs(graph: _CoremlGraph, width: int, queries: int | str) -> None:
-    graph.input("inputs_embeds", BATCH_DIMENSION, LENGTH_DIMENSION, width)
+def _declare_inputs(graph: _CoremlGraph, hidden_size: int, queries: int | str) -> None:
+    graph.input("inputs_embeds", BATCH_DIMENSION, LENGTH_DIMENSION, hidden_size)
     graph.input("attention_bias", BATCH_DIMENSION, 1, queries, LENGTH_DIMENSION)
     graph.input("pooling_weights", BATCH_DIMENSION, 1, LENGTH_DIMENSION)

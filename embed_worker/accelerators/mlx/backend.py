@@ -99,7 +99,7 @@ def _run(model: MlxModel, ids: Int64, mask: Int64, name: str) -> Float32:
     import mlx.core as mx
 
     try:
-        hidden = model.hidden(ids, mask).astype(mx.float32)
+        hidden = model.forward(ids, mask).astype(mx.float32)
         mx.eval(hidden)
         return np.array(hidden, np.float32)
     except RuntimeError as error:
@@ -129,8 +129,7 @@ def accelerate(cpu: OnnxBackend, plan: ModelPlan, tokenizer: TextTokenizer, runt
         models = _mlx_thread.submit(_import_models).result()
         _check_graph(is_end_to_end=cpu.is_end_to_end, scales_by_batch=cpu.scales_by_batch)
         weights = _read_weights(plan)
-        making = _mlx_thread.submit(models.make_mlx_model, weights.encoder, weights.activation, runtime.mlx_precision)
-        model = making.result()
+        model = _mlx_thread.submit(models.make_mlx_model, weights.encoder, runtime.mlx_precision).result()
         backend = MlxBackend(model, plan, runtime.mlx_precision, cpu.provider)
         batches = [
             batch
@@ -218,7 +217,6 @@ class _Weights:
     """A model's weights as they were published, and the file that they are in."""
 
     encoder: Bert | Qwen3
-    activation: str
     source: Path
 
 
@@ -229,28 +227,26 @@ def _read_weights(plan: ModelPlan) -> _Weights:
         ModelError: There is no such architecture here, or the weights cannot be had; one sentence says why.
     """
     # The readers of `embed-worker export`, which nothing else that serves needs.
-    from embed_worker.encoders import bert, qwen3
     from embed_worker.encoders import checkpoint as published
+    from embed_worker.encoders.architectures import ACCELERATED
 
     weight_files = (plan.folder / name for name in (published.WEIGHTS, published.INDEX))
     source = next((file for file in weight_files if file.exists()), plan.graph)
     try:
         config = published.read_json_object(plan.folder / "config.json")
         architecture = config.get("model_type")
-        if architecture not in (*bert.ABSOLUTE_MODEL_TYPES, "qwen3"):
-            known = ", ".join((*bert.ABSOLUTE_MODEL_TYPES, "qwen3"))
+        if not isinstance(architecture, str) or architecture not in ACCELERATED:
+            known = ", ".join(ACCELERATED)
             raise ModelError(f"its architecture is {architecture!r}, and those that are known to run are {known}")
         if published.has_own_code(config):
             raise ModelError("it brings code of its own (auto_map), which is neither read nor run")
         tensors = _onnx_weights(source) if source == plan.graph else published.open_weights(plan.folder)
-        encoder = (qwen3.Qwen3 if architecture == "qwen3" else bert.Bert).read(config, tensors)
+        encoder = ACCELERATED[architecture](config, tensors)
     except published.ExportError as error:
         # The readers take every file for the usual one.
         problem = str(error).replace(published.WEIGHTS, source.name).rstrip(".")
         raise ModelError(f"its weights cannot be used: {problem}") from error
-    # DistilBERT calls it so.
-    activation = str(config.get("hidden_act", config.get("activation", "gelu")))
-    return _Weights(encoder=encoder, activation=activation, source=source)
+    return _Weights(encoder=encoder, source=source)
 
 
 def _onnx_weights(graph: Path) -> Mapping[str, Tensor]:

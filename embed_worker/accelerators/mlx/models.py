@@ -26,7 +26,7 @@ _Activation: TypeAlias = Callable[[mx.array], mx.array]
 class MlxModel(Protocol):
     """A model's weights on MLX's device."""
 
-    def hidden(self, ids: Int64, mask: Int64) -> mx.array:
+    def forward(self, ids: Int64, mask: Int64) -> mx.array:
         """Compute the last hidden state of a padded batch, not evaluated: (B, T), (B, T) → (B, T, D).
 
         Args:
@@ -38,18 +38,17 @@ class MlxModel(Protocol):
         """
 
 
-def make_mlx_model(encoder: Bert | Qwen3, activation: str, precision: str) -> MlxModel:
+def make_mlx_model(encoder: Bert | Qwen3, precision: str) -> MlxModel:
     """Copy the weights of a model to MLX's device.
 
     Args:
         encoder: Read and checked.
-        activation: Of a BERT's feed-forward part, as config.json names it.
         precision: MLX's name of the type to compute in.
     """
     dtype = getattr(mx, precision)
     if isinstance(encoder, Qwen3):
         return _MlxQwen3(encoder, dtype)
-    return _MlxBert(encoder, _ACTIVATIONS[activation], dtype)
+    return _MlxBert(encoder, dtype)
 
 
 def device() -> str:
@@ -117,26 +116,26 @@ def _heads(x: mx.array, heads: int) -> mx.array:
     return mx.unflatten(x, -1, (heads, -1)).transpose(0, 2, 1, 3)
 
 
-def _attend(query: mx.array, key: mx.array, value: mx.array, seen: mx.array | str | None) -> mx.array:
+def _attend(query: mx.array, key: mx.array, value: mx.array, attended: mx.array | str | None) -> mx.array:
     """Attend: three of (B, heads, T, W) → (B, T, heads * W); key and value may have fewer heads."""
     scale = 1 / math.sqrt(query.shape[-1])
-    context = mx.fast.scaled_dot_product_attention(query, key, value, scale=scale, mask=seen)
+    context = mx.fast.scaled_dot_product_attention(query, key, value, scale=scale, mask=attended)
     return context.transpose(0, 2, 1, 3).flatten(2)
 
 
-def _seen_by_all(mask: Int64) -> mx.array | None:
+def _attended_by_all(mask: Int64) -> mx.array | None:
     """Tell which tokens all of a text's tokens see: (B, 1, 1, T), or None for all."""
     return None if mask.all() else mx.array(mask[:, None, None, :] > 0)
 
 
-def _seen_before(mask: Int64) -> mx.array | str:
+def _attended_before(mask: Int64) -> mx.array | str:
     """Tell which tokens each token sees, itself and those before it: (B, 1, T, T), or MLX's word for it."""
     if mask[:, 0].all():
         return "causal"  # padding comes last, and nothing that counts sees it
     length = mask.shape[1]
     # Padding sees itself: before the text it would see nothing at all, and some kernels divide 0 by 0.
-    seen = ((mask[:, None, None, :] > 0) & np.tri(length, dtype=np.bool_)) | np.eye(length, dtype=np.bool_)
-    return mx.array(seen)
+    attended = ((mask[:, None, None, :] > 0) & np.tri(length, dtype=np.bool_)) | np.eye(length, dtype=np.bool_)
+    return mx.array(attended)
 
 
 # Activations are not compiled: on a CPU `mx.compile` needs a C++ compiler, and its caches have no bound.
@@ -146,7 +145,7 @@ def _gelu(x: mx.array) -> mx.array:
     return x * (1 + mx.erf(x * math.sqrt(0.5))) * 0.5
 
 
-def _gelu_new(x: mx.array) -> mx.array:
+def _gelu_tanh(x: mx.array) -> mx.array:
     return 0.5 * x * (1 + mx.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
 
 
@@ -160,9 +159,7 @@ def _silu(x: mx.array) -> mx.array:
 
 _ACTIVATIONS: Mapping[str, _Activation] = {
     "gelu": _gelu,
-    "gelu_new": _gelu_new,
-    "gelu_fast": _gelu_new,
-    "gelu_pytorch_tanh": _gelu_new,
+    "gelu_tanh": _gelu_tanh,
     "relu": _relu,
     "silu": _silu,
 }
@@ -176,7 +173,7 @@ _WORDS, _POSITIONS, _TYPES = (f"embeddings.{table}_embeddings.weight" for table 
 class _MlxBert:
     """BERT, RoBERTa and DistilBERT. Reference: Devlin et al., BERT; `Bert.hidden` is the same in numpy."""
 
-    def __init__(self, bert: Bert, activation: _Activation, dtype: mx.Dtype) -> None:
+    def __init__(self, bert: Bert, dtype: mx.Dtype) -> None:
         tensors = bert.tensors
         positions = tensors[_POSITIONS].astype(np.float32)
         if _TYPES in tensors:  # every token is of the first type
@@ -184,22 +181,22 @@ class _MlxBert:
         self._words = _Words(tensors[_WORDS], dtype)
         self._positions = _on_device(positions, dtype)
         self._parameters = _Parameters.read(tensors, set(tensors) - {_WORDS, _POSITIONS, _TYPES}, dtype)
-        self._activation = activation
+        self._activation = _ACTIVATIONS[bert.activation.name]
         self._heads, self._layers, self._epsilon = bert.heads, bert.layers, bert.epsilon
         self._padding_id = bert.padding_id
 
-    def hidden(self, ids: Int64, mask: Int64) -> mx.array:
+    def forward(self, ids: Int64, mask: Int64) -> mx.array:
         """See `MlxModel`."""
         x = self._words.look_up(ids) + self._positions[mx.array(self._position_rows(ids, mask))]
         x = self._norm("embeddings", x)
-        seen = _seen_by_all(mask)
+        attended = _attended_by_all(mask)
         for layer in range(self._layers):
             scope = f"encoder.layer.{layer}"
             query, key, value = (
                 _heads(self._parameters.linear(f"{scope}.attention.self.{part}", x), self._heads)
                 for part in ("query", "key", "value")
             )
-            x = self._residual(f"{scope}.attention.output", _attend(query, key, value, seen), x)
+            x = self._residual(f"{scope}.attention.output", _attend(query, key, value, attended), x)
             inner = self._activation(self._parameters.linear(f"{scope}.intermediate.dense", x))
             x = self._residual(f"{scope}.output", inner, x)
         return x
@@ -229,36 +226,36 @@ class _MlxQwen3:
         tensors = qwen3.tensors
         self._words = _Words(tensors["embed_tokens.weight"], dtype)
         self._parameters = _Parameters.read(tensors, set(tensors) - {"embed_tokens.weight"}, dtype)
-        self._heads, self._key_heads, self._head_width = qwen3.heads, qwen3.key_heads, qwen3.head_width
+        self._heads, self._num_kv_heads, self._head_dim = qwen3.heads, qwen3.num_kv_heads, qwen3.head_dim
         self._layers, self._epsilon, self._rope_theta = qwen3.layers, qwen3.epsilon, qwen3.rope_theta
         self._is_causal = qwen3.is_causal
 
-    def hidden(self, ids: Int64, mask: Int64) -> mx.array:
+    def forward(self, ids: Int64, mask: Int64) -> mx.array:
         """See `MlxModel`."""
         x = self._words.look_up(ids)
-        seen = _seen_before(mask) if self._is_causal else _seen_by_all(mask)
+        attended = _attended_before(mask) if self._is_causal else _attended_by_all(mask)
         # Positions begin with the text, wherever its padding is: in 16 bits the same angle between others is not equal.
         first = mx.array(-mask.argmax(axis=1).astype(np.int32))
         for layer in range(self._layers):
             scope = f"layers.{layer}"
-            x = x + self._attention(f"{scope}.self_attn", self._norm(f"{scope}.input_layernorm", x), seen, first)
+            x = x + self._attention(f"{scope}.self_attn", self._norm(f"{scope}.input_layernorm", x), attended, first)
             normal = self._norm(f"{scope}.post_attention_layernorm", x)
             gate = _silu(self._parameters.linear(f"{scope}.mlp.gate_proj", normal))
             inner = gate * self._parameters.linear(f"{scope}.mlp.up_proj", normal)
             x = x + self._parameters.linear(f"{scope}.mlp.down_proj", inner)
         return self._norm("norm", x)
 
-    def _attention(self, scope: str, x: mx.array, seen: mx.array | str | None, first: mx.array) -> mx.array:
-        query = self._turned(scope, "q", x, self._heads, first)
-        key = self._turned(scope, "k", x, self._key_heads, first)
-        value = _heads(self._parameters.linear(f"{scope}.v_proj", x), self._key_heads)
-        return self._parameters.linear(f"{scope}.o_proj", _attend(query, key, value, seen))
+    def _attention(self, scope: str, x: mx.array, attended: mx.array | str | None, first: mx.array) -> mx.array:
+        query = self._rotated_heads(scope, "q", x, self._heads, first)
+        key = self._rotated_heads(scope, "k", x, self._num_kv_heads, first)
+        value = _heads(self._parameters.linear(f"{scope}.v_proj", x), self._num_kv_heads)
+        return self._parameters.linear(f"{scope}.o_proj", _attend(query, key, value, attended))
 
-    def _turned(self, scope: str, part: str, x: mx.array, heads: int, first: mx.array) -> mx.array:
+    def _rotated_heads(self, scope: str, part: str, x: mx.array, heads: int, first: mx.array) -> mx.array:
         """Project to heads, normalise each, and turn its pairs by the position; `first` (B,) is that of column 0."""
         projected = _heads(self._parameters.linear(f"{scope}.{part}_proj", x), heads)
         normal = self._norm(f"{scope}.{part}_norm", projected)
-        return mx.fast.rope(normal, self._head_width, traditional=False, base=self._rope_theta, scale=1.0, offset=first)
+        return mx.fast.rope(normal, self._head_dim, traditional=False, base=self._rope_theta, scale=1.0, offset=first)
 
     def _norm(self, scope: str, x: mx.array) -> mx.array:
         return self._parameters.rms_norm(scope, x, self._epsilon)
