@@ -10,7 +10,7 @@ use std::io;
 use std::time::Instant;
 
 use embed_bridge::{EmbedBridge, Options};
-use serde_json::{Value, json};
+use serde_json::{json, Value};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -35,6 +35,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 fn measure(bridge: &EmbedBridge, texts: &[&str], singles: usize) -> Result<Value, embed_bridge::Error> {
     let started = Instant::now();
     bridge.embed(texts)?;
+    #[allow(clippy::cast_precision_loss)] // of a figure
     let texts_per_s = texts.len() as f64 / started.elapsed().as_secs_f64();
 
     let mut latencies_ms = Vec::with_capacity(singles);
@@ -44,9 +45,9 @@ fn measure(bridge: &EmbedBridge, texts: &[&str], singles: usize) -> Result<Value
         latencies_ms.push(started.elapsed().as_secs_f64() * 1e3);
     }
     latencies_ms.sort_by(f64::total_cmp);
-    let percentile = |share: f64| latencies_ms.get((latencies_ms.len() as f64 * share) as usize);
+    let percentile = |percent: usize| latencies_ms.get(latencies_ms.len() * percent / 100);
     Ok(json!({
         "texts": texts.len(), "texts_per_s": texts_per_s,
-        "singles": singles, "single_p50_ms": percentile(0.5), "single_p95_ms": percentile(0.95),
+        "singles": singles, "single_p50_ms": percentile(50), "single_p95_ms": percentile(95),
     }))
 }

@@ -4,74 +4,99 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::Serialize;
+use crate::error::Error;
 
-/// The worker's command and how patient the bridge is with it. The defaults suit every model; tests shorten them.
-/// `Duration::MAX` is never.
+/// The worker's command and how patient the bridge is with it.
+///
+/// The defaults suit every model; tests shorten them. `Duration::MAX` is never, and zero is at once.
+///
+/// ```
+/// use std::time::Duration;
+/// use embed_bridge::Options;
+///
+/// let mut options = Options::with_model("all-MiniLM-L6-v2");
+/// options.request_timeout = Duration::from_secs(10);
+/// ```
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Options {
-    /// The whole command line; by default `embed-worker --supervised`, with which the worker also watches that its
-    /// host is alive.
+    /// The whole command line; by default `embed-worker`.
     pub command: Vec<OsString>,
-    /// Set in the worker's environment, beside an allow-list of the host's (`PATH`, `HOME`, locale, temporary folders,
-    /// `OMP_*`, `ORT_*`, `EMBED_WORKER_*`): the worker never sees the host's secrets.
+    /// Add `--supervised` to the command, unless it is there: with it the worker also watches that its host is alive.
+    pub supervised: bool,
+    /// Set in the worker's environment, beside an allow-list of the host's (`PATH`, the home, locale and temporary
+    /// folders, libraries and accelerators, `OMP_*`, `ORT_*`, `EMBED_WORKER_*`): the worker never sees the host's
+    /// secrets. `ORT_DISABLE_TELEMETRY=1` is set unless the host or this says otherwise.
     pub env: Vec<(OsString, OsString)>,
     /// The worker's working directory; the host's by default.
     pub cwd: Option<PathBuf>,
     /// Copy the worker's standard error to the host's. Its end is kept for errors either way.
     pub forward_stderr: bool,
-    /// Until the worker must have answered `info`.
+    /// Until the worker must have answered `info`, and until it must have loaded a further model.
     pub start_timeout: Duration,
-    /// For each request on the wire, from being sent first. A call's own [`Parameters::timeout`] replaces it.
+    /// For each request on the wire, from being sent first. A call's own [`timeout`](crate::Parameters::timeout)
+    /// replaces it and covers the whole call.
     pub request_timeout: Duration,
-    /// How often one request may be sent in all, when workers die with it. 1 turns replaying off.
-    pub max_attempts: u32,
-    /// Failures that may come together; the one that fills the budget opens the circuit.
-    pub restart_budget: u32,
-    /// Useful time that takes one failure out of the budget.
+    /// Send requests again that were in flight when the worker died, and find the input that is to blame.
+    pub replay: bool,
+    /// Failures that may come together; at this level of the leaky bucket the circuit opens.
+    pub restart_budget: f64,
+    /// Useful time that takes one failure out of the bucket.
     pub restart_forgive: Duration,
     /// Before a restart; it doubles with every failure in a row, ±20 %.
     pub backoff_initial: Duration,
     /// The longest wait before a restart.
     pub backoff_max: Duration,
     /// How long the circuit stays open at first; it doubles.
-    pub open_initial: Duration,
+    pub half_open_initial: Duration,
     /// The longest that the circuit stays open.
-    pub open_max: Duration,
+    pub half_open_max: Duration,
     /// Silence after which a ping is sent.
     pub ping_every: Duration,
     /// A ping without any sign of life for so long is a miss; two in a row are a hang.
     pub pong_timeout: Duration,
-    /// No progress for so long while work is in flight is a hang, too.
+    /// No progress for so long while work is in flight is a hang, too. A worker whose micro-batches are slow gets 20
+    /// times their moving average.
     pub stuck_after: Duration,
     /// When closing: after the end of input, before SIGTERM.
     pub drain: Duration,
-    /// After SIGTERM, before SIGKILL.
+    /// After SIGTERM, before SIGKILL; also how long a killed process may take to disappear.
     pub terminate: Duration,
-    /// Calls that may wait to be sent.
+    /// Calls that may wait to be sent before [`submit`](crate::EmbedBridge::submit) refuses more.
     pub max_queued: usize,
     /// Bytes of their texts; a larger call is admitted when it is alone.
     pub max_queued_bytes: usize,
 }
 
 impl Options {
-    /// The defaults with another command, such as
-    /// `Options::with_command(["python3", "-m", "embed_worker", "--supervised"])`.
+    /// Return the defaults with another command, such as `["python3", "-m", "embed_worker"]`.
     pub fn with_command<S: Into<OsString>>(command: impl IntoIterator<Item = S>) -> Options {
         Options { command: command.into_iter().map(Into::into).collect(), ..Options::default() }
     }
 
-    /// The same with durations that can be added to any time.
-    pub(crate) fn clamped(mut self) -> Options {
+    /// Return the defaults with a model's name or folder for `embed-worker`.
+    pub fn with_model(model: impl Into<OsString>) -> Options {
+        Options::with_command(["embed-worker".into(), "--model".into(), model.into()])
+    }
+
+    /// Return the same with durations that can be added to any time, and pings that leave room for anything else.
+    pub(crate) fn checked(mut self) -> Result<Options, Error> {
         const A_CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+        const A_MILLISECOND: Duration = Duration::from_millis(1);
+        if self.command.is_empty() {
+            return Err(Error::InvalidArgument("`command` is empty".into()));
+        }
+        if self.restart_budget.is_nan() {
+            return Err(Error::InvalidArgument("`restart_budget` is not a number".into()));
+        }
         for duration in [
             &mut self.start_timeout,
             &mut self.request_timeout,
             &mut self.restart_forgive,
             &mut self.backoff_initial,
             &mut self.backoff_max,
-            &mut self.open_initial,
-            &mut self.open_max,
+            &mut self.half_open_initial,
+            &mut self.half_open_max,
             &mut self.ping_every,
             &mut self.pong_timeout,
             &mut self.stuck_after,
@@ -80,26 +105,30 @@ impl Options {
         ] {
             *duration = A_CENTURY.min(*duration);
         }
-        self
+        for duration in [&mut self.ping_every, &mut self.pong_timeout, &mut self.half_open_initial] {
+            *duration = A_MILLISECOND.max(*duration);
+        }
+        Ok(self)
     }
 }
 
 impl Default for Options {
     fn default() -> Options {
         Options {
-            command: vec!["embed-worker".into(), "--supervised".into()],
+            command: vec!["embed-worker".into()],
+            supervised: true,
             env: Vec::new(),
             cwd: None,
             forward_stderr: false,
             start_timeout: Duration::from_secs(60),
             request_timeout: Duration::from_secs(120),
-            max_attempts: 3,
-            restart_budget: 5,
+            replay: true,
+            restart_budget: 5.0,
             restart_forgive: Duration::from_secs(60),
             backoff_initial: Duration::from_millis(200),
             backoff_max: Duration::from_secs(30),
-            open_initial: Duration::from_secs(60),
-            open_max: Duration::from_secs(600),
+            half_open_initial: Duration::from_secs(60),
+            half_open_max: Duration::from_secs(600),
             ping_every: Duration::from_secs(5),
             pong_timeout: Duration::from_secs(10),
             stuck_after: Duration::from_secs(60),
@@ -109,27 +138,4 @@ impl Default for Options {
             max_queued_bytes: 64 << 20,
         }
     }
-}
-
-/// What a call asks for beside its inputs. `None`: what the model's folder says.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct Parameters {
-    /// L2-normalise the vectors, or do not.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub normalize: Option<bool>,
-    /// Keep so many of the dimensions (Matryoshka).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub dimensions: Option<usize>,
-    /// A prompt of the model, such as `query`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub prompt_name: Option<String>,
-    /// A literal prefix.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub prompt: Option<String>,
-    /// `Some(false)` makes a text over the model's limit an error.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub truncate: Option<bool>,
-    /// For the whole call, waiting included. Without it, [`Options::request_timeout`] counts for each piece of it.
-    #[serde(skip)]
-    pub timeout: Option<Duration>,
 }

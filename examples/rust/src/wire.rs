@@ -1,26 +1,31 @@
 //! The lines of protocol version 1: what is written, and what is believed of what is read.
 
-use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use base64::Engine as _;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::value::RawValue;
 
-use crate::options::Parameters;
-use crate::request::Job;
-
-pub(crate) const PROTOCOL: u64 = 1;
+use crate::error::{Error, ErrorCode};
+use crate::info::Info;
+use crate::job::Job;
 
 /// A request; encoded by the thread that writes it.
 pub(crate) enum Request {
-    Info,
+    Info { model: Option<String> },
+    LoadModel { model: String },
     Ping,
-    Cancel(u64),
-    Embed(Arc<Job>, Range<usize>),
+    Cancel { target: u64 },
+    Embed { job: Arc<Job>, range: Range<usize>, role_prompt: Option<RolePrompt> },
+}
+
+/// What a model's prompts make of a role: the name of one, or none at all, also where the folder has a default.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum RolePrompt {
+    Named(&'static str),
+    Nothing,
 }
 
 #[derive(Serialize)]
@@ -33,15 +38,31 @@ struct Line<'a> {
 #[derive(Serialize)]
 #[serde(tag = "method", rename_all = "snake_case")]
 enum Call<'a> {
-    Info,
+    Info {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        model: Option<&'a str>,
+    },
+    LoadModel {
+        model: &'a str,
+    },
     Ping,
     Cancel {
         target: u64,
     },
     Embed {
         encoding_format: &'static str,
-        #[serde(flatten)]
-        parameters: &'a Parameters,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        model: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        normalize: Option<bool>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        dimensions: Option<usize>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        prompt_name: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        prompt: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        truncate: Option<bool>,
         inputs: &'a [String],
     },
 }
@@ -50,21 +71,35 @@ impl Request {
     /// Append the whole line, its newline included.
     pub(crate) fn encode(&self, id: u64, line: &mut Vec<u8>) {
         let call = match self {
-            Request::Info => Call::Info,
+            Request::Info { model } => Call::Info { model: model.as_deref() },
+            Request::LoadModel { model } => Call::LoadModel { model },
             Request::Ping => Call::Ping,
-            Request::Cancel(target) => Call::Cancel { target: *target },
-            Request::Embed(job, range) => Call::Embed {
-                encoding_format: "base64",
-                parameters: &job.parameters,
-                inputs: &job.inputs[range.clone()],
-            },
+            Request::Cancel { target } => Call::Cancel { target: *target },
+            Request::Embed { job, range, role_prompt } => {
+                let parameters = &job.parameters;
+                let (of_role, without) = match role_prompt {
+                    Some(RolePrompt::Named(name)) => (Some(*name), None),
+                    Some(RolePrompt::Nothing) => (None, Some("")),
+                    None => (None, None),
+                };
+                Call::Embed {
+                    encoding_format: "base64",
+                    model: parameters.model.as_deref(),
+                    normalize: parameters.normalize,
+                    dimensions: parameters.dimensions,
+                    prompt_name: parameters.prompt_name.as_deref().or(of_role),
+                    prompt: parameters.prompt.as_deref().or(without),
+                    truncate: parameters.truncate,
+                    inputs: &job.inputs[range.clone()],
+                }
+            }
         };
         serde_json::to_writer(&mut *line, &Line { id, call }).expect("strings and numbers always encode");
         line.push(b'\n');
     }
 }
 
-/// The bytes of a text inside a line: serde_json escapes quotes, backslashes and control characters, nothing else.
+/// The bytes of a text inside a line: `serde_json` escapes quotes, backslashes and control characters, nothing else.
 pub(crate) fn encoded_len(text: &str) -> usize {
     let escapes = text.bytes().map(|byte| match byte {
         b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 0x08 | 0x0c => 1,
@@ -74,116 +109,140 @@ pub(crate) fn encoded_len(text: &str) -> usize {
     text.len() + escapes.sum::<usize>() + 3 // the quotes and a comma
 }
 
-/// What every answer has.
+type Member<'a> = Option<&'a RawValue>;
+
+/// An answer, split into the members that any answer may have. Each is read when it is known what was asked for: so a
+/// large answer is parsed once, and a member that means nothing there may be anything.
 #[derive(Deserialize)]
-pub(crate) struct Envelope {
-    #[serde(default)]
-    id: Value,
-    status: Status,
+pub(crate) struct Answer<'a> {
+    #[serde(skip)]
+    is_ok: bool,
+    #[serde(borrow)]
+    id: Member<'a>,
+    #[serde(borrow)]
+    status: Member<'a>,
+    #[serde(borrow)]
+    code: Member<'a>,
+    #[serde(borrow)]
+    message: Member<'a>,
+    #[serde(borrow)]
+    retryable: Member<'a>,
+    #[serde(borrow)]
+    index: Member<'a>,
+    #[serde(borrow)]
+    micro_batches: Member<'a>,
+    #[serde(borrow)]
+    count: Member<'a>,
+    #[serde(borrow)]
+    dimension: Member<'a>,
+    #[serde(borrow)]
+    model: Member<'a>,
+    #[serde(borrow)]
+    fingerprint: Member<'a>,
+    #[serde(borrow)]
+    embeddings_base64: Member<'a>,
+    #[serde(borrow)]
+    tokens: Member<'a>,
+    #[serde(borrow)]
+    truncated: Member<'a>,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Status {
-    Ok,
-    Error,
+fn read<'a, T: Deserialize<'a>>(name: &str, member: Member<'a>) -> Result<T, String> {
+    let member = member.ok_or_else(|| format!("there is no `{name}`"))?;
+    serde_json::from_str(member.get()).map_err(|_| format!("`{name}` is of another type"))
 }
 
-impl Envelope {
-    /// The id, if it can be one of ours.
+fn ensure(holds: bool, what: &str) -> Result<(), String> {
+    if holds {
+        Ok(())
+    } else {
+        Err(what.into())
+    }
+}
+
+impl<'a> Answer<'a> {
+    /// Split a line; the error says in one clause why it is no answer.
+    pub(crate) fn parse(line: &'a [u8]) -> Result<Answer<'a>, String> {
+        let answer: Answer = serde_json::from_slice(line).map_err(|error| error.to_string())?;
+        let status: String = read("status", answer.status)?;
+        ensure(status == "ok" || status == "error", "`status` is neither ok nor error")?;
+        Ok(Answer { is_ok: status == "ok", ..answer })
+    }
+
+    /// Return the id, if it can be one of ours.
     pub(crate) fn id(&self) -> Option<u64> {
-        self.id.as_u64()
+        self.id.and_then(|id| id.get().parse().ok())
     }
 
     pub(crate) fn is_ok(&self) -> bool {
-        matches!(self.status, Status::Ok)
+        self.is_ok
+    }
+
+    /// Return what a pong tells of progress.
+    pub(crate) fn micro_batches(&self) -> Option<u64> {
+        read("micro_batches", self.micro_batches).ok()
+    }
+
+    /// Read an error answer to a request of so many inputs.
+    pub(crate) fn failure(&self, inputs: usize) -> Result<Failure, String> {
+        let code: String = read("code", self.code)?;
+        let index = self.index.map(|_| read("index", self.index)).transpose()?;
+        ensure(index.map_or(true, |index: usize| index < inputs), "`index` is no input's")?;
+        Ok(Failure {
+            code: code.as_str().into(),
+            message: read("message", self.message)?,
+            retryable: read("retryable", self.retryable)?,
+            index,
+        })
+    }
+
+    /// Check an answer against what was asked for and decode its vectors; the error says in one clause what does not
+    /// fit.
+    pub(crate) fn vectors(&self, count: usize, dimension: usize, info: &Info) -> Result<Vectors, String> {
+        let (told_count, told_dimension): (usize, usize) =
+            (read("count", self.count)?, read("dimension", self.dimension)?);
+        let (model, fingerprint): (String, String) =
+            (read("model", self.model)?, read("fingerprint", self.fingerprint)?);
+        let tokens: Vec<u32> = read("tokens", self.tokens)?;
+        let truncated: Vec<usize> = read("truncated", self.truncated)?;
+        ensure(told_count == count, "`count` is not the number of inputs")?;
+        ensure(told_dimension == dimension, "`dimension` is not what was asked for")?;
+        ensure(model == info.model, "`model` is not the one of `info`")?;
+        ensure(fingerprint == info.fingerprint, "the fingerprint is not the one of `info`")?;
+        ensure(tokens.len() == count, "`tokens` are not one number for each input")?;
+        ensure(truncated.iter().all(|&index| index < count), "`truncated` are not indexes of inputs")?;
+        let size = count.checked_mul(dimension).and_then(|numbers| numbers.checked_mul(4));
+        let bytes = self.matrix()?;
+        ensure(Some(bytes.len()) == size, "the matrix has another size than told")?;
+        let number = |bytes: &[u8]| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        let values: Vec<f32> = bytes.chunks_exact(4).map(number).collect();
+        ensure(values.iter().all(|value| value.is_finite()), "a vector is not finite")?;
+        Ok(Vectors { values, tokens, truncated })
+    }
+
+    fn matrix(&self) -> Result<Vec<u8>, String> {
+        let member = self.embeddings_base64.ok_or("there are no vectors")?.get();
+        let decoded = match member.strip_prefix('"').and_then(|member| member.strip_suffix('"')) {
+            Some(text) if !text.contains('\\') => STANDARD.decode(text),
+            _ => STANDARD.decode(read::<String>("embeddings_base64", self.embeddings_base64)?),
+        };
+        decoded.map_err(|error| format!("base64: {error}"))
     }
 }
 
 /// An error answer.
-#[derive(Deserialize)]
 pub(crate) struct Failure {
-    pub code: String,
-    #[serde(default)]
+    pub code: ErrorCode,
     pub message: String,
-    #[serde(default)]
     pub retryable: bool,
     pub index: Option<usize>,
 }
 
-#[derive(Deserialize)]
-pub(crate) struct Pong {
-    pub micro_batches: u64,
-}
-
-/// What a ready worker says of itself and its model.
-#[derive(Debug, Clone, Deserialize)]
-pub struct Info {
-    /// The protocol's version: 1.
-    pub protocol: u64,
-    /// The worker's process.
-    pub pid: u32,
-    /// The model's name.
-    pub model: String,
-    /// Names the vector space: vectors of two fingerprints must not be mixed.
-    pub fingerprint: String,
-    /// The length of a vector.
-    pub dimension: usize,
-    /// Longer texts are truncated.
-    pub max_tokens: Option<u64>,
-    /// Prefixes that [`Parameters::prompt_name`] can name.
-    #[serde(default)]
-    pub prompts: BTreeMap<String, String>,
-    /// What a host must stay within; the bridge does.
-    #[serde(default)]
-    pub limits: Limits,
-}
-
-impl Info {
-    /// Read the answer to the handshake; the error says in one clause why the worker cannot be used.
-    pub(crate) fn parse(line: &[u8]) -> Result<Info, String> {
-        #[derive(Deserialize)]
-        struct Version {
-            protocol: Value,
-        }
-        let version: Version = serde_json::from_slice(line).map_err(|error| format!("its `info`: {error}"))?;
-        if version.protocol != PROTOCOL {
-            return Err(format!("it speaks protocol {}, this client {PROTOCOL}", version.protocol));
-        }
-        let info: Info = serde_json::from_slice(line).map_err(|error| format!("its `info`: {error}"))?;
-        if info.dimension == 0 || info.fingerprint.is_empty() {
-            return Err("its `info` names no dimension or no fingerprint".into());
-        }
-        Ok(info)
-    }
-
-    /// What must not change when a worker is restarted.
-    pub(crate) fn identity(&self) -> (&str, &str, usize) {
-        (&self.model, &self.fingerprint, self.dimension)
-    }
-}
-
-/// What the worker accepts.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(default)]
-#[expect(missing_docs, reason = "the protocol's own names")]
-pub struct Limits {
-    pub max_line_bytes: usize,
-    pub max_inputs: usize,
-    pub max_text_bytes: usize,
-    pub max_in_flight: usize,
-    pub max_in_flight_bytes: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Limits {
-        Limits {
-            max_line_bytes: 32 << 20,
-            max_inputs: 16_384,
-            max_text_bytes: 1 << 20,
-            max_in_flight: 1024,
-            max_in_flight_bytes: 64 << 20,
-        }
+impl Failure {
+    /// Return the host's error; `first` is the call's input that the request began with.
+    pub(crate) fn into_error(self, first: usize) -> Error {
+        let Failure { code, message, retryable, index } = self;
+        Error::Request { code, message, retryable, index: index.map(|index| first + index) }
     }
 }
 
@@ -194,38 +253,12 @@ pub(crate) struct Vectors {
     pub truncated: Vec<usize>,
 }
 
-impl Vectors {
-    /// Check an answer against what was asked for and decode it; the error says in one clause what does not fit.
-    pub(crate) fn parse(line: &[u8], count: usize, dimension: usize, fingerprint: &str) -> Result<Vectors, String> {
-        #[derive(Deserialize)]
-        struct Answer<'a> {
-            count: usize,
-            dimension: usize,
-            #[serde(borrow)]
-            fingerprint: Cow<'a, str>,
-            #[serde(borrow)]
-            embeddings_base64: Cow<'a, str>,
-            tokens: Vec<u32>,
-            truncated: Vec<usize>,
-        }
-        let answer: Answer = serde_json::from_slice(line).map_err(|error| error.to_string())?;
-        let ensure = |holds: bool, what: &str| if holds { Ok(()) } else { Err(what.to_string()) };
-        ensure(answer.count == count, "`count` is not the number of inputs")?;
-        ensure(answer.dimension == dimension, "`dimension` is not what was asked for")?;
-        ensure(answer.fingerprint == fingerprint, "the fingerprint is not the one of `info`")?;
-        ensure(answer.tokens.len() == count, "`tokens` are not one number for each input")?;
-        ensure(answer.truncated.iter().all(|&index| index < count), "`truncated` are not indexes of inputs")?;
-        let bytes = STANDARD.decode(&*answer.embeddings_base64).map_err(|error| format!("base64: {error}"))?;
-        ensure(bytes.len() == count * dimension * 4, "the matrix has another size than told")?;
-        let values: Vec<f32> = bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-        ensure(values.iter().all(|value| value.is_finite()), "a vector is not finite")?;
-        Ok(Vectors { values, tokens: answer.tokens, truncated: answer.truncated })
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::parameters::Parameters;
 
     #[test]
     fn the_length_of_a_text_in_a_line_is_known_before_it_is_encoded() {
@@ -237,18 +270,26 @@ mod tests {
 
     #[test]
     fn requests_are_one_line_of_what_the_page_names() {
-        let parameters = Parameters { prompt_name: Some("query".into()), ..Parameters::default() };
-        let job = Job::new(vec!["a".into(), "b\n".into()], parameters, Default::default());
+        let parameters = Parameters::query().model("m");
+        let job = Arc::new(Job::new(1, vec!["a".into(), "b\n".into()], parameters, Duration::ZERO));
+        let embed = |role_prompt| Request::Embed { job: Arc::clone(&job), range: 1..2, role_prompt };
         let mut lines = Vec::new();
-        for (id, request) in
-            (1..).zip([Request::Info, Request::Ping, Request::Cancel(7), Request::Embed(Arc::clone(&job), 1..2)])
-        {
+        for (id, request) in (1..).zip([
+            Request::Info { model: None },
+            Request::LoadModel { model: "m".into() },
+            Request::Ping,
+            Request::Cancel { target: 7 },
+            embed(Some(RolePrompt::Named("query"))),
+            embed(Some(RolePrompt::Nothing)),
+        ]) {
             request.encode(id, &mut lines);
         }
         let expected = r#"{"id":1,"method":"info"}
-{"id":2,"method":"ping"}
-{"id":3,"method":"cancel","target":7}
-{"id":4,"method":"embed","encoding_format":"base64","prompt_name":"query","inputs":["b\n"]}
+{"id":2,"method":"load_model","model":"m"}
+{"id":3,"method":"ping"}
+{"id":4,"method":"cancel","target":7}
+{"id":5,"method":"embed","encoding_format":"base64","model":"m","prompt_name":"query","inputs":["b\n"]}
+{"id":6,"method":"embed","encoding_format":"base64","model":"m","prompt":"","inputs":["b\n"]}
 "#;
         assert_eq!(String::from_utf8_lossy(&lines), expected);
     }

@@ -1,23 +1,24 @@
 //! One worker process and the threads around its pipes. It knows nothing of requests; whoever spawns it does.
+//!
+//! *writer*: queue → standard input. *reader*: standard output → lines. *stderr*: drained in chunks, its end kept.
+//! *waiter*: the only one that reaps, and the last that is heard.
 
 use std::env;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread;
 
 use crate::options::Options;
+use crate::policy::{worker_environment, MAX_ANSWER_BYTES, PIPE_GRACE, STDERR_TAIL_BYTES};
+use crate::process::{self, Pipes, Process};
 use crate::wire::Request;
 
 const READ_BYTES: usize = 256 << 10;
-const MAX_ANSWER_BYTES: u64 = 256 << 20;
-const STDERR_TAIL_BYTES: usize = 8 << 10;
-// In capitals: Windows writes them as it likes.
-const PASSED_ENVIRONMENT: [&str; 8] = ["PATH", "HOME", "LANG", "TZ", "TMPDIR", "TEMP", "TMP", "SYSTEMROOT"];
-const PASSED_PREFIXES: [&str; 4] = ["LC_", "OMP_", "ORT_", "EMBED_WORKER_"];
 
-/// What a worker is heard to do, on its reader's thread.
+/// What a worker is heard to do, on its own threads.
+#[derive(Clone, Copy)]
 pub(crate) enum Heard<'a> {
     /// A complete line of standard output.
     Line(&'a [u8]),
@@ -25,45 +26,64 @@ pub(crate) enum Heard<'a> {
     EndlessLine,
     /// A pipe is gone; usually the process is about to follow.
     PipeLost,
+    /// Last of all: the process is dead and reaped, with its status unless somebody else has taken it.
+    Gone(Option<ExitStatus>),
 }
 
 /// A running worker. Dropping it closes its standard input and nothing else: end it with [`Worker::kill`].
 pub(crate) struct Worker {
-    pub pid: u32,
-    child: Child,
-    exit: Option<ExitStatus>,
+    process: Arc<Process>,
     outbox: Option<Sender<(u64, Request)>>,
     stderr_tail: Arc<Mutex<Vec<u8>>>,
-    readers: [JoinHandle<()>; 2],
 }
 
-impl Worker {
-    /// Start a process, in a group of its own so that the terminal's Ctrl-C does not reach it.
-    pub(crate) fn spawn<F>(options: &Options, hear: F) -> io::Result<Worker>
+/// What is to be read and written, before anybody does.
+pub(crate) struct Threads {
+    process: Arc<Process>,
+    pipes: Pipes,
+    inbox: Receiver<(u64, Request)>,
+    stderr_tail: Arc<Mutex<Vec<u8>>>,
+    forward_stderr: bool,
+}
+
+impl Threads {
+    /// Begin to read and to write. The process is gone when there are not threads enough.
+    pub(crate) fn start<F>(self, hear: F) -> io::Result<()>
     where
         F: Fn(Heard<'_>) + Clone + Send + 'static,
     {
-        let mut child = command(options)?.spawn()?;
-        let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        let (Some(stdin), Some(stdout), Some(stderr)) = pipes else {
-            unreachable!("all three were asked for");
+        let Threads { process, pipes: (stdin, stdout, stderr), inbox, stderr_tail, forward_stderr } = self;
+        let (has_read, all_read) = mpsc::channel();
+        let (waited, stderr_is_read) = (Arc::clone(&process), has_read.clone());
+        let (tell_of_writing, tell_of_reading) = (hear.clone(), hear.clone());
+        let start = || {
+            named("stderr", move || drain(stderr, &stderr_tail, forward_stderr, stderr_is_read))?;
+            named("writer", move || write(stdin, inbox, tell_of_writing))?;
+            named("reader", move || read(stdout, tell_of_reading, has_read))?;
+            named("waiter", move || wait(&waited, &all_read, hear))
         };
+        start().map_err(|error| {
+            process.kill();
+            process.wait();
+            error
+        })
+    }
+}
+
+impl Worker {
+    /// Start a process; whatever becomes of it is heard once its threads are started.
+    pub(crate) fn spawn(options: &Options) -> io::Result<(Worker, Threads)> {
+        let (process, pipes) = process::spawn(command(options))?;
+        let process = Arc::new(process);
         let (outbox, inbox) = mpsc::channel();
-        let stderr_tail = Arc::new(Mutex::new(Vec::new()));
-        let (tail, forward, tell) = (Arc::clone(&stderr_tail), options.forward_stderr, hear.clone());
-        let threads = named("writer", move || write(stdin, inbox, tell)).and_then(|_| {
-            let reader = named("reader", move || read(stdout, hear))?;
-            Ok([reader, named("stderr", move || drain(stderr, &tail, forward))?])
-        });
-        match threads {
-            Ok(readers) => {
-                Ok(Worker { pid: child.id(), child, exit: None, outbox: Some(outbox), stderr_tail, readers })
-            }
-            Err(error) => {
-                let _ = child.kill().and_then(|()| child.wait());
-                Err(error)
-            }
-        }
+        let stderr_tail = Arc::default();
+        let worker =
+            Worker { process: Arc::clone(&process), outbox: Some(outbox), stderr_tail: Arc::clone(&stderr_tail) };
+        Ok((worker, Threads { process, pipes, inbox, stderr_tail, forward_stderr: options.forward_stderr }))
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.pid()
     }
 
     /// Queue a line; never blocks.
@@ -78,76 +98,51 @@ impl Worker {
         self.outbox = None;
     }
 
-    /// Ask the whole process group for an end, where there is such a thing.
+    /// Ask the process and what it has started for an end, where there is such a thing.
     pub(crate) fn terminate(&self) {
-        self.signal_group("TERM");
+        self.process.terminate();
     }
 
-    /// End the process, and whatever it has started.
-    pub(crate) fn kill(&mut self) {
-        self.signal_group("KILL");
-        let _ = self.child.kill(); // does nothing to a process that is reaped already
+    /// End the process, and what it has started.
+    pub(crate) fn kill(&self) {
+        self.process.kill();
     }
 
-    /// The exit status once the process is dead; reaps it.
-    pub(crate) fn try_exit(&mut self) -> Option<ExitStatus> {
-        self.exit = self.exit.or_else(|| self.child.try_wait().ok().flatten());
-        self.exit
-    }
-
-    /// Whether everything it wrote has been read. Not so while somebody else holds its pipes open.
-    pub(crate) fn has_said_all(&self) -> bool {
-        self.readers.iter().all(JoinHandle::is_finished)
-    }
-
-    /// The end of its standard error, without what could act on a terminal.
+    /// Return the end of its standard error, without what could act on a terminal.
     pub(crate) fn stderr_tail(&self) -> String {
         let tail = self.stderr_tail.lock().unwrap_or_else(PoisonError::into_inner);
-        let text = String::from_utf8_lossy(&tail);
-        text.trim().chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
-    }
-
-    /// Signals need a system call that `std` does not wrap; the shell's built-in `kill` spares us a dependency with
-    /// unsafe code. Where there is no shell, SIGTERM is left out and SIGKILL reaches the worker alone.
-    fn signal_group(&self, signal: &str) {
-        // The group's number is certainly ours until the process is reaped, or while one of the group holds a pipe.
-        if cfg!(unix) && (self.exit.is_none() || !self.has_said_all()) {
-            let pid = self.pid.to_string();
-            let script = r#"kill -s "$0" -- "-$1" 2>/dev/null"#;
-            let _ = Command::new("/bin/sh").args(["-c", script, signal, &pid]).stdin(Stdio::null()).status();
-        }
+        printable(&String::from_utf8_lossy(&tail).replace("\r\n", "\n").replace('\r', "\n"))
     }
 }
 
-fn command(options: &Options) -> io::Result<Command> {
-    let [program, arguments @ ..] = options.command.as_slice() else {
-        return Err(io::Error::new(io::ErrorKind::NotFound, "the command is empty"));
-    };
-    let is_passed = |name: &str| {
-        let name = name.to_ascii_uppercase();
-        PASSED_ENVIRONMENT.contains(&&*name) || PASSED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
-    };
-    let mut command = Command::new(program);
-    command
-        .args(arguments)
-        .env_clear()
-        .envs(env::vars_os().filter(|(name, _)| name.to_str().is_some_and(is_passed)))
-        .envs(options.env.iter().cloned())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+/// Escape what could act on a terminal or forge a log line; newlines stay.
+pub(crate) fn printable(text: &str) -> String {
+    let mut printed = String::with_capacity(text.len());
+    for c in text.trim().chars() {
+        if c.is_control() && c != '\n' {
+            printed.extend(c.escape_default());
+        } else {
+            printed.push(c);
+        }
+    }
+    printed
+}
+
+fn command(options: &Options) -> Command {
+    let mut command = Command::new(&options.command[0]);
+    command.args(&options.command[1..]);
+    if options.supervised && !options.command.iter().any(|argument| argument == "--supervised") {
+        command.arg("--supervised");
+    }
+    command.env_clear().envs(worker_environment(env::vars_os(), options.env.iter().cloned(), cfg!(windows)));
     if let Some(cwd) = &options.cwd {
         command.current_dir(cwd);
     }
-    #[cfg(unix)]
-    std::os::unix::process::CommandExt::process_group(&mut command, 0);
-    #[cfg(windows)]
-    std::os::windows::process::CommandExt::creation_flags(&mut command, 0x0800_0200); // no window, a group of its own
-    Ok(command)
+    command
 }
 
-fn named(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
-    thread::Builder::new().name(format!("embed-{name}")).spawn(run)
+fn named(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    thread::Builder::new().name(format!("embed-{name}")).spawn(run).map(drop)
 }
 
 fn write(mut stdin: ChildStdin, inbox: Receiver<(u64, Request)>, hear: impl Fn(Heard<'_>)) {
@@ -162,20 +157,20 @@ fn write(mut stdin: ChildStdin, inbox: Receiver<(u64, Request)>, hear: impl Fn(H
     }
 }
 
-fn read(stdout: ChildStdout, hear: impl Fn(Heard<'_>)) {
+fn read(stdout: ChildStdout, hear: impl Fn(Heard<'_>), _is_read: Sender<()>) {
     let mut stdout = BufReader::with_capacity(READ_BYTES, stdout);
     let mut line = Vec::new();
     loop {
         line.clear();
-        let read = stdout.by_ref().take(MAX_ANSWER_BYTES).read_until(b'\n', &mut line);
+        let read = stdout.by_ref().take(MAX_ANSWER_BYTES as u64).read_until(b'\n', &mut line);
         // A last piece without a newline is not an answer.
         if read.is_err() || line.last() != Some(&b'\n') {
-            if line.len() as u64 == MAX_ANSWER_BYTES {
+            if line.len() == MAX_ANSWER_BYTES {
                 hear(Heard::EndlessLine);
             }
             return hear(Heard::PipeLost);
         }
-        if !line.trim_ascii().is_empty() {
+        if !line.iter().all(u8::is_ascii_whitespace) {
             hear(Heard::Line(&line));
         }
         line.shrink_to(READ_BYTES);
@@ -183,28 +178,29 @@ fn read(stdout: ChildStdout, hear: impl Fn(Heard<'_>)) {
 }
 
 /// Read standard error in chunks, never in lines: a progress bar has no newline.
-fn drain(mut stderr: ChildStderr, tail: &Mutex<Vec<u8>>, forward: bool) {
-    let _ = io::copy(&mut stderr, &mut Tail { tail, forward });
-}
-
-struct Tail<'a> {
-    tail: &'a Mutex<Vec<u8>>,
-    forward: bool,
-}
-
-impl Write for Tail<'_> {
-    fn write(&mut self, chunk: &[u8]) -> io::Result<usize> {
-        if self.forward {
-            let _ = io::stderr().write_all(chunk);
+fn drain(mut stderr: ChildStderr, tail: &Mutex<Vec<u8>>, forward: bool, _is_read: Sender<()>) {
+    let mut chunk = [0; 8 << 10];
+    loop {
+        let size = match stderr.read(&mut chunk) {
+            Ok(0) => return,
+            Ok(size) => size,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(_) => return,
+        };
+        if forward {
+            let _ = io::stderr().write_all(&chunk[..size]);
         }
-        let mut tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
-        tail.extend_from_slice(chunk);
+        let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
+        tail.extend_from_slice(&chunk[..size]);
         let surplus = tail.len().saturating_sub(STDERR_TAIL_BYTES);
         tail.drain(..surplus);
-        Ok(chunk.len())
     }
+}
 
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+fn wait(process: &Process, all_read: &Receiver<()>, hear: impl Fn(Heard<'_>)) {
+    let status = process.wait();
+    // What it had said before it died counts; but the pipes may be held open by somebody else. Nothing is ever sent
+    // here: the readers let go of the channel when they end.
+    let _ = all_read.recv_timeout(PIPE_GRACE);
+    hear(Heard::Gone(status));
 }

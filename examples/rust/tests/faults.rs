@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use embed_bridge::{EmbedBridge, Error, Options, Parameters, Pending};
+use embed_bridge::{Cause, EmbedBridge, Error, ErrorCode, Options, Parameters, State};
 use support::{
-    count_file, exists, fake, fake_at_first, is_running, path, pid, pid_in, signal, spawn, vector, wait_until,
+    but, count_file, exists, fake, fake_at_first, is_running, path, pid, pid_in, signal, spawn, vector, wait_until,
     within_bounds,
 };
 
@@ -20,13 +20,17 @@ fn texts(count: usize) -> Vec<String> {
     (0..count).map(|number| format!("text {number}")).collect()
 }
 
-fn with_timeout(timeout: Duration) -> Parameters {
-    Parameters { timeout: Some(timeout), ..Parameters::default() }
-}
-
 /// Short patience with a worker that gives no sign of life, or makes no progress.
 fn impatient(options: Options) -> Options {
-    Options { ping_every: MOMENT, pong_timeout: MOMENT, stuck_after: MOMENT, ..options }
+    but(options, |options| {
+        options.ping_every = MOMENT;
+        options.pong_timeout = MOMENT;
+        options.stuck_after = MOMENT;
+    })
+}
+
+fn without_replay(options: Options) -> Options {
+    but(options, |options| options.replay = false)
 }
 
 fn assert_right(bridge: &EmbedBridge, text: &str) {
@@ -38,7 +42,9 @@ fn a_bridge_can_be_shared_by_threads() {
     fn is_shareable<T: Send + Sync>() {}
     is_shareable::<EmbedBridge>();
     let never = Duration::MAX;
-    let options = Options { ping_every: never, stuck_after: never, restart_forgive: never, ..fake(&["--reorder=2"]) };
+    let options = but(fake(&["--reorder=2"]), |options| {
+        (options.ping_every, options.stuck_after, options.restart_forgive) = (never, never, never);
+    });
     let bridge = spawn(options);
     thread::scope(|scope| {
         for thread in 0..4 {
@@ -46,8 +52,7 @@ fn a_bridge_can_be_shared_by_threads() {
             scope.spawn(move || {
                 for call in 0..10 {
                     let pair = [format!("{thread} {call} left"), format!("{thread} {call} right")];
-                    let calls =
-                        pair.clone().map(|text| bridge.submit(vec![text], Parameters::default()).expect("room"));
+                    let calls = pair.clone().map(|text| bridge.submit(vec![text], Parameters::new()).expect("room"));
                     for (call, text) in calls.into_iter().zip(pair) {
                         assert_eq!(call.wait().expect("vectors").vectors, vector(&text));
                     }
@@ -77,12 +82,12 @@ fn a_large_call_is_cut_by_the_limits_and_joined_in_order() {
 #[test]
 fn parameters_travel_and_the_workers_no_is_passed_on() {
     let bridge = spawn(fake(&["--max-inputs=2", "--error-after=4:input_too_long"]));
-    let parameters = Parameters { dimensions: Some(4), normalize: Some(true), ..Parameters::default() };
+    let parameters = Parameters::new().dimensions(4).normalize(true);
     let embeddings = bridge.embed_with(&["a", "b", "c"], parameters).expect("vectors");
     assert_eq!((embeddings.dimension, embeddings.vectors.len()), (4, 12));
     let error = bridge.embed(&texts(6)).expect_err("the third piece is refused");
     let Error::Request { code, retryable: false, index: Some(4), .. } = error else { panic!("{error:?}") };
-    assert_eq!(code, "input_too_long");
+    assert_eq!(code, ErrorCode::InputTooLong);
 }
 
 #[test]
@@ -95,7 +100,7 @@ fn a_text_that_fits_into_no_line_is_refused_before_it_is_sent() {
 
 #[test]
 fn sigkill_under_load_costs_no_call_more_than_one_clear_error() {
-    let bridge = spawn(Options { max_attempts: 10, ..fake(&["--latency=0.001"]) });
+    let bridge = spawn(fake(&["--latency=0.001"]));
     let is_over = AtomicBool::new(false);
     let counts: Vec<usize> = thread::scope(|scope| {
         let load = |thread: usize| {
@@ -124,8 +129,8 @@ fn sigkill_under_load_costs_no_call_more_than_one_clear_error() {
 }
 
 #[test]
-fn one_attempt_means_no_replay_and_the_next_call_works() {
-    let bridge = spawn(Options { max_attempts: 1, ..fake_at_first(&["--kill-after=0"]) });
+fn without_replay_a_death_is_an_error_and_the_next_call_works() {
+    let bridge = spawn(without_replay(fake_at_first(&["--kill-after=0"])));
     let error = bridge.embed(&["lost"]).expect_err("it died");
     let Error::WorkerDied(exit) = &error else { panic!("{error:?}") };
     assert!(exit.status.is_some_and(|status| !status.success()));
@@ -133,12 +138,12 @@ fn one_attempt_means_no_replay_and_the_next_call_works() {
 }
 
 #[test]
-fn a_worker_that_leaves_in_good_order_costs_no_attempt() {
-    let bridge = spawn(Options { max_attempts: 1, ..fake_at_first(&["--exit-after=0:79"]) });
+fn a_worker_that_leaves_in_good_order_is_no_death() {
+    let bridge = spawn(without_replay(fake_at_first(&["--exit-after=0:79"])));
     assert_right(&bridge, "recycled");
-    let bridge = spawn(Options { max_attempts: 1, ..fake_at_first(&["--error-after=0:shutting_down"]) });
+    let bridge = spawn(without_replay(fake_at_first(&["--error-after=0:shutting_down"])));
     let worker = pid(&bridge);
-    let pending = bridge.submit(vec!["not begun".into()], Parameters::default()).expect("room");
+    let pending = bridge.submit(vec!["not begun".into()], Parameters::new()).expect("room");
     wait_until("the answer that is none", || bridge.stats().in_flight == 0 && bridge.stats().queued == 1);
     assert!(signal(worker, "TERM"));
     assert_eq!(pending.wait().expect("vectors of the next worker").vectors, vector("not begun"));
@@ -163,10 +168,12 @@ fn answers_that_do_not_fit_are_never_used() {
 }
 
 #[test]
-fn a_worker_that_is_always_wrong_costs_the_call_its_attempts() {
-    let bridge = spawn(Options { max_attempts: 2, ..fake(&["--wrong-count-after=0"]) });
+fn a_worker_that_is_always_wrong_costs_the_restart_budget() {
+    let bridge = spawn(but(fake(&["--wrong-count-after=0"]), |options| options.restart_budget = 2.0));
     let error = bridge.embed(&["text"]).expect_err("two wrong answers");
-    assert!(matches!(&error, Error::WorkerDied(exit) if exit.detail.contains("does not fit")), "{error:?}");
+    let Error::CircuitOpen { last, .. } = &error else { panic!("{error:?}") };
+    assert!(matches!(&**last, Error::WorkerDied(exit) if exit.detail.contains("does not fit")), "{error:?}");
+    assert_eq!(error.exit().map(|exit| exit.cause), Some(Cause::BrokeProtocol));
 }
 
 #[test]
@@ -182,26 +189,13 @@ fn repeated_unknown_and_noisy_lines_do_no_harm() {
 }
 
 #[test]
-fn a_text_that_kills_workers_fails_its_own_call_and_no_other() {
-    let bridge = spawn(fake(&["--poison=bad", "--latency=0.002"]));
-    let texts = ["good 1", "good 2", "a bad one", "good 3", "good 4"];
-    let calls = texts.map(|text| bridge.submit(vec![text.into()], Parameters::default()).expect("room"));
-    for (outcome, text) in calls.map(Pending::wait).into_iter().zip(texts) {
-        match outcome {
-            Ok(embeddings) => assert_eq!(embeddings.vectors, vector(text)),
-            Err(error) => assert_eq!((error.kind(), text), ("worker_died", "a bad one")),
-        }
-    }
-}
-
-#[test]
 fn a_hung_worker_is_replaced() {
     for fault in ["--hang-after=0", "--stop-after=0", "--stop-reading-after=0", "--stall-after=0"] {
         let bridge = spawn(impatient(fake_at_first(&[fault])));
         assert_right(&bridge, fault);
         assert_eq!(bridge.stats().restarts, 1, "{fault}");
     }
-    let bridge = spawn(impatient(Options { max_attempts: 1, ..fake(&["--hang-after=0"]) }));
+    let bridge = spawn(impatient(without_replay(fake(&["--hang-after=0"]))));
     let error = bridge.embed(&["text"]).expect_err("it hangs");
     assert_eq!(error.kind(), "worker_hung", "{error}");
 }
@@ -210,7 +204,7 @@ fn a_hung_worker_is_replaced() {
 fn a_call_that_takes_too_long_ends_and_the_worker_lives_on() {
     let bridge = spawn(fake(&["--latency=3600"]));
     let worker = pid(&bridge);
-    let error = bridge.embed_with(&["slow"], with_timeout(MOMENT)).expect_err("an hour is too long");
+    let error = bridge.embed_with(&["slow"], Parameters::new().timeout(MOMENT)).expect_err("an hour is too long");
     assert!(matches!(error, Error::Timeout(after) if after == MOMENT), "{error:?}");
     bridge.ping().expect("slow is not hung");
     assert_eq!((pid(&bridge), bridge.stats().restarts), (worker, 0));
@@ -220,28 +214,29 @@ fn a_call_that_takes_too_long_ends_and_the_worker_lives_on() {
 #[test]
 fn a_time_out_covers_the_wait_for_a_worker() {
     let bridge = spawn(fake(&["--start-delay=3600"]));
-    let error = bridge.embed_with(&["early"], with_timeout(MOMENT)).expect_err("no worker yet");
+    let error = bridge.embed_with(&["early"], Parameters::new().timeout(MOMENT)).expect_err("no worker yet");
     assert_eq!(error.kind(), "timeout");
 }
 
 #[test]
 fn calls_can_be_withdrawn() {
     let bridge = spawn(fake(&["--latency=3600"]));
-    let pending = bridge.submit(vec!["unwanted".into()], Parameters::default()).expect("room");
+    let pending = bridge.submit(vec!["unwanted".into()], Parameters::new()).expect("room");
     pending.canceller().cancel();
     assert_eq!(pending.wait().expect_err("withdrawn").kind(), "cancelled");
-    drop(bridge.submit(vec!["forgotten".into()], Parameters::default()).expect("room"));
+    drop(bridge.submit(vec!["forgotten".into()], Parameters::new()).expect("room"));
     bridge.info().expect("a ready worker");
     wait_until("the worker dropped both", || bridge.stats().in_flight == 0 && bridge.stats().queued == 0);
 }
 
 #[test]
 fn a_full_queue_refuses_or_makes_wait() {
-    let bridge = spawn(Options { max_queued: 2, ..fake(&["--start-delay=0.2"]) });
-    let calls = [(); 2].map(|()| bridge.submit(vec!["early".into()], Parameters::default()).expect("room"));
-    let refused = bridge.submit(vec!["one more".into()], Parameters::default()).err().expect("no room");
+    let bridge = spawn(but(fake(&["--start-delay=0.2"]), |options| options.max_queued = 2));
+    let calls = [(); 2].map(|()| bridge.submit(vec!["early".into()], Parameters::new()).expect("room"));
+    let refused = bridge.submit(vec!["one more".into()], Parameters::new()).expect_err("no room");
     assert_eq!(refused.kind(), "queue_full");
-    let error = bridge.embed_with(&["in a hurry"], with_timeout(Duration::ZERO)).expect_err("no room in time");
+    let error =
+        bridge.embed_with(&["in a hurry"], Parameters::new().timeout(Duration::ZERO)).expect_err("no room in time");
     assert_eq!(error.kind(), "timeout");
     assert_right(&bridge, "patient");
     for call in calls {
@@ -258,7 +253,7 @@ fn a_worker_that_cannot_start_is_not_started_again() {
         assert_eq!(exit.status.and_then(|status| status.code()), Some(78));
         assert!(exit.stderr_tail.contains("told to fail"), "{error}");
     }
-    assert_eq!((bridge.stats().restarts, bridge.stats().state), (0, "failed"));
+    assert_eq!((bridge.stats().restarts, bridge.stats().state), (0, State::Failed));
     let error = spawn(Options::with_command(["there is no such program"])).info().expect_err("nothing to execute");
     assert_eq!(error.kind(), "start", "{error}");
 }
@@ -267,18 +262,23 @@ fn a_worker_that_cannot_start_is_not_started_again() {
 fn too_many_failures_open_the_circuit_until_the_next_attempt() {
     let file = count_file();
     let flags = ["--fail-start=1", "--processes=3", "--count-file", path(&file)];
-    let bridge = spawn(Options { restart_budget: 3, open_initial: MOMENT, ..fake(&flags) });
+    let bridge =
+        spawn(but(fake(&flags), |options| (options.restart_budget, options.half_open_initial) = (3.0, MOMENT)));
     let error = bridge.embed(&["early"]).expect_err("three failures");
     assert!(matches!(&error, Error::CircuitOpen { last, .. } if last.kind() == "start"), "{error:?}");
-    wait_until("the attempt after it", || bridge.stats().state == "ready");
+    wait_until("the attempt after it", || bridge.stats().state == State::Ready);
     assert_right(&bridge, "late");
 }
 
 #[test]
 fn a_worker_that_is_not_ready_in_time_is_killed() {
-    let options = Options { start_timeout: MOMENT, restart_budget: 1, ..fake(&["--start-delay=3600"]) };
+    let options = but(fake(&["--start-delay=3600"]), |options| {
+        (options.start_timeout, options.restart_budget) = (MOMENT, 1.0);
+    });
     let error = spawn(options).info().expect_err("never ready");
-    assert!(error.to_string().contains("not ready after"), "{error}");
+    let exit = error.exit().expect("how it ended");
+    assert_eq!(exit.cause, Cause::StartTimeout);
+    assert!(exit.detail.contains("not ready after"), "{error:?}");
 }
 
 #[test]
@@ -303,7 +303,7 @@ fn another_protocol_is_refused_for_good() {
 fn close_lets_the_worker_finish_and_refuses_what_comes_later() {
     let bridge = spawn(fake(&["--latency=0.1"]));
     let worker = pid(&bridge);
-    let begun = bridge.submit(vec!["begun".into()], Parameters::default()).expect("room");
+    let begun = bridge.submit(vec!["begun".into()], Parameters::new()).expect("room");
     bridge.close();
     assert!(!exists(worker), "it must be reaped");
     assert_eq!(begun.wait().expect("finished").vectors, vector("begun"));
@@ -315,7 +315,7 @@ fn close_lets_the_worker_finish_and_refuses_what_comes_later() {
 fn close_ends_a_worker_that_does_not_want_to() {
     let never = Duration::from_secs(3600);
     for (faults, terminate) in [(&["--ignore-eof"][..], never), (&["--ignore-eof", "--ignore-term"], MOMENT)] {
-        let bridge = spawn(Options { drain: MOMENT, terminate, ..fake(faults) });
+        let bridge = spawn(but(fake(faults), |options| (options.drain, options.terminate) = (MOMENT, terminate)));
         let worker = pid(&bridge);
         within_bounds("the end of close()", move || bridge.close());
         assert!(!exists(worker), "it must be reaped");
@@ -326,9 +326,9 @@ fn close_ends_a_worker_that_does_not_want_to() {
 fn dropping_the_bridge_kills_and_reaps_and_ends_every_call() {
     let grandchild = count_file();
     let faults = ["--latency=3600", "--ignore-eof", "--ignore-term", "--grandchild", path(&grandchild)];
-    let bridge = spawn(Options { drain: Duration::from_secs(3600), ..fake(&faults) });
+    let bridge = spawn(but(fake(&faults), |options| options.drain = Duration::from_secs(3600)));
     let worker = pid(&bridge);
-    let call = bridge.submit(vec!["never".into()], Parameters::default()).expect("room");
+    let call = bridge.submit(vec!["never".into()], Parameters::new()).expect("room");
     within_bounds("the end of drop()", move || drop(bridge));
     assert!(!exists(worker), "it must be reaped");
     assert_eq!(call.wait().expect_err("closed").kind(), "closed");

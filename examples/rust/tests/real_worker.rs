@@ -4,8 +4,8 @@
 
 mod support;
 
-use embed_bridge::{Embeddings, Options};
-use support::{exists, pid, real, signal, spawn};
+use embed_bridge::Embeddings;
+use support::{but, exists, pid, real, signal, spawn};
 
 fn cosine(embeddings: &Embeddings, left: usize, right: usize) -> f32 {
     embeddings.row(left).iter().zip(embeddings.row(right)).map(|(left, right)| left * right).sum()
@@ -13,7 +13,7 @@ fn cosine(embeddings: &Embeddings, left: usize, right: usize) -> f32 {
 
 #[test]
 fn vectors_mean_something_and_survive_a_kill() {
-    let bridge = spawn(Options { forward_stderr: true, ..real() });
+    let bridge = spawn(but(real(), |options| options.forward_stderr = true));
     let info = bridge.info().expect("a ready worker");
     assert_eq!((info.protocol, info.dimension, info.model.as_str()), (1, 384, "all-MiniLM-L6-v2"));
     let texts = ["A cat sits on the mat.", "A kitten rests on a rug.", "The central bank raised interest rates.", ""];

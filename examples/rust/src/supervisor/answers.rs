@@ -1,166 +1,220 @@
-//! What a worker says, on its reader's thread: each answer is checked, and settles what asked for it.
+//! What a worker says, on its own threads: each answer is checked, and settles what asked for it.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::task::Waker;
+use std::time::Instant;
 
 use super::generation::{Awaited, Generation};
-use super::{Phase, Shared, State};
-use crate::error::{Error, Exit};
-use crate::lifecycle::Health;
-use crate::wire::{Envelope, Failure, Info, Pong, Vectors};
-use crate::worker::Heard;
+use super::queue::Wanted;
+use super::{Inner, Phase, Shared};
+use crate::error::ErrorCode;
+use crate::exit::Cause;
+use crate::health::Health;
+use crate::info::Info;
+use crate::piece::Piece;
+use crate::policy::{LONGEST_DRAIN, NONSENSE_BEFORE_READY, PIPE_LOST};
+use crate::wire::Answer;
+use crate::worker::{printable, Heard};
 
-const NONSENSE_BEFORE_READY: u32 = 20; // lines of a chatty library or wrapper script
-const PIPE_LOST: Duration = Duration::from_secs(1); // a process whose pipe is gone should be gone, too
-const LONGEST_DRAIN: Duration = Duration::from_secs(15); // a supervised worker allows itself 10
+const NONSENSE_QUOTED: usize = 80; // characters of a line that is no answer
 
 impl Shared {
     pub(super) fn hear(&self, number: u64, heard: Heard<'_>) {
         let now = Instant::now();
         match heard {
             Heard::Line(line) => self.on_line(number, line, now),
-            Heard::EndlessLine => self.lock().distrust(number, "an answer without an end", now),
+            Heard::EndlessLine => {
+                let mut inner = self.lock();
+                if inner.trusted(number).is_some() {
+                    inner.distrust("an answer without an end", now);
+                }
+            }
             Heard::PipeLost => {
-                let mut state = self.lock();
-                if let Some(current) = state.current(number) {
-                    current.is_pipe_lost = true;
-                    let why = "it closed its pipes but lived on";
-                    state.doom(now + PIPE_LOST, Error::WorkerDied(Exit::because(why)));
-                    state.wake_by(now);
+                let mut inner = self.lock();
+                if let Some(current) = inner.trusted(number) {
+                    current.doom(now + PIPE_LOST, Cause::Exited, "it closed its pipes but lived on");
+                    inner.wake_by(now + PIPE_LOST);
+                }
+            }
+            Heard::Gone(status) => {
+                let mut inner = self.lock();
+                if inner.current.as_ref().is_some_and(|current| current.number == number) {
+                    inner.lose(status, now);
                 }
             }
         }
     }
 
     fn on_line(&self, number: u64, line: &[u8], now: Instant) {
-        let envelope = serde_json::from_slice::<Envelope>(line);
-        let mut state = self.lock();
-        let Some(current) = state.current(number) else { return };
-        let envelope = match envelope {
-            Ok(envelope) => envelope,
-            Err(error) => return state.on_strange_line(number, &error.to_string(), now),
+        let answer = Answer::parse(line);
+        let mut inner = self.lock();
+        let Some(current) = inner.trusted(number) else { return };
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(why) => return inner.on_strange_line(line, &why, now),
         };
         current.health.received(now);
         // Nobody waits for a late, a repeated or an unknown id.
-        let Some((id, awaited)) = envelope.id().and_then(|id| Some((id, current.in_flight.get(&id)?))) else { return };
-        let (Awaited::Piece(piece), Some(info)) = (awaited, &current.info) else {
-            return state.on_control(id, envelope.is_ok(), line, now);
-        };
-        if !envelope.is_ok() {
-            return state.on_failure(number, id, line, now);
+        let Some((id, awaited)) = answer.id().and_then(|id| Some((id, current.in_flight.get(&id)?))) else { return };
+        let Awaited::Embed(piece, info) = awaited else { return inner.on_control(id, &answer, line, now) };
+        if !answer.is_ok() {
+            return inner.on_failure(id, &answer, now);
         }
         let (job, range, info) = (Arc::clone(&piece.job), piece.range.clone(), Arc::clone(info));
-        drop(state);
+        drop(inner);
         // Without the lock: this may be megabytes.
         let dimension = job.parameters.dimensions.unwrap_or(info.dimension);
-        let vectors = match job.is_over() {
-            true => None,
-            false => Some(Vectors::parse(line, range.len(), dimension, &info.fingerprint)),
-        };
-        let mut state = self.lock();
-        if let Some(Err(why)) = vectors {
-            return state.distrust(number, &format!("an answer that does not fit: {why}"), now);
-        }
+        let vectors = (!job.is_over()).then(|| answer.vectors(range.len(), dimension, &info)).transpose();
+        let mut inner = self.lock();
         // A worker that was given up meanwhile has no answers: its pieces are waiting again.
-        let Some(_piece) = state.current(number).and_then(|current| current.settle(id, now)) else { return };
-        state.budget.embedded(now);
-        state.dispatch(now);
-        drop(state);
-        if let Some(Ok(vectors)) = vectors {
-            job.take(range, vectors, &info);
+        if inner.trusted(number).is_none() {
+            return;
         }
+        let vectors = match vectors {
+            Ok(vectors) => vectors,
+            Err(why) => return inner.distrust(&format!("an answer that does not fit: {why}"), now),
+        };
+        if inner.settle(id, now).is_none() {
+            return;
+        }
+        inner.calls.release(job.number);
+        inner.budget.embedded(now);
+        inner.dispatch(now);
+        drop(inner);
+        let mut wakers = Vec::new();
+        if let Some(vectors) = vectors {
+            job.take(range, vectors, &info, &mut wakers);
+        }
+        wakers.into_iter().for_each(Waker::wake);
     }
 }
 
-impl State {
-    /// The worker of this number, unless it is gone or cannot be trusted any more.
-    fn current(&mut self, number: u64) -> Option<&mut Generation> {
+impl Inner {
+    /// Return the worker of this number, unless it is gone or cannot be trusted any more.
+    fn trusted(&mut self, number: u64) -> Option<&mut Generation> {
         self.current.as_mut().filter(|current| current.number == number && !current.is_distrusted)
     }
 
-    fn doom(&mut self, at: Instant, cause: Error) {
+    /// Believe nothing more of what the worker says, and kill it.
+    pub(super) fn distrust(&mut self, why: &str, now: Instant) {
         if let Some(current) = &mut self.current {
-            current.doom(at, cause);
-            self.wake_by(at);
-        }
-    }
-
-    /// Believe nothing more of what this process says, and kill it.
-    fn distrust(&mut self, number: u64, why: &str, now: Instant) {
-        if let Some(current) = self.current(number) {
             current.is_distrusted = true;
-            self.doom(now, Error::WorkerDied(Exit::because(why)));
+            current.doom(now, Cause::BrokeProtocol, why);
+            self.wake_by(now);
         }
     }
 
-    fn on_strange_line(&mut self, number: u64, why: &str, now: Instant) {
-        let Some(current) = self.current(number) else { return };
+    fn on_strange_line(&mut self, line: &[u8], why: &str, now: Instant) {
+        let Some(current) = &mut self.current else { return };
         current.nonsense += 1;
+        if current.nonsense == 1 {
+            let quoted: String = String::from_utf8_lossy(line).chars().take(NONSENSE_QUOTED).collect();
+            current.first_nonsense = format!("{:?}", printable(&quoted));
+        }
         if current.info.is_some() || current.nonsense > NONSENSE_BEFORE_READY {
-            self.distrust(number, &format!("standard output holds something else than answers: {why}"), now);
+            self.distrust(&format!("standard output holds something else than answers: {why}"), now);
+        } else {
+            // It may have swallowed the answer to the handshake: a banner has not always a newline.
+            self.send(Awaited::Info(None));
         }
     }
 
-    fn on_failure(&mut self, number: u64, id: u64, line: &[u8], now: Instant) {
-        let failure: Failure = match serde_json::from_slice(line) {
-            Ok(failure) => failure,
-            Err(error) => return self.distrust(number, &format!("an error that does not fit: {error}"), now),
+    /// Take a piece that was answered out of what is in flight.
+    fn settle(&mut self, id: u64, now: Instant) -> Option<Piece> {
+        let piece = self.current.as_mut()?.settle(id, now)?;
+        self.case.answered(id);
+        if let Some(call) = self.calls.get_mut(piece.job.number) {
+            call.sent.retain(|sent| *sent != id);
+        }
+        Some(piece)
+    }
+
+    fn on_failure(&mut self, id: u64, answer: &Answer<'_>, now: Instant) {
+        let inputs = match self.current.as_ref().and_then(|current| current.in_flight.get(&id)) {
+            Some(Awaited::Embed(piece, _)) => piece.range.len(),
+            _ => return,
         };
-        let Some(mut piece) = self.current(number).and_then(|current| current.settle(id, now)) else { return };
-        if failure.code == "shutting_down" {
+        let failure = match answer.failure(inputs) {
+            Ok(failure) => failure,
+            Err(why) => return self.distrust(&format!("an error that does not fit: {why}"), now),
+        };
+        let Some(piece) = self.settle(id, now) else { return };
+        let number = piece.job.number;
+        if failure.code == ErrorCode::ShuttingDown {
             // No answer about the request: it was not begun, and the worker is about to leave.
-            self.doom(now + LONGEST_DRAIN, Error::WorkerDied(Exit::because("it said that it would end, and did not")));
-            piece.attempts -= 1;
+            if let Some(current) = &mut self.current {
+                current.doom(now + LONGEST_DRAIN, Cause::Exited, "it said that it would end, and did not");
+                self.wake_by(now + LONGEST_DRAIN);
+            }
+            self.calls.count_unsent(number, 1, 0);
             return self.put_back(piece);
         }
-        let Failure { code, message, retryable, index } = failure;
-        let index = index.map(|index| index + piece.range.start);
-        self.fail(&piece.job, Error::Request { code, message, retryable, index });
+        if failure.code == ErrorCode::OutOfMemory {
+            self.case.out_of_memory(inputs, now);
+        }
+        self.fail(number, failure.into_error(piece.range.start));
         self.dispatch(now);
     }
 
-    fn on_control(&mut self, id: u64, is_ok: bool, line: &[u8], now: Instant) {
+    fn on_control(&mut self, id: u64, answer: &Answer<'_>, line: &[u8], now: Instant) {
         let Some(current) = &mut self.current else { return };
         match current.in_flight.remove(&id) {
-            Some(Awaited::Ping(sender)) => {
-                if let Ok(pong) = serde_json::from_slice::<Pong>(line) {
-                    current.health.ponged(pong.micro_batches, current.requests > 0, now, &self.options);
-                    let next_check = current.health.next_check(current.requests > 0, &self.options);
+            Some(Awaited::Ping(host)) => {
+                if let Some(micro_batches) = answer.micro_batches() {
+                    let is_busy = current.requests > 0;
+                    current.health.ponged(micro_batches, is_busy, now, &self.options);
+                    let next_check = current.health.next_check(is_busy, &self.options);
                     self.wake_by(next_check);
                 }
-                if let Some(sender) = sender {
-                    let _ = sender.try_send(()); // the host may have given up waiting
+                if let Some(Wanted::Pong(promise)) =
+                    host.and_then(|host| self.calls.remove(host)).map(|call| call.wanted)
+                {
+                    promise.settle(Ok(()), &mut self.wakers);
                 }
             }
-            Some(Awaited::Info) => self.on_info(is_ok, line, now),
+            Some(Awaited::Info(None)) => self.on_info(answer, line, now),
+            Some(Awaited::Info(Some(name))) => self.on_model(&name, answer, line, now),
+            Some(Awaited::LoadModel(name)) => self.on_loaded(name, answer, now),
             _ => {}
         }
     }
 
     /// Compare what a new worker is with what it has to be.
-    fn on_info(&mut self, is_ok: bool, line: &[u8], now: Instant) {
+    fn on_info(&mut self, answer: &Answer<'_>, line: &[u8], now: Instant) {
         let (Some(current), Phase::Starting(_)) = (&mut self.current, &self.phase) else { return };
-        if !is_ok {
+        if !answer.is_ok() {
             // It says why, and should leave now with a status that says what that means.
-            let why = serde_json::from_slice(line).map(|told: Failure| format!("{}: {}", told.code, told.message));
-            let why = Exit::because(why.unwrap_or_default());
-            return self.doom(now + self.options.terminate, Error::WorkerStart(why));
+            let why = match answer.failure(0) {
+                Ok(failure) => format!("{}: {}", failure.code, failure.message),
+                Err(why) => format!("its answer to `info` is an error that does not fit: {why}"),
+            };
+            let at = now + self.options.terminate;
+            current.doom(at, Cause::Unusable, why);
+            return self.wake_by(at);
         }
-        let info = match Info::parse(line) {
-            Ok(info) => Arc::new(info),
-            Err(why) => return self.doom(now, Error::ProtocolMismatch(Exit::because(why))),
+        let unusable = match Info::parse(line) {
+            Ok(info) => {
+                let info = Arc::new(info);
+                let expected = self.expected.get_or_insert_with(|| Arc::clone(&info));
+                if info.identity() == expected.identity() {
+                    return self.on_ready(info, now);
+                }
+                (Cause::ModelChanged, format!("{:?} instead of {:?}", info.identity(), expected.identity()))
+            }
+            Err(why) => (Cause::ProtocolMismatch, why),
         };
-        let expected = self.expected.get_or_insert_with(|| Arc::clone(&info));
-        if info.identity() != expected.identity() {
-            let why = format!("{:?} instead of {:?}", info.identity(), expected.identity());
-            return self.doom(now, Error::ModelChanged(Exit::because(why)));
+        current.doom(now, unusable.0, unusable.1);
+        self.wake_by(now);
+    }
+
+    fn on_ready(&mut self, info: Arc<Info>, now: Instant) {
+        if let Some(current) = &mut self.current {
+            current.info = Some(info);
+            current.health = Health::new(now);
         }
-        current.info = Some(info);
-        current.health = Health::new(now);
         self.budget.ready(now);
         self.phase = Phase::Ready;
-        self.changed.notify_all();
-        self.wake_by(now); // health checks begin
         self.dispatch(now);
+        self.wake_by(now); // health checks begin
     }
 }

@@ -1,165 +1,136 @@
-//! What waits, what is sent when, and what is withdrawn.
+//! What is sent when.
 
-use std::collections::VecDeque;
-use std::mem;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::State;
-use super::generation::{Awaited, Generation};
-use crate::error::Error;
-use crate::request::{Job, Piece};
-use crate::wire::Request;
+use super::generation::Awaited;
+use super::Inner;
+use crate::info::Info;
+use crate::piece::Piece;
+use crate::wire::{Request, RolePrompt};
 
-/// What waits to be sent. Short pieces go first: a query must not wait behind an import.
-#[derive(Default)]
-pub(super) struct Queue {
-    short: VecDeque<Piece>,
-    bulk: VecDeque<Piece>,
-    bytes: usize,
-}
-
-impl Queue {
-    pub(super) fn len(&self) -> usize {
-        self.short.len() + self.bulk.len()
-    }
-
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Piece> {
-        self.short.iter().chain(&self.bulk)
-    }
-
-    fn lane(&mut self, piece: &Piece) -> &mut VecDeque<Piece> {
-        if piece.is_short() { &mut self.short } else { &mut self.bulk }
-    }
-
-    pub(super) fn push_back(&mut self, piece: Piece) {
-        self.bytes += piece.bytes;
-        self.lane(&piece).push_back(piece);
-    }
-
-    pub(super) fn push_front(&mut self, piece: Piece) {
-        self.bytes += piece.bytes;
-        self.lane(&piece).push_front(piece);
-    }
-
-    fn pop(&mut self, worker: &Generation) -> Option<Piece> {
-        let short = if worker.has_room(true) { self.short.pop_front() } else { None };
-        let piece = short.or_else(|| if worker.has_room(false) { self.bulk.pop_front() } else { None })?;
-        self.bytes -= piece.bytes;
-        Some(piece)
-    }
-
-    fn retain(&mut self, is_kept: impl Fn(&Piece) -> bool) {
-        self.short.retain(&is_kept);
-        self.bulk.retain(&is_kept);
-        self.bytes = self.iter().map(|piece| piece.bytes).sum();
-    }
-}
-
-impl State {
-    /// Whether a call of so many bytes may be queued; an error while nothing can be served.
-    pub(super) fn has_space(&self, bytes: usize) -> Result<bool, Error> {
-        self.refusal()?;
-        let is_full = self.queue.len() >= self.options.max_queued;
-        Ok(self.queue.len() == 0 || !is_full && self.queue.bytes + bytes <= self.options.max_queued_bytes)
-    }
-
-    /// Everything that somebody waits for.
-    pub(super) fn pieces(&self) -> impl Iterator<Item = &Piece> {
-        let in_flight = self.current.iter().flat_map(|current| current.in_flight.values());
-        let sent = in_flight.filter_map(|awaited| if let Awaited::Piece(piece) = awaited { Some(piece) } else { None });
-        sent.chain(&self.suspects).chain(self.queue.iter()).filter(|piece| !piece.job.is_over())
-    }
-
+impl Inner {
     /// Send what may be sent: suspects first and alone, then short pieces, then bulk.
     pub(super) fn dispatch(&mut self, now: Instant) {
-        while let Some(current) = &self.current
-            && let Some(info) = current.serving()
-            && !current.is_on_trial
-        {
-            let next = match self.suspects.is_empty() {
-                true => self.queue.pop(current),
-                false if current.requests == 0 => self.suspects.pop_front(),
-                false => None, // until it has nothing else to do
-            };
-            let Some(piece) = next else { return };
-            let job = Arc::clone(&piece.job);
-            match piece.cut(&info.limits) {
-                Ok((piece, rest)) => {
-                    rest.into_iter().for_each(|rest| self.put_back(rest));
-                    self.send_piece(piece, now);
-                }
-                Err(error) => self.fail(&job, error),
+        self.answer_asks(now);
+        while let Some(piece) = self.next_piece() {
+            if !piece.job.is_over() {
+                self.send_or_keep(piece, now);
             }
-            self.changed.notify_all(); // there may be room
         }
+        self.case.close_if_done();
+    }
+
+    fn next_piece(&mut self) -> Option<Piece> {
+        let current = self.current.as_ref().filter(|current| current.serving().is_some())?;
+        if self.case.is_trial() {
+            return None;
+        }
+        if self.case.suspects.is_empty() {
+            return self.queue.pop(current);
+        }
+        // A suspect waits until the worker has nothing else to do.
+        if current.requests == 0 {
+            self.case.suspects.pop_front()
+        } else {
+            None
+        }
+    }
+
+    fn send_or_keep(&mut self, piece: Piece, now: Instant) {
+        let info = match &piece.job.parameters.model {
+            None => self.current.as_ref().and_then(|current| current.info.clone()),
+            Some(name) => {
+                let name = name.clone();
+                self.model(&name, now)
+            }
+        };
+        let Some(info) = info else { return self.parked.push(piece) };
+        if let Some(index) = self.quarantine.find(piece.texts(), now).first() {
+            return self.take_out(piece, *index);
+        }
+        let number = piece.job.number;
+        match piece.cut(&info.limits, self.case.most_inputs(now)) {
+            Ok((piece, rest)) => {
+                if let Some(rest) = rest {
+                    self.calls.count_unsent(number, 1, 0);
+                    self.put_back(rest);
+                }
+                self.send_piece(piece, info, now);
+            }
+            Err(error) => self.fail(number, error),
+        }
+    }
+
+    /// Convict an input of a piece without trying it again; the rest keeps its place.
+    fn take_out(&mut self, piece: Piece, index: usize) {
+        let job = Arc::clone(&piece.job);
+        let (before, rest) = piece.cut_at(index);
+        let (guilty, behind) = rest.cut_at(1);
+        for part in [behind, before] {
+            if !part.range.is_empty() {
+                self.calls.count_unsent(job.number, 1, 0);
+                self.put_back(part);
+            }
+        }
+        self.calls.count_unsent(job.number, 0, 1);
+        job.convict(guilty.range.start, &mut self.wakers);
+        self.calls.release(job.number);
     }
 
     /// Let a piece be the next of its kind.
     pub(super) fn put_back(&mut self, piece: Piece) {
-        if piece.is_suspect { self.suspects.push_front(piece) } else { self.queue.push_front(piece) }
+        if piece.is_suspect {
+            self.case.suspects.push_front(piece);
+        } else {
+            self.queue.push_front(piece);
+        }
     }
 
-    fn send_piece(&mut self, mut piece: Piece, now: Instant) {
+    fn send_piece(&mut self, mut piece: Piece, info: Arc<Info>, now: Instant) {
         let Some(current) = &mut self.current else { return };
         if current.requests == 0 {
             current.health.work_began(now);
         }
-        piece.attempts += 1;
+        if piece.is_suspect {
+            self.case.begin_trial(self.next_id);
+        }
         piece.first_sent.get_or_insert(now);
         current.load(&piece);
+        let number = piece.job.number;
+        if let Some(call) = self.calls.get_mut(number) {
+            call.sent.push(self.next_id);
+        }
+        self.calls.count_unsent(number, 0, 1);
         let next_check = current.health.next_check(true, &self.options);
         let deadline = piece.deadline().unwrap_or(next_check);
-        self.send(Awaited::Piece(piece));
+        self.send(Awaited::Embed(piece, info));
         self.wake_by(deadline.min(next_check));
     }
 
     /// Send something under an id that is never used again.
     pub(super) fn send(&mut self, awaited: Awaited) {
-        let Some(current) = &mut self.current else { return };
         let request = match &awaited {
-            Awaited::Info => Request::Info,
+            Awaited::Info(model) => Request::Info { model: model.clone() },
+            Awaited::LoadModel(model) => Request::LoadModel { model: model.clone() },
             Awaited::Ping(_) => Request::Ping,
-            Awaited::Cancel(target) => Request::Cancel(*target),
-            Awaited::Piece(piece) => Request::Embed(Arc::clone(&piece.job), piece.range.clone()),
+            Awaited::Cancel(target) => Request::Cancel { target: *target },
+            Awaited::Embed(piece, info) => Request::Embed {
+                job: Arc::clone(&piece.job),
+                range: piece.range.clone(),
+                role_prompt: role_prompt(piece, info),
+            },
         };
+        let Some(current) = &mut self.current else { return };
         current.worker.send(self.next_id, request);
         current.in_flight.insert(self.next_id, awaited);
         self.next_id += 1;
     }
+}
 
-    /// End a call with an error, unless it has ended before.
-    pub(super) fn fail(&mut self, job: &Arc<Job>, error: Error) {
-        if job.fail(error) {
-            self.sweep();
-        }
-    }
-
-    /// Fail everything that has not been sent.
-    pub(super) fn fail_waiting(&mut self, error: impl Fn() -> Error) {
-        let queue = mem::take(&mut self.queue);
-        for piece in self.suspects.drain(..).chain(queue.short).chain(queue.bulk) {
-            piece.job.fail(error());
-        }
-        self.sweep();
-    }
-
-    /// Drop what is left of calls that are over: unsent pieces here, sent ones in the worker.
-    pub(super) fn sweep(&mut self) {
-        self.suspects.retain(|piece| !piece.job.is_over());
-        self.queue.retain(|piece| !piece.job.is_over());
-        self.changed.notify_all();
-        let mut withdrawn = Vec::new();
-        for (id, awaited) in self.current.iter_mut().flat_map(|current| &mut current.in_flight) {
-            // It stays in flight: it still takes the worker's time, and its late answer is ignored.
-            if let Awaited::Piece(piece) = awaited
-                && !piece.is_withdrawn
-                && piece.job.is_over()
-            {
-                piece.is_withdrawn = true;
-                withdrawn.push(*id);
-            }
-        }
-        withdrawn.into_iter().for_each(|id| self.send(Awaited::Cancel(id)));
-    }
+/// Return what the model's prompts make of the call's role, unless the call names or gives a prompt itself.
+fn role_prompt(piece: &Piece, info: &Info) -> Option<RolePrompt> {
+    let parameters = &piece.job.parameters;
+    let role = parameters.role.filter(|_| parameters.prompt.is_none() && parameters.prompt_name.is_none())?;
+    Some(info.first_prompt(role.prompt_names()).map_or(RolePrompt::Nothing, RolePrompt::Named))
 }

@@ -1,52 +1,56 @@
 //! One worker process and all that belongs to it. It is dropped whole, so that nothing late counts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::process::ExitStatus;
 use std::sync::Arc;
-use std::sync::mpsc::SyncSender;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crate::error::{Error, Exit};
-use crate::lifecycle::Health;
-use crate::request::{PIECE_BYTES, PIECE_TOKENS, Piece};
-use crate::wire::Info;
+use crate::exit::{cause_of, end_of, Cause, Exit};
+use crate::health::Health;
+use crate::info::Info;
+use crate::piece::Piece;
+use crate::policy::{PIECE_BYTES, PIECE_TOKENS, WINDOW_BYTES, WINDOW_REQUESTS, WINDOW_TOKENS};
 use crate::worker::Worker;
-
-const WINDOW_REQUESTS: usize = 256; // more would not make better batches, only more to send again
-const WINDOW_TOKENS: usize = 65_536; // of bulk work: seconds of it, so that its time-outs measure work, not the queue
-const WINDOW_BYTES: usize = 16 << 20;
-const PIPE_GRACE: Duration = Duration::from_millis(250); // somebody else may hold the pipes of a dead worker open
 
 /// What an id in flight stands for.
 pub(super) enum Awaited {
-    Info,
-    Ping(Option<SyncSender<()>>),
+    /// The handshake, or what the worker says of a further model.
+    Info(Option<String>),
+    LoadModel(String),
+    /// A ping of the bridge itself, or of a host's call.
+    Ping(Option<u64>),
     Cancel(u64),
-    Piece(Piece),
+    Embed(Piece, Arc<Info>),
+}
+
+/// A further model of this process.
+pub(super) enum Model {
+    AskedFor { since: Instant, is_loading: bool },
+    Ready(Arc<Info>),
 }
 
 /// The sentence on a worker: it gets nothing new, and is killed then unless it has gone before.
 pub(super) struct Doom {
     pub at: Instant,
-    pub cause: Error,
+    cause: Cause,
+    detail: String,
 }
 
 pub(super) struct Generation {
     pub number: u64,
     pub worker: Worker,
     pub info: Option<Arc<Info>>, // since it was ready
+    pub models: HashMap<String, Model>,
     pub health: Health,
     pub in_flight: BTreeMap<u64, Awaited>,
     pub requests: usize, // of the pieces in flight, like the next two
     bulk_tokens: usize,
     bytes: usize,
-    pub is_on_trial: bool, // a suspect is alone with it
-    pub nonsense: u32,     // lines that are no answers
+    pub nonsense: u32, // lines that are no answers
+    pub first_nonsense: String,
     pub is_distrusted: bool,
-    pub is_pipe_lost: bool,
     pub doom: Option<Doom>,
-    killed_at: Option<Instant>,
-    exited: Option<(Instant, ExitStatus)>,
+    pub killed_at: Option<Instant>,
 }
 
 impl Generation {
@@ -55,22 +59,21 @@ impl Generation {
             number,
             worker,
             info: None,
+            models: HashMap::new(),
             health: Health::new(now),
             in_flight: BTreeMap::new(),
             requests: 0,
             bulk_tokens: 0,
             bytes: 0,
-            is_on_trial: false,
             nonsense: 0,
+            first_nonsense: String::new(),
             is_distrusted: false,
-            is_pipe_lost: false,
             doom: None,
             killed_at: None,
-            exited: None,
         }
     }
 
-    /// What it serves, while it may be sent something.
+    /// Return what it serves, while it may be sent something.
     pub(super) fn serving(&self) -> Option<&Arc<Info>> {
         self.info.as_ref().filter(|_| self.doom.is_none())
     }
@@ -91,23 +94,25 @@ impl Generation {
         self.requests += 1;
         self.bytes += piece.bytes;
         self.bulk_tokens += if piece.is_short() { 0 } else { piece.tokens };
-        self.is_on_trial |= piece.is_suspect;
     }
 
     /// Take a piece that was answered out of what is in flight.
     pub(super) fn settle(&mut self, id: u64, now: Instant) -> Option<Piece> {
-        let Some(Awaited::Piece(piece)) = self.in_flight.remove(&id) else { return None };
+        if !matches!(self.in_flight.get(&id), Some(Awaited::Embed(..))) {
+            return None;
+        }
+        let Some(Awaited::Embed(piece, _)) = self.in_flight.remove(&id) else { return None };
         self.requests -= 1;
         self.bytes -= piece.bytes;
         self.bulk_tokens -= if piece.is_short() { 0 } else { piece.tokens };
-        self.is_on_trial &= !piece.is_suspect;
         self.health.embedded(now);
         Some(piece)
     }
 
-    pub(super) fn doom(&mut self, at: Instant, cause: Error) {
-        if self.doom.as_ref().is_none_or(|doom| at < doom.at) {
-            self.doom = Some(Doom { at, cause });
+    /// Send nothing more, and have it killed then, unless another reason is sooner.
+    pub(super) fn doom(&mut self, at: Instant, cause: Cause, detail: impl Into<String>) {
+        if self.doom.as_ref().map_or(true, |doom| at < doom.at) {
+            self.doom = Some(Doom { at, cause, detail: detail.into() });
         }
     }
 
@@ -118,30 +123,21 @@ impl Generation {
         }
     }
 
-    /// Whether its end is a matter of milliseconds.
-    pub(super) fn is_dying(&self) -> bool {
-        self.is_pipe_lost || self.killed_at.is_some() || self.exited.is_some()
-    }
-
-    /// Look whether the process is dead and has said all that it ever will; with its status, unless it will not die.
-    pub(super) fn poll_end(&mut self, now: Instant, patience: Duration) -> Option<Option<ExitStatus>> {
-        if self.exited.is_none() {
-            self.exited = self.worker.try_exit().map(|status| (now, status));
+    /// Tell of its end.
+    pub(super) fn report(&self, status: Option<ExitStatus>) -> Exit {
+        let is_ours = self.killed_at.is_some();
+        let ours = self.doom.as_ref().filter(|_| is_ours).map(|doom| doom.cause);
+        let why = self.doom.as_ref().filter(|_| is_ours || self.info.is_none()).map(|doom| doom.detail.clone());
+        let noise = (self.info.is_none() && self.nonsense > 0)
+            .then(|| format!("something else than answers was on the pipe: {}", self.first_nonsense));
+        Exit {
+            cause: cause_of(end_of(status), ours, cfg!(windows)),
+            detail: why.into_iter().chain(noise).collect::<Vec<_>>().join(", "),
+            pid: Some(self.worker.pid()),
+            status,
+            stderr_tail: self.worker.stderr_tail(),
+            was_ready: self.info.is_some(),
+            source: None,
         }
-        match (self.exited, self.killed_at) {
-            (Some((at, status)), _) => (self.worker.has_said_all() || now >= at + PIPE_GRACE).then_some(Some(status)),
-            (None, Some(at)) => (now >= at + patience).then_some(None),
-            (None, None) => None,
-        }
-    }
-
-    /// The error that tells of its end.
-    pub(super) fn last_words(&self, status: Option<ExitStatus>) -> Error {
-        let error = match &self.doom {
-            Some(doom) if self.killed_at.is_some() || matches!(doom.cause, Error::WorkerStart(_)) => doom.cause.clone(),
-            _ if self.info.is_none() => Error::WorkerStart(Exit::default()),
-            _ => Error::WorkerDied(Exit::default()),
-        };
-        error.with_exit(status, self.worker.stderr_tail())
     }
 }

@@ -1,12 +1,12 @@
 //! Workers for the tests: the fake one with its faults, and the real one.
 
-#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(dead_code)] // each test binary uses a part of it
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,22 +19,27 @@ fn python(arguments: &[&str]) -> Options {
     let interpreter = std::env::var_os("EMBED_BRIDGE_PYTHON").unwrap_or_else(|| "python3".into());
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let arguments = arguments.iter().map(OsString::from);
-    Options {
-        env: vec![("PYTHONPATH".into(), root.clone().into())],
-        cwd: Some(root),
-        request_timeout: WAIT,
-        start_timeout: WAIT,
-        backoff_initial: Duration::from_millis(10),
-        backoff_max: Duration::from_millis(50),
-        restart_budget: 20,
-        drain: Duration::from_secs(2),
-        ..Options::with_command([interpreter].into_iter().chain(arguments))
-    }
+    let mut options = Options::with_command([interpreter].into_iter().chain(arguments));
+    options.env = vec![("PYTHONPATH".into(), root.clone().into())];
+    options.cwd = Some(root);
+    options.request_timeout = WAIT;
+    options.start_timeout = WAIT;
+    options.backoff_initial = Duration::from_millis(10);
+    options.backoff_max = Duration::from_millis(50);
+    options.restart_budget = 20.0;
+    options.drain = Duration::from_secs(2);
+    options
+}
+
+/// The same options but for a change.
+pub fn but(mut options: Options, change: impl FnOnce(&mut Options)) -> Options {
+    change(&mut options);
+    options
 }
 
 /// The fake worker with these faults. `python -m bridge_client.testing.fake_worker --help` lists them.
 pub fn fake(faults: &[&str]) -> Options {
-    python(&[&["-m", "bridge_client.testing.fake_worker", "--supervised"], faults].concat())
+    python(&[&["-m", "bridge_client.testing.fake_worker"], faults].concat())
 }
 
 /// The fake worker with these faults in its first process only.
@@ -45,7 +50,18 @@ pub fn fake_at_first(faults: &[&str]) -> Options {
 
 /// The real worker with the default model.
 pub fn real() -> Options {
-    python(&["-m", "embed_worker", "--supervised"])
+    python(&["-m", "embed_worker"])
+}
+
+/// A module of `bridge_client.testing` that is a worker, with these arguments.
+pub fn testing(module: &str, arguments: &[&str]) -> Options {
+    python(&[&["-m", &format!("bridge_client.testing.{module}")], arguments].concat())
+}
+
+/// A file that the clients of all languages share.
+pub fn shared(name: &str) -> String {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../bridge_client/testing/conformance");
+    std::fs::read_to_string(folder.join(name)).expect("a checkout of the project")
 }
 
 /// A file in which the processes of one fake worker count themselves.
@@ -79,7 +95,7 @@ pub fn vector(text: &str) -> Vec<f32> {
 
 /// The worker's process, as soon as there is a ready one.
 pub fn pid(bridge: &EmbedBridge) -> u32 {
-    bridge.info().expect("a ready worker").pid
+    bridge.info().expect("a ready worker").pid.expect("its process")
 }
 
 pub fn signal(pid: u32, name: &str) -> bool {
@@ -95,7 +111,7 @@ pub fn exists(pid: u32) -> bool {
 /// Whether there is such a process that is not a zombie: an orphan is reaped by somebody else, some time.
 pub fn is_running(pid: u32) -> bool {
     let told = Command::new("ps").args(["-o", "stat=", "-p", &pid.to_string()]).output().expect("`ps`");
-    !matches!(told.stdout.trim_ascii_start().first(), None | Some(b'Z' | b'X'))
+    !matches!(String::from_utf8_lossy(&told.stdout).trim().bytes().next(), None | Some(b'Z' | b'X'))
 }
 
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {

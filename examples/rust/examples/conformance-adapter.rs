@@ -6,15 +6,16 @@ use std::env;
 use std::error::Error as StdError;
 use std::ffi::OsString;
 use std::io::{self, BufRead, Write};
+use std::iter;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use base64::Engine as _;
 use embed_bridge::{Canceller, EmbedBridge, Embeddings, Error, Options, Parameters};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{json, Value};
 
 #[derive(Deserialize)]
 struct Call {
@@ -30,6 +31,7 @@ struct Call {
 #[serde(deny_unknown_fields)]
 struct Embed {
     inputs: Inputs,
+    model: Option<String>,
     timeout_s: Option<f64>,
     normalize: Option<bool>,
     dimensions: Option<usize>,
@@ -97,8 +99,14 @@ fn begin(bridge: &EmbedBridge, arguments: Value) -> Result<embed_bridge::Pending
         Inputs::One(text) => vec![text],
         Inputs::Many(texts) => texts,
     };
-    let Embed { normalize, dimensions, prompt_name, prompt, truncate, .. } = embed;
-    let parameters = Parameters { normalize, dimensions, prompt_name, prompt, truncate, timeout };
+    let mut parameters = Parameters::new();
+    parameters.model = embed.model;
+    parameters.timeout = timeout;
+    parameters.normalize = embed.normalize;
+    parameters.dimensions = embed.dimensions;
+    parameters.prompt_name = embed.prompt_name;
+    parameters.prompt = embed.prompt;
+    parameters.truncate = embed.truncate;
     bridge.submit(inputs, parameters).map_err(|error| failure(&error))
 }
 
@@ -129,13 +137,20 @@ fn outcome(embeddings: &Embeddings) -> Value {
 }
 
 fn failure(error: &Error) -> Value {
-    let mut told = json!({"ok": false, "error": error.kind(), "retryable": false, "message": error.to_string()});
-    if let Error::Request { code, retryable, index, .. } = error {
-        told["code"] = json!(code);
-        told["retryable"] = json!(retryable);
-        if let Some(index) = index {
-            told["index"] = json!(index);
+    let causes = iter::successors(Some(error as &dyn StdError), |&error| error.source());
+    let message = causes.map(ToString::to_string).collect::<Vec<_>>().join(": ");
+    let mut told = json!({"ok": false, "error": error.kind(), "retryable": false, "message": message});
+    let index = match error {
+        Error::Request { code, retryable, index, .. } => {
+            told["code"] = json!(code.as_str());
+            told["retryable"] = json!(retryable);
+            *index
         }
+        Error::PoisonedInput { indexes, .. } => indexes.first().copied(),
+        _ => None,
+    };
+    if let Some(index) = index {
+        told["index"] = json!(index);
     }
     told
 }
@@ -184,10 +199,10 @@ fn options() -> Result<Options, Box<dyn StdError>> {
     }
     let count = |name: &str| settings[name].as_u64().and_then(|count| u32::try_from(count).ok());
     if let Some(max_restarts) = count("max_restarts") {
-        options.restart_budget = max_restarts + 1; // it counts failures, and the first start is none
+        options.restart_budget = f64::from(max_restarts) + 1.0; // it counts failures, and the first start is none
         let window = seconds("restart_window_s").unwrap_or(options.restart_forgive);
         options.restart_forgive = window / max_restarts.max(1); // a bucket that leaks, no window
     }
-    options.max_attempts = count("max_attempts").unwrap_or(options.max_attempts);
+    options.replay = count("max_attempts").map_or(true, |attempts| attempts > 1);
     Ok(options)
 }

@@ -5,6 +5,7 @@ use std::env;
 use std::error::Error as StdError;
 use std::fs;
 use std::io::{self, BufRead, IsTerminal, Write};
+use std::iter;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -14,7 +15,7 @@ const USAGE: &str = "\
 usage: vector-store FILE [--query TEXT]… [--top N] [-- WORKER COMMAND…]
 
 Embeds FILE, one text a line, and prints the closest texts to each query: similarity, line number, text.
-Without --query it reads queries from standard input, one a line. The default worker is `embed-worker --supervised`.
+Without --query it reads queries from standard input, one a line. The default worker is `embed-worker`.
 
 exit status: 0 everything was answered, 1 the file or the worker failed, 2 usage";
 
@@ -36,13 +37,19 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match run(arguments) {
+    match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("vector-store: {error}");
+            eprintln!("vector-store: {}", chain(&*error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// Return an error and what is behind it.
+fn chain(error: &dyn StdError) -> String {
+    let causes = iter::successors(Some(error), |&error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 fn parse(mut given: impl Iterator<Item = String>) -> Result<Arguments, String> {
@@ -61,9 +68,9 @@ fn parse(mut given: impl Iterator<Item = String>) -> Result<Arguments, String> {
     Ok(Arguments { file: file.ok_or("no FILE")?, queries, top, worker })
 }
 
-fn run(arguments: Arguments) -> Result<(), Box<dyn StdError>> {
+fn run(arguments: &Arguments) -> Result<(), Box<dyn StdError>> {
     let Arguments { file, queries, top, worker } = arguments;
-    let text = fs::read_to_string(&file).map_err(|error| format!("{file}: {error}"))?;
+    let text = fs::read_to_string(file).map_err(|error| format!("{file}: {error}"))?;
     let options = if worker.is_empty() { Options::default() } else { Options::with_command(worker) };
     let bridge = EmbedBridge::spawn(options)?;
     let started = Instant::now();
@@ -75,11 +82,11 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn StdError>> {
         store.dimension,
         store.fingerprint
     );
-    for query in &queries {
-        print(&store.search(&bridge, query, top)?)?;
+    for query in queries {
+        print(&store.search(&bridge, query, *top)?)?;
     }
     if queries.is_empty() {
-        converse(&store, &bridge, top)?;
+        converse(&store, &bridge, *top)?;
     }
     bridge.close();
     Ok(())
@@ -89,14 +96,14 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn StdError>> {
 fn converse(store: &VectorStore, bridge: &EmbedBridge, top: usize) -> io::Result<()> {
     let prompt = || {
         if io::stdin().is_terminal() {
-            eprint!("query> ")
+            eprint!("query> ");
         }
     };
     prompt();
     for query in io::stdin().lock().lines() {
         match store.search(bridge, &query?, top) {
             Ok(hits) => print(&hits)?,
-            Err(error) => eprintln!("vector-store: {error}"),
+            Err(error) => eprintln!("vector-store: {}", chain(&error)),
         }
         prompt();
     }
@@ -118,7 +125,6 @@ struct VectorStore {
     vectors: Vec<f32>, // row-major
     dimension: usize,
     fingerprint: String,
-    query_prompt: Option<String>,
 }
 
 struct Hit<'a> {
@@ -131,34 +137,25 @@ impl VectorStore {
     /// Embed the texts in blocks, some of them in flight at a time: memory is bounded, and the worker never idles.
     fn load(bridge: &EmbedBridge, texts: Vec<String>) -> Result<VectorStore, Error> {
         let info = bridge.info()?;
-        let prompt = |name: &str| info.prompts.contains_key(name).then(|| name.to_owned());
-        let document = Parameters { prompt_name: prompt("document"), ..Parameters::default() };
-        let query_prompt = prompt("query");
-        let mut store = VectorStore {
-            vectors: Vec::new(),
-            dimension: info.dimension,
-            fingerprint: info.fingerprint.clone(),
-            query_prompt,
-            texts,
-        };
+        let mut store =
+            VectorStore { vectors: Vec::new(), dimension: info.dimension, fingerprint: info.fingerprint, texts };
         let mut vectors = Vec::with_capacity(store.texts.len() * store.dimension);
         let mut in_flight: VecDeque<Pending> = VecDeque::new();
         let mut blocks = store.texts.chunks(BLOCK_TEXTS);
         loop {
-            while in_flight.len() < BLOCKS_IN_FLIGHT
-                && let Some(block) = blocks.next()
-            {
-                in_flight.push_back(bridge.submit(block.to_vec(), document.clone())?);
+            while in_flight.len() < BLOCKS_IN_FLIGHT {
+                let Some(block) = blocks.next() else { break };
+                in_flight.push_back(bridge.submit(block.to_vec(), Parameters::document())?);
             }
             let Some(first) = in_flight.pop_front() else { break };
-            vectors.extend(store.units(first.wait()?));
+            vectors.extend(store.units(&first.wait()?));
         }
         store.vectors = vectors;
         Ok(store)
     }
 
     /// The vectors, scaled to unit length. The bridge vouches for the fingerprint for as long as it lives.
-    fn units(&self, embeddings: Embeddings) -> Vec<f32> {
+    fn units(&self, embeddings: &Embeddings) -> Vec<f32> {
         assert_eq!(embeddings.fingerprint, self.fingerprint, "two vector spaces must never be mixed");
         let unit = |row: &[f32]| {
             let norm = row.iter().map(|value| value * value).sum::<f32>().sqrt();
@@ -169,11 +166,10 @@ impl VectorStore {
 
     /// The `top` closest texts, the closest first.
     fn search(&self, bridge: &EmbedBridge, query: &str, top: usize) -> Result<Vec<Hit<'_>>, Error> {
-        let parameters = Parameters { prompt_name: self.query_prompt.clone(), ..Parameters::default() };
-        let query = self.units(bridge.embed_with(&[query], parameters)?);
+        let query = self.units(&bridge.embed_query(&[query])?);
         let cosine = |row: &[f32]| row.iter().zip(&query).map(|(left, right)| left * right).sum();
         let rows = self.vectors.chunks_exact(self.dimension).map(cosine);
-        let mut hits: Vec<Hit> =
+        let mut hits: Vec<Hit<'_>> =
             (1..).zip(&self.texts).zip(rows).map(|((line, text), similarity)| Hit { similarity, line, text }).collect();
         hits.sort_by(|left, right| right.similarity.total_cmp(&left.similarity));
         hits.truncate(top);

@@ -1,0 +1,162 @@
+//! One child process, ended and reaped so that no signal can reach a process of somebody else.
+//!
+//! A process number is ours until the process is reaped. So whoever signals holds the lock that the reaper takes, and
+//! asks first whether the process is still a child of ours: a host may wait for any child, or ignore SIGCHLD, and then
+//! the number may belong to another.
+
+use std::io;
+use std::process::{ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+
+pub(crate) use system::Process;
+
+pub(crate) type Pipes = (ChildStdin, ChildStdout, ChildStderr);
+
+/// Start a process whose three streams are pipes, in a group of its own so that the terminal's Ctrl-C does not reach it.
+pub(crate) fn spawn(mut command: Command) -> io::Result<(Process, Pipes)> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    Process::spawn(command)
+}
+
+/// Whether another try cannot help: what cannot be executed never will be, while a system without memory or processes
+/// may recover.
+pub(crate) fn is_permanent(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidInput, NotFound, PermissionDenied};
+    #[cfg(unix)]
+    if rustix::io::Errno::from_io_error(error) == Some(rustix::io::Errno::NOTDIR) {
+        return true;
+    }
+    matches!(error.kind(), NotFound | PermissionDenied | InvalidInput)
+}
+
+#[cfg(unix)]
+mod system {
+    use std::os::unix::process::{CommandExt, ExitStatusExt};
+    use std::process::Child;
+    use std::sync::{Mutex, PoisonError};
+
+    use rustix::io::Errno;
+    use rustix::process::{kill_process_group, waitid, Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus};
+
+    use super::{io, Command, ExitStatus, Pipes};
+
+    pub(crate) struct Process {
+        pid: Pid,
+        child: Mutex<Option<Child>>, // until it is reaped
+        #[cfg(target_os = "linux")]
+        handle: Option<std::os::fd::OwnedFd>, // names this process for ever, whatever becomes of its number
+    }
+
+    const WATCH: WaitIdOptions = WaitIdOptions::EXITED.union(WaitIdOptions::NOWAIT);
+    const LOOK: WaitIdOptions = WATCH.union(WaitIdOptions::NOHANG);
+
+    impl Process {
+        pub(super) fn spawn(mut command: Command) -> io::Result<(Process, Pipes)> {
+            let mut child = command.process_group(0).spawn()?;
+            let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+            let (Some(stdin), Some(stdout), Some(stderr)) = pipes else { unreachable!("all three were asked for") };
+            let pid = Pid::from_child(&child);
+            let process = Process {
+                pid,
+                child: Mutex::new(Some(child)),
+                #[cfg(target_os = "linux")]
+                handle: handle_of(pid),
+            };
+            Ok((process, (stdin, stdout, stderr)))
+        }
+
+        pub(crate) fn pid(&self) -> u32 {
+            self.pid.as_raw_nonzero().get().unsigned_abs()
+        }
+
+        fn wait_id(&self) -> WaitId<'_> {
+            #[cfg(target_os = "linux")]
+            if let Some(handle) = &self.handle {
+                return WaitId::PidFd(std::os::fd::AsFd::as_fd(handle));
+            }
+            WaitId::Pid(self.pid)
+        }
+
+        /// Wait until it is dead, end what it has left of its group, and reap it. Without a status when somebody else
+        /// has reaped it.
+        pub(crate) fn wait(&self) -> Option<ExitStatus> {
+            let seen = loop {
+                match waitid(self.wait_id(), WATCH) {
+                    Ok(Some(end)) => break status_of(&end),
+                    Ok(None) | Err(Errno::INTR) => {}
+                    Err(_) => break None,
+                }
+            };
+            self.signal(Signal::KILL);
+            let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+            child.take()?.wait().ok().or(seen)
+        }
+
+        /// Ask the whole group for an end.
+        pub(crate) fn terminate(&self) {
+            self.signal(Signal::TERM);
+        }
+
+        /// End the whole group.
+        pub(crate) fn kill(&self) {
+            self.signal(Signal::KILL);
+        }
+
+        fn signal(&self, signal: Signal) {
+            let child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+            if child.is_some() && waitid(self.wait_id(), LOOK).is_ok() {
+                let _ = kill_process_group(self.pid, signal); // it may have just ended
+            }
+        }
+    }
+
+    /// Return a handle that can be waited for: Linux has it since 5.4.
+    #[cfg(target_os = "linux")]
+    fn handle_of(pid: Pid) -> Option<std::os::fd::OwnedFd> {
+        let handle = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()?;
+        let id = WaitId::PidFd(std::os::fd::AsFd::as_fd(&handle));
+        waitid(id, LOOK).is_ok().then_some(handle)
+    }
+
+    fn status_of(end: &WaitIdStatus) -> Option<ExitStatus> {
+        let raw = end.terminating_signal().or_else(|| Some(end.exit_status()? << 8))?;
+        Some(ExitStatus::from_raw(raw))
+    }
+}
+
+#[cfg(windows)]
+mod system {
+    use std::os::windows::process::CommandExt;
+
+    use shared_child::SharedChild;
+
+    use super::{io, Command, ExitStatus, Pipes};
+
+    const NO_WINDOW_AND_A_GROUP_OF_ITS_OWN: u32 = 0x0800_0200;
+
+    pub(crate) struct Process(SharedChild);
+
+    impl Process {
+        pub(super) fn spawn(mut command: Command) -> io::Result<(Process, Pipes)> {
+            let child = SharedChild::spawn(command.creation_flags(NO_WINDOW_AND_A_GROUP_OF_ITS_OWN))?;
+            let pipes = (child.take_stdin(), child.take_stdout(), child.take_stderr());
+            let (Some(stdin), Some(stdout), Some(stderr)) = pipes else { unreachable!("all three were asked for") };
+            Ok((Process(child), (stdin, stdout, stderr)))
+        }
+
+        pub(crate) fn pid(&self) -> u32 {
+            self.0.id()
+        }
+
+        pub(crate) fn wait(&self) -> Option<ExitStatus> {
+            self.0.wait().ok()
+        }
+
+        /// Windows has no such request but the end of input, which the worker has.
+        #[allow(clippy::unused_self)]
+        pub(crate) fn terminate(&self) {}
+
+        pub(crate) fn kill(&self) {
+            let _ = self.0.kill();
+        }
+    }
+}
