@@ -28,6 +28,8 @@ clients: $(VENV)/.installed-test
 	else set -ex; cd examples/rust; \
 	  cargo build --release --locked --all-targets; cargo test --release --locked --quiet; \
 	  if cargo clippy --version >/dev/null 2>&1; then cargo clippy --release --locked --all-targets -- -D warnings; fi; \
+	  RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked --quiet; \
+	  cargo publish --dry-run --locked --allow-dirty --quiet; \
 	fi
 	@if command -v go >/dev/null; then set -ex; cd examples/go; test -z "$$(gofmt -l .)"; go vet ./...; \
 	  go build -o bin/conformance-adapter ./cmd/conformance-adapter; go test -count=1 -parallel 8 ./...; \

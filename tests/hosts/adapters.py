@@ -22,7 +22,7 @@ from tests.client.conftest import WAIT_S
 ROOT = Path(__file__).resolve().parents[2]
 CLIENTS = {
     "Python": (sys.executable, "-m", "bridge_client.testing.conformance.adapter"),
-    "Rust": (str(ROOT / "examples/rust/target/release/conformance-adapter"),),
+    "Rust": (str(ROOT / "examples/rust/target/release/examples/conformance-adapter"),),
     "Go": (str(ROOT / "examples/go/bin/conformance-adapter"),),
     "Node": (shutil.which("node") or "node", str(ROOT / "examples/node/conformance-adapter.mjs")),
 }

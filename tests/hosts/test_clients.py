@@ -40,7 +40,7 @@ def each(languages: list[str]) -> list[Any]:
 
 
 other_languages = pytest.mark.parametrize("language", each(sorted(CLIENTS.keys() - {"Python"})))
-hardened_languages = pytest.mark.parametrize("language", each(["Python"]))
+hardened_languages = pytest.mark.parametrize("language", each(["Python", "Rust"]))
 
 
 @other_languages

@@ -13,7 +13,7 @@ from bridge_client.testing import fake_command
 from tests.client.conftest import WAIT_S
 from tests.hosts.adapters import ROOT
 
-BINARY = ROOT / "examples/rust/target/release/vector-store"
+BINARY = ROOT / "examples/rust/target/release/examples/vector-store"
 REAL_WORKER = (sys.executable, "-m", "embed_worker", "--supervised")
 FACTS = (
     "The battery lasts about ten hours on a single charge.",

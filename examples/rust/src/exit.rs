@@ -79,6 +79,7 @@ impl fmt::Display for Cause {
 
 /// How a process ended, on any system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(unix), allow(dead_code))] // Windows has no signals
 pub(crate) enum End {
     Signal(i32),
     Status(u32),
@@ -220,7 +221,7 @@ impl fmt::Display for Exit {
 }
 
 /// Return the number of a signal that `cause_of` knows.
-#[cfg(all(test, unix))]
+#[cfg(test)]
 pub(crate) fn signal_number(name: &str) -> Option<i32> {
     (1..32).find(|&number| signal_name(number) == Some(name))
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use serde_json::{json, Map, Value};
 
-use crate::exit::{cause_of, Cause, End};
+use crate::exit::{cause_of, signal_number, Cause, End};
 use crate::health::{Check, Health};
 use crate::info::Limits;
 use crate::lifecycle::{Budget, Loss, Restart};
@@ -166,13 +166,6 @@ struct EndCase {
     cause: String,
     blames_input: bool,
     is_permanent: bool,
-}
-
-fn signal_number(_name: &str) -> Option<i32> {
-    #[cfg(unix)]
-    return crate::exit::signal_number(_name);
-    #[cfg(not(unix))]
-    None
 }
 
 #[test]

@@ -17,6 +17,31 @@ pub(crate) fn spawn(mut command: Command) -> io::Result<(Process, Pipes)> {
     Process::spawn(command)
 }
 
+/// The variable that tells a supervised worker whom to watch: what is started may be a launcher of it.
+pub(crate) const PARENT_VARIABLE: &str = "EMBED_WORKER_PARENT";
+
+/// Return what that variable says of this process: its number and, where that is at hand, what tells a later owner of
+/// the number apart.
+pub(crate) fn name_this_process() -> String {
+    let pid = std::process::id();
+    match start_of_this_process() {
+        Some(start) => format!("{pid}:{start}"),
+        None => pid.to_string(),
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn start_of_this_process() -> Option<u64> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    let (_, behind_the_name) = stat.rsplit_once(')')?;
+    behind_the_name.split_ascii_whitespace().nth(19)?.parse().ok() // field 22
+}
+
+#[cfg(not(target_os = "linux"))]
+fn start_of_this_process() -> Option<u64> {
+    None
+}
+
 /// Whether another try cannot help: what cannot be executed never will be, while a system without memory or processes
 /// may recover.
 pub(crate) fn is_permanent(error: &io::Error) -> bool {
@@ -35,7 +60,7 @@ mod system {
     use std::sync::{Mutex, PoisonError};
 
     use rustix::io::Errno;
-    use rustix::process::{kill_process_group, waitid, Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus};
+    use rustix::process::{getpgid, kill_process_group, waitid, Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus};
 
     use super::{io, Command, ExitStatus, Pipes};
 
@@ -66,6 +91,12 @@ mod system {
 
         pub(crate) fn pid(&self) -> u32 {
             self.pid.as_raw_nonzero().get().unsigned_abs()
+        }
+
+        /// Whether this number is of a process that was started by ours, in its group.
+        pub(crate) fn has_started(&self, pid: u32) -> bool {
+            let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+            pid.is_some_and(|pid| getpgid(Some(pid)) == Ok(self.pid))
         }
 
         fn wait_id(&self) -> WaitId<'_> {
@@ -147,6 +178,12 @@ mod system {
             self.0.id()
         }
 
+        /// Windows keeps no groups, so a launcher's word for its child has to do.
+        #[allow(clippy::unused_self)]
+        pub(crate) fn has_started(&self, _pid: u32) -> bool {
+            true
+        }
+
         pub(crate) fn wait(&self) -> Option<ExitStatus> {
             self.0.wait().ok()
         }
@@ -158,5 +195,43 @@ mod system {
         pub(crate) fn kill(&self) {
             let _ = self.0.kill();
         }
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::io::{BufRead, BufReader};
+
+    use rustix::process::{kill_process, test_kill_process, waitpid, Pid, Signal, WaitOptions};
+
+    use super::*;
+
+    #[test]
+    fn a_group_whose_leader_somebody_else_has_reaped_is_not_signalled() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "sleep 1000 & echo $!"]);
+        let (process, (_stdin, stdout, _stderr)) = spawn(command).expect("a shell");
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line).expect("a number");
+        let left_behind = Pid::from_raw(line.trim().parse().expect("a number")).expect("a process");
+        let leader = i32::try_from(process.pid()).ok().and_then(Pid::from_raw);
+        waitpid(leader, WaitOptions::empty()).expect("its end");
+
+        process.kill();
+        process.terminate();
+        assert_eq!(process.wait(), None, "its status is gone, and that is no success");
+        assert!(test_kill_process(left_behind).is_ok(), "its number might be another group's by now");
+        kill_process(left_behind, Signal::KILL).expect("it is there");
+    }
+
+    #[test]
+    fn the_group_of_a_leader_that_ended_is_ended_and_its_status_is_told() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "sleep 1000 & exit 7"]);
+        let (process, (_stdin, stdout, _stderr)) = spawn(command).expect("a shell");
+        assert_eq!(process.wait().and_then(|status| status.code()), Some(7));
+        // `sleep` holds the other end of this pipe for as long as it lives.
+        assert_eq!(BufReader::new(stdout).lines().count(), 0);
+        process.kill();
     }
 }

@@ -169,7 +169,7 @@ impl Shared {
         let current = inner.current.as_ref();
         Stats {
             state: inner.phase.state(),
-            pid: current.map(|current| current.worker.pid()),
+            pid: current.map(|current| current.worker.pid),
             restarts: inner.spawned.saturating_sub(1),
             in_flight: current.map_or(0, |current| current.requests),
             queued: inner.calls.queued(),

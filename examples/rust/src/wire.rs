@@ -1,6 +1,7 @@
 //! The lines of protocol version 1: what is written, and what is believed of what is read.
 
 use std::ops::Range;
+use std::str;
 use std::sync::Arc;
 
 use base64::engine::general_purpose::STANDARD;
@@ -163,7 +164,9 @@ fn ensure(holds: bool, what: &str) -> Result<(), String> {
 impl<'a> Answer<'a> {
     /// Split a line; the error says in one clause why it is no answer.
     pub(crate) fn parse(line: &'a [u8]) -> Result<Answer<'a>, String> {
-        let answer: Answer = serde_json::from_slice(line).map_err(|error| error.to_string())?;
+        // The whole line: serde_json looks only at the strings that it hands out.
+        let line = str::from_utf8(line).map_err(|error| error.to_string())?;
+        let answer: Answer<'_> = serde_json::from_str(line).map_err(|error| error.to_string())?;
         let status: String = read("status", answer.status)?;
         ensure(status == "ok" || status == "error", "`status` is neither ok nor error")?;
         Ok(Answer { is_ok: status == "ok", ..answer })

@@ -5,6 +5,7 @@
 
 use std::env;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::iter;
 use std::process::{ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +13,7 @@ use std::thread;
 
 use crate::options::Options;
 use crate::policy::{worker_environment, MAX_ANSWER_BYTES, PIPE_GRACE, STDERR_TAIL_BYTES};
-use crate::process::{self, Pipes, Process};
+use crate::process::{self, Pipes, Process, PARENT_VARIABLE};
 use crate::wire::Request;
 
 const READ_BYTES: usize = 256 << 10;
@@ -32,6 +33,7 @@ pub(crate) enum Heard<'a> {
 
 /// A running worker. Dropping it closes its standard input and nothing else: end it with [`Worker::kill`].
 pub(crate) struct Worker {
+    pub pid: u32, // another one than the process's where that is a launcher of the worker
     process: Arc<Process>,
     outbox: Option<Sender<(u64, Request)>>,
     stderr_tail: Arc<Mutex<Vec<u8>>>,
@@ -77,13 +79,18 @@ impl Worker {
         let process = Arc::new(process);
         let (outbox, inbox) = mpsc::channel();
         let stderr_tail = Arc::default();
-        let worker =
-            Worker { process: Arc::clone(&process), outbox: Some(outbox), stderr_tail: Arc::clone(&stderr_tail) };
+        let worker = Worker {
+            pid: process.pid(),
+            process: Arc::clone(&process),
+            outbox: Some(outbox),
+            stderr_tail: Arc::clone(&stderr_tail),
+        };
         Ok((worker, Threads { process, pipes, inbox, stderr_tail, forward_stderr: options.forward_stderr }))
     }
 
-    pub(crate) fn pid(&self) -> u32 {
-        self.process.pid()
+    /// Take the number that the worker tells of itself, unless it belongs to another machine or namespace.
+    pub(crate) fn learn_pid(&mut self, told: Option<u32>) {
+        self.pid = told.filter(|pid| self.process.has_started(*pid)).unwrap_or(self.pid);
     }
 
     /// Queue a line; never blocks.
@@ -134,7 +141,9 @@ fn command(options: &Options) -> Command {
     if options.supervised && !options.command.iter().any(|argument| argument == "--supervised") {
         command.arg("--supervised");
     }
-    command.env_clear().envs(worker_environment(env::vars_os(), options.env.iter().cloned(), cfg!(windows)));
+    let parent = (PARENT_VARIABLE.into(), process::name_this_process().into());
+    let added = iter::once(parent).chain(options.env.iter().cloned());
+    command.env_clear().envs(worker_environment(env::vars_os(), added, cfg!(windows)));
     if let Some(cwd) = &options.cwd {
         command.current_dir(cwd);
     }

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use embed_bridge::{Cause, EmbedBridge, Error, ErrorCode, Options, Parameters, State};
 use support::{
-    but, count_file, exists, fake, fake_at_first, is_running, path, pid, pid_in, signal, spawn, vector, wait_until,
-    within_bounds,
+    but, count_file, exists, fake, fake_at_first, is_running, kill, path, pid, pid_in, spawn, terminate, vector,
+    wait_until, within_bounds,
 };
 
 const MOMENT: Duration = Duration::from_millis(100);
@@ -118,7 +118,7 @@ fn sigkill_under_load_costs_no_call_more_than_one_clear_error() {
         let threads: Vec<_> = (0..4).map(|thread| scope.spawn(load(thread))).collect();
         for round in 1..=3 {
             wait_until("work in flight", || bridge.stats().in_flight > 0);
-            assert!(signal(pid(&bridge), "KILL"));
+            assert!(kill(pid(&bridge)));
             wait_until("a new worker", || bridge.stats().restarts == round);
         }
         is_over.store(true, Ordering::Relaxed);
@@ -145,7 +145,7 @@ fn a_worker_that_leaves_in_good_order_is_no_death() {
     let worker = pid(&bridge);
     let pending = bridge.submit(vec!["not begun".into()], Parameters::new()).expect("room");
     wait_until("the answer that is none", || bridge.stats().in_flight == 0 && bridge.stats().queued == 1);
-    assert!(signal(worker, "TERM"));
+    assert!(terminate(worker));
     assert_eq!(pending.wait().expect("vectors of the next worker").vectors, vector("not begun"));
 }
 

@@ -5,7 +5,7 @@
 mod support;
 
 use embed_bridge::Embeddings;
-use support::{but, exists, pid, real, signal, spawn};
+use support::{but, exists, kill, pid, real, spawn};
 
 fn cosine(embeddings: &Embeddings, left: usize, right: usize) -> f32 {
     embeddings.row(left).iter().zip(embeddings.row(right)).map(|(left, right)| left * right).sum()
@@ -25,7 +25,7 @@ fn vectors_mean_something_and_survive_a_kill() {
     }
     assert!(cosine(&embeddings, 0, 1) > cosine(&embeddings, 0, 2) + 0.3, "cats are not banks");
 
-    assert!(signal(pid(&bridge), "KILL"));
+    assert!(kill(pid(&bridge)));
     let again = bridge.embed(&texts).expect("vectors of the next worker");
     assert_eq!(bridge.stats().restarts, 1);
     let largest = embeddings.vectors.iter().zip(&again.vectors).map(|(one, two)| (one - two).abs()).fold(0.0, f32::max);

@@ -209,6 +209,7 @@ impl Inner {
 
     fn on_ready(&mut self, info: Arc<Info>, now: Instant) {
         if let Some(current) = &mut self.current {
+            current.worker.learn_pid(info.pid);
             current.info = Some(info);
             current.health = Health::new(now);
         }

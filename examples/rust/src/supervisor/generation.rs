@@ -133,7 +133,7 @@ impl Generation {
         Exit {
             cause: cause_of(end_of(status), ours, cfg!(windows)),
             detail: why.into_iter().chain(noise).collect::<Vec<_>>().join(", "),
-            pid: Some(self.worker.pid()),
+            pid: Some(self.worker.pid),
             status,
             stderr_tail: self.worker.stderr_tail(),
             was_ready: self.info.is_some(),

@@ -4,22 +4,27 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use embed_bridge::{EmbedBridge, Options};
+use rustix::process::{kill_process, test_kill_process, Pid, Signal};
 
 /// For everything that must happen; nothing is proved by its length.
 pub const WAIT: Duration = Duration::from_secs(20);
 
+/// The interpreter that can run the workers.
+pub fn interpreter() -> OsString {
+    std::env::var_os("EMBED_BRIDGE_PYTHON").unwrap_or_else(|| "python3".into())
+}
+
 fn python(arguments: &[&str]) -> Options {
-    let interpreter = std::env::var_os("EMBED_BRIDGE_PYTHON").unwrap_or_else(|| "python3".into());
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let arguments = arguments.iter().map(OsString::from);
-    let mut options = Options::with_command([interpreter].into_iter().chain(arguments));
+    let mut options = Options::with_command([interpreter()].into_iter().chain(arguments));
     options.env = vec![("PYTHONPATH".into(), root.clone().into())];
     options.cwd = Some(root);
     options.request_timeout = WAIT;
@@ -50,7 +55,17 @@ pub fn fake_at_first(faults: &[&str]) -> Options {
 
 /// The real worker with the default model.
 pub fn real() -> Options {
-    python(&["-m", "embed_worker"])
+    real_with(&[])
+}
+
+/// The real worker with other arguments.
+pub fn real_with(arguments: &[&str]) -> Options {
+    python(&[&["-m", "embed_worker"], arguments].concat())
+}
+
+/// A folder of small models.
+pub fn small_models() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/models")
 }
 
 /// A module of `bridge_client.testing` that is a worker, with these arguments.
@@ -98,14 +113,23 @@ pub fn pid(bridge: &EmbedBridge) -> u32 {
     bridge.info().expect("a ready worker").pid.expect("its process")
 }
 
-pub fn signal(pid: u32, name: &str) -> bool {
-    let status = Command::new("sh").args(["-c", &format!("kill -s {name} {pid}")]).stderr(Stdio::null()).status();
-    status.expect("a shell").success()
+fn process(pid: u32) -> Pid {
+    i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a process's number")
+}
+
+/// Send SIGKILL; false when there is no such process.
+pub fn kill(pid: u32) -> bool {
+    kill_process(process(pid), Signal::KILL).is_ok()
+}
+
+/// Send SIGTERM; false when there is no such process.
+pub fn terminate(pid: u32) -> bool {
+    kill_process(process(pid), Signal::TERM).is_ok()
 }
 
 /// Whether there is such a process, zombies included.
 pub fn exists(pid: u32) -> bool {
-    signal(pid, "0")
+    test_kill_process(process(pid)).is_ok()
 }
 
 /// Whether there is such a process that is not a zombie: an orphan is reaped by somebody else, some time.
