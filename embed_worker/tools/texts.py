@@ -23,41 +23,47 @@ _PARAGRAPH = (
     "to have been there all along. "
 )
 
-# What a graph is compared on: short and long, several scripts, code, numbers and noise.
-SAMPLE_TEXTS = (
-    "ok",
-    "Why?",
-    "42",
-    "red shoes",
-    "best pizza near me",
-    "The quick brown fox jumps over the lazy dog.",
-    "What is the difference between a list and a tuple in Python?",
-    "He said that he would come, but nobody really believed him.",
-    "Water boils at a lower temperature on a mountain because the air pressure is lower there.",
-    "Please find attached the invoice no. 2024-0815 over 1,299.00 EUR, due within 14 days.",
-    "Refund policy: items may be returned within 30 days if unused and in their original packaging.",
-    "BREAKING: magnitude 6.1 earthquake off the coast, no tsunami warning issued",
-    "lol that was sooo funny 😂😂 can't even",
-    "def mean(values):\n    return sum(values) / len(values) if values else 0.0",
-    "SELECT city, AVG(price) FROM flats WHERE rooms >= 3 GROUP BY city ORDER BY 2 DESC;",
-    "https://example.com/a/b?q=embedding+models&page=2#results",
-    "/usr/lib/python3/site-packages/numpy/core/_multiarray_umath.so: undefined symbol",
-    "3.14159 -273.15 1e-9 0xFF 10:45 2031-07-04",
-    "ACETYLSALICYLIC ACID 500 MG TABLETS, 20 PCS",
-    "Der Zug nach München fährt heute leider zwanzig Minuten später ab.",
-    "L'été dernier, nous avons traversé les Alpes à vélo.",
-    "¿Cuánto cuesta el billete de ida y vuelta a Sevilla?",
-    "Завтра обещают дождь, поэтому возьми зонт.",
-    "今天的会议改到下午三点。",
-    "駅から歩いて五分のところに住んでいます。",
-    "القهوة جاهزة على الطاولة.",
-    "आज मौसम बहुत अच्छा है।",
-    "  leading spaces, a tab\tand a\nnew line  ",
-    "the the the the the the the the",
-    "supercalifragilisticexpialidocious antidisestablishmentarianism",
-    _PARAGRAPH,
-    _PARAGRAPH * 4,
-)
+# What a graph is compared on, by what is hard about it. Rounding hurts texts of few tokens and of rare ones most.
+TEXTS_BY_KIND = {
+    "punctuation": (".", "?!", "-", "...", "( ) [ ] { }", "—…"),
+    "digits": ("42", "0", "1234567890", "3.14159 -273.15 1e-9 0xFF 10:45 2031-07-04"),
+    "one word": ("ok", "Why?", "bank", "Zürich", "supercalifragilisticexpialidocious antidisestablishmentarianism"),
+    "sentence": (
+        "red shoes",
+        "best pizza near me",
+        "The quick brown fox jumps over the lazy dog.",
+        "What is the difference between a list and a tuple in Python?",
+        "He said that he would come, but nobody really believed him.",
+        "Water boils at a lower temperature on a mountain because the air pressure is lower there.",
+        "Please find attached the invoice no. 2024-0815 over 1,299.00 EUR, due within 14 days.",
+        "Refund policy: items may be returned within 30 days if unused and in their original packaging.",
+        "BREAKING: magnitude 6.1 earthquake off the coast, no tsunami warning issued",
+        "ACETYLSALICYLIC ACID 500 MG TABLETS, 20 PCS",
+        "Der Zug nach München fährt heute leider zwanzig Minuten später ab.",
+        "L'été dernier, nous avons traversé les Alpes à vélo.",
+        "¿Cuánto cuesta el billete de ida y vuelta a Sevilla?",
+    ),
+    "code": (
+        "def mean(values):\n    return sum(values) / len(values) if values else 0.0",
+        "SELECT city, AVG(price) FROM flats WHERE rooms >= 3 GROUP BY city ORDER BY 2 DESC;",
+        "https://example.com/a/b?q=embedding+models&page=2#results",
+        "/usr/lib/python3/site-packages/numpy/core/_multiarray_umath.so: undefined symbol",
+    ),
+    "another script": (
+        "Завтра обещают дождь, поэтому возьми зонт.",
+        "今天的会议改到下午三点。",
+        "駅から歩いて五分のところに住んでいます。",
+        "القهوة جاهزة على الطاولة.",
+        "आज मौसम बहुत अच्छा है।",
+    ),
+    "noise": (
+        "lol that was sooo funny 😂😂 can't even",
+        "  leading spaces, a tab\tand a\nnew line  ",
+        "the the the the the the the the",
+    ),
+    "long": (_PARAGRAPH, _PARAGRAPH * 4, _PARAGRAPH * 8),
+}
+SAMPLE_TEXTS = tuple(text for texts in TEXTS_BY_KIND.values() for text in texts)
 
 # What the size of activations is learned from: none of the texts that a graph is compared on.
 CALIBRATION_TEXTS = (

@@ -17,16 +17,14 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 import embed_worker
 from embed_worker import protocol
 from embed_worker.protocol import ErrorCode, ExitCode
-
-Float32: TypeAlias = NDArray[np.float32]
+from embed_worker.tools.quality import Embedded
 
 START_TIMEOUT_S = 300.0  # CoreML may compile for minutes
 ANSWER_TIMEOUT_S = 300.0
@@ -101,25 +99,28 @@ class WorkerProcess:
     ) -> None:
         self.close()
 
-    def embed(self, texts: Sequence[str], *, prompt_name: str | None = None) -> Float32:
-        """Return the vectors of some texts, (B, D) float32, from one request.
+    def embed(self, texts: Sequence[str], **request: Any) -> Embedded:
+        """Embed some texts in one request, with members such as `prompt_name`.
 
         Raises:
             WorkerError: It says no, or ended.
         """
-        members = self.ask(self.request(texts, prompt_name=prompt_name))
-        dimension = int(self.info["dimension"])
+        members = self.ask(self.request(texts, **request))
+        dimension = int(members["dimension"])
         try:
             matrix = protocol.decode_matrix(members, len(texts), dimension)
         except protocol.ProtocolError as error:
             raise WorkerError(f"the worker gave {error}", exit_status=ExitCode.INTERNAL) from error
-        return np.frombuffer(matrix, "<f4").reshape(len(texts), dimension)
+        return Embedded(
+            vectors=np.frombuffer(matrix, "<f4").reshape(len(texts), dimension),
+            tokens=tuple(members["tokens"]),
+            truncated=tuple(members["truncated"]),
+        )
 
     @staticmethod
-    def request(texts: Sequence[str], *, prompt_name: str | None = None) -> protocol.Embed:
+    def request(texts: Sequence[str], **request: Any) -> protocol.Embed:
         """Ask for vectors as a host does that wants them fast."""
-        encoding = protocol.EncodingFormat.BASE64
-        return protocol.Embed(inputs=list(texts), prompt_name=prompt_name, encoding_format=encoding)
+        return protocol.Embed(inputs=list(texts), encoding_format=protocol.EncodingFormat.BASE64, **request)
 
     def time_s(self, texts: Sequence[str]) -> float:
         """Measure from the first byte of a request to the last of its answer, in seconds.

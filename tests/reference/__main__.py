@@ -23,10 +23,10 @@ from embed_worker import protocol
 from embed_worker.tools.worker_process import WorkerError, WorkerProcess
 from tests.reference.expected import ExpectedSet, Float32, read_expected
 
-_ROOT = Path(__file__).parents[2]
-_MODELS = _ROOT / "tests/models"
+ROOT = Path(__file__).parents[2]
+_MODELS = ROOT / "tests/models"
 _SCRIPTS = "Scripts" if sys.platform == "win32" else "bin"
-_PYTHON = _ROOT / ".venv-reference" / _SCRIPTS / "python"
+PYTHON = ROOT / ".venv-reference" / _SCRIPTS / "python"
 _TEXTS = [
     "hello world",
     "The Quick Brown Fox JUMPS over the lazy dog.",
@@ -68,7 +68,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--expected", type=Path, metavar="FILE", help="an expected file to take and to compare")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write an expected file")
-    parser.add_argument("--python", type=Path, default=_PYTHON, help="the arbiter's interpreter (%(default)s)")
+    parser.add_argument("--python", type=Path, default=PYTHON, help="the arbiter's interpreter (%(default)s)")
     parser.add_argument(
         "--worker-option", dest="worker_options", action="append", default=[], metavar="OPTION", help="--pooling=cls"
     )
@@ -84,7 +84,7 @@ def _ask_arbiter(args: argparse.Namespace, folder: Path, known: Sequence[Expecte
         asked, answer = Path(scratch, "sets.json"), Path(scratch, "answer.json")
         asked.write_text(json.dumps(sets), encoding="utf-8")
         arguments = ["-m", "tests.reference.arbiter", str(folder.resolve()), str(answer), "--sets", str(asked)]
-        subprocess.run([str(args.python), *arguments], check=True, cwd=_ROOT)
+        subprocess.run([str(args.python), *arguments], check=True, cwd=ROOT)
         if args.write is not None:
             args.write.write_bytes(_formatted(json.loads(answer.read_bytes())))
         return read_expected(answer)

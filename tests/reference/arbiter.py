@@ -38,12 +38,15 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--sets", type=Path, required=True)
+    parser.add_argument("--prompts", type=json.loads, help="for a folder that publishes none, as JSON")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as beside:
         folder = with_weights(args.folder, Path(beside))
         model, found = load(folder), _weights(folder)
+        if args.prompts is not None and not any(model.prompts.values()):
+            model.prompts |= args.prompts
         if folder != args.folder and (missing := missing_weights(model[0].auto_model, folder / "model.safetensors")):
             parser.error(f"the graph of {args.folder} has no {', '.join(missing)}")
     sets = [

@@ -1,0 +1,1 @@
+"""Published weights that lie on package registries, served by a real worker and held against sentence-transformers."""
