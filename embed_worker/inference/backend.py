@@ -44,7 +44,7 @@ class Backend(Protocol):
 
     @property
     def precision(self) -> str:
-        """The type that the graph computes in."""
+        """The type of the weights where they are quantised, else that of what the graph gives."""
 
     @property
     def scales_by_batch(self) -> bool:

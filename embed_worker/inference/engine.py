@@ -18,6 +18,13 @@ from embed_worker.model_files.plan import ModelPlan
 
 # Every loaded model has run on these: short, long enough to fill words, and not English.
 _WARM_UP = ("warm up", "The quick brown fox jumps over the lazy dog.", "größer 東京")
+# What decides whether a quantised graph is batch-invariant. Rounding makes much of a difference that float hides, and
+# not in every text: with one kernel in a text of 30 tokens, with another in a full stop.
+_PROSE = (
+    "a row for every text and rain on 47 green hills while nobody counts the boats (3.14 € each) down in the harbour"
+)
+_QUANTIZED_WARM_UP = (".", "?!", "42", "東京", *(" ".join(_PROSE.split()[:words]) for words in range(1, 24, 2)))
+_MAX_BATCH_DISTANCE = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -72,8 +79,20 @@ class Engine:
             engine,
             dimension=vectors.shape[1],
             normalizes_itself=backend.is_end_to_end and bool(np.abs(lengths - 1).max() < 1e-3),
-            is_batch_invariant=not backend.scales_by_batch and bool(cosine_distances(vectors[:1], alone)[0] < 1e-6),
+            is_batch_invariant=bool(cosine_distances(vectors[:1], alone)[0] < _MAX_BATCH_DISTANCE)
+            and engine._is_batch_invariant_when_rounded(),
         )
+
+    def _is_batch_invariant_when_rounded(self) -> bool:
+        """Look for a text whose vector depends on its neighbours; a float graph is believed after the first."""
+        if self.backend.scales_by_batch:
+            return False
+        if not self.backend.precision.startswith("int"):
+            return True
+        rows = self.tokenizer.encode(_QUANTIZED_WARM_UP, "")
+        together = self.embed(rows, exclusive=False)
+        alone = np.concatenate([self.embed([row], exclusive=False) for row in rows])
+        return bool(cosine_distances(together, alone).max() < _MAX_BATCH_DISTANCE)
 
     def embed(self, rows: Sequence[TokenizedText], *, exclusive: bool) -> Float32:
         """Embed rows in one run.

@@ -46,9 +46,9 @@ class OnnxBackend:
         plan: ModelPlan,
         *,
         threads: int,
-        scales_by_batch: bool,
+        outline: Outline,
     ) -> None:
-        self.scales_by_batch = scales_by_batch
+        self.scales_by_batch = outline.scales_by_batch
         self._plan = plan
         self._open_session = open_session
         self._threads_alone = threads if provider.chosen == CPU else 1
@@ -60,7 +60,7 @@ class OnnxBackend:
         self._output = _POOLED_OUTPUT if self.is_end_to_end else hidden_output(outputs, plan.name)
         # "tensor(float)" is 32 bits wide.
         kind = outputs[self._output].type.removeprefix("tensor(").removesuffix(")")
-        self.precision = "float32" if kind == "float" else kind
+        self.precision = outline.quantization or ("float32" if kind == "float" else kind)
         inputs = self._lane.get_inputs()
         check_is_dynamic(inputs, plan.name)
         batch_axis = next((node.shape[0] for node in inputs if node.name == "input_ids" and node.shape), None)
@@ -99,7 +99,7 @@ class OnnxBackend:
 
         try:
             wide = min(threads, _MAX_THREADS_OF_ONE_BATCH)
-            return cls(open_session, report, plan, threads=wide, scales_by_batch=outline.scales_by_batch)
+            return cls(open_session, report, plan, threads=wide, outline=outline)
         except ModelError:
             raise
         except Exception as error:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Operators of graphs whose weights, or activations too, are integers.
-_QUANTIZED = ("DynamicQuantize", "MatMulInteger", "MatMulNBits", "QLinear", "QuantizeLinear", "DequantizeLinear")
+from embed_worker.model_files.onnx_outline import read_outline
+
 # What a process takes before it has loaded a model: the interpreter, numpy, tokenizers and onnxruntime. Measured with
 # the default model's tokenizer; other vocabularies take more.
 _PROCESS_BYTES = 80_000_000
@@ -39,7 +39,7 @@ class GraphSummary:
         parameters: Numbers in the weights.
         weight_bytes: As they are stored, in the graph's file and others.
         table_rows: Rows of the table that token ids are looked up in; None where it is not recognised.
-        is_quantized: Whether operators compute with integers.
+        quantization: What weights are rounded to, `int8` for instance; None for a float graph.
         external_files: Files beside it that hold weights.
         resident_bytes: About what a worker that serves it has resident when idle: the process, and per session the
             weights widened to float32, with lookup tables once.
@@ -54,7 +54,7 @@ class GraphSummary:
     parameters: int
     weight_bytes: int
     table_rows: int | None
-    is_quantized: bool
+    quantization: str | None
     external_files: tuple[str, ...]
     resident_bytes: int
 
@@ -103,7 +103,7 @@ def summarize(graph: Path, *, sessions: int) -> GraphSummary:
         parameters=sum(math.prod(tensor.dims) for tensor in constants.values()),
         weight_bytes=sum(sizes.values()),
         table_rows=max((int(table.dims[0]) for table in tables if table.dims), default=None),
-        is_quantized=any(operator.startswith(_QUANTIZED) for operator in operators),
+        quantization=read_outline(graph).quantization,
         external_files=tuple(sorted(set(_locations(body)))),
         resident_bytes=_PROCESS_BYTES + once + sessions * widened,
     )

@@ -13,9 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _MIN_TABLE_BYTES = 2**20
-_MAX_REFERENCE_BYTES = 4096  # what says where a tensor lies is short
 _EXTERNAL = 1  # TensorProto.DataLocation
 _ITEM_BYTES = {1: 4, 10: 2}  # TensorProto.FLOAT, FLOAT16
+# Of TensorProto.DataType, what weights are rounded to. Index tables and flags are of other types, scales have one axis.
+_ROUNDED = {2: "uint8", 3: "int8", 17: "float8", 18: "float8", 19: "float8", 20: "float8", 21: "uint4", 22: "int4"}
+_MIN_WEIGHTS = 256
+# In the names of operators of graphs whose weights, or activations too, are integers.
+_QUANTIZING = ("quantize", "qlinear", "qattention", "integer", "nbits")
 
 _MODEL_GRAPH = 7
 _GRAPH_NODE, _GRAPH_INITIALIZER = 1, 5
@@ -53,11 +57,30 @@ class ExternalTensor:
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """The operators of a graph, its lookup tables that are worth sharing, and its tensors in other files."""
+    """What a graph's file says without being loaded.
+
+    Attributes:
+        tables: Those that are worth sharing.
+        external: Tensors in other files.
+        rounded: The types of weights that were rounded to fewer bits than float16 has.
+    """
 
     operators: frozenset[str] = frozenset()
     tables: tuple[Table, ...] = ()
     external: tuple[ExternalTensor, ...] = ()
+    rounded: frozenset[str] = frozenset()
+
+    @property
+    def quantization(self) -> str | None:
+        """The type that weights are rounded to, `int8` for instance; None for a float graph.
+
+        Such weights may be computed with as they are or widened first, by `DequantizeLinear` or by `Cast` and `Mul`:
+        the vectors are another space's either way.
+        """
+        if self.rounded:
+            return min(self.rounded, key=lambda kind: (int(kind[-1]), kind))
+        names = [operator.lower() for operator in self.operators]
+        return "int8" if any(sign in name for name in names for sign in _QUANTIZING) else None
 
     @property
     def scales_by_batch(self) -> bool:
@@ -83,6 +106,7 @@ def _outline(data: mmap.mmap) -> Outline:
     used_otherwise: set[str] = set()
     tables: list[Table] = []
     external: list[ExternalTensor] = []
+    rounded: set[str] = set()
     for field, span in _fields(data, graph.start, graph.stop):
         if field == _GRAPH_NODE and isinstance(span, range):
             inputs, operator = _node(data, span)
@@ -91,16 +115,19 @@ def _outline(data: mmap.mmap) -> Outline:
             gathered.update(inputs[:first])
             used_otherwise.update(inputs[first:])
         elif field == _GRAPH_INITIALIZER and isinstance(span, range):
-            match _initializer(data, span):
-                case Table() as table:
-                    tables.append(table)
-                case ExternalTensor() as tensor:
+            kind, shape, tensor = _initializer(data, span)
+            if kind in _ROUNDED and len(shape) > 1 and math.prod(shape) >= _MIN_WEIGHTS:
+                rounded.add(_ROUNDED[kind])
+            match tensor:
+                case Table():
+                    tables.append(tensor)
+                case ExternalTensor():
                     external.append(tensor)
                 case None:
                     pass
     shared = gathered - used_otherwise
     found = tuple(table for table in tables if table.name in shared)
-    return Outline(frozenset(operators), found, tuple(external))
+    return Outline(frozenset(operators), found, tuple(external), frozenset(rounded))
 
 
 def _node(data: mmap.mmap, span: range) -> tuple[list[str], str]:
@@ -115,10 +142,8 @@ def _node(data: mmap.mmap, span: range) -> tuple[list[str], str]:
     return inputs, operator
 
 
-def _initializer(data: mmap.mmap, span: range) -> Table | ExternalTensor | None:
-    """Read an initializer that is large, or that lies elsewhere; None for any other."""
-    if _MAX_REFERENCE_BYTES < len(span) < _MIN_TABLE_BYTES:
-        return None
+def _initializer(data: mmap.mmap, span: range) -> tuple[int, list[int], Table | ExternalTensor | None]:
+    """Read the type and the shape of an initializer, and more if it is large or lies elsewhere."""
     shape: list[int] = []
     name, kind, raw = "", 0, range(0)
     where: dict[str, str] = {}
@@ -144,13 +169,12 @@ def _initializer(data: mmap.mmap, span: range) -> Table | ExternalTensor | None:
                 pass
     if is_external:
         length = int(where["length"]) if "length" in where else None
-        return ExternalTensor(
-            name, tuple(shape), kind, where.get("location", ""), int(where.get("offset", "0")), length
-        )
+        place = where.get("location", ""), int(where.get("offset", "0")), length
+        return kind, shape, ExternalTensor(name, tuple(shape), kind, *place)
     item_bytes = _ITEM_BYTES.get(kind)
     if item_bytes is None or len(raw) < _MIN_TABLE_BYTES or math.prod(shape) * item_bytes != len(raw):
-        return None  # another type, or kept elsewhere
-    return Table(name, tuple(shape), item_bytes, raw.start)
+        return kind, shape, None  # another type, or kept elsewhere
+    return kind, shape, Table(name, tuple(shape), item_bytes, raw.start)
 
 
 def _entry(data: mmap.mmap, span: range) -> tuple[str, str]:

@@ -1,8 +1,9 @@
 """`embed-worker check`: is a model what it should be, and fast enough? Through a real worker process, as a host has it.
 
-Quality: the gates of models/known_models.toml, or for other models those that make sense for any, and reference vectors
-where there are any. Speed: every figure is the best of three rounds, because a busy machine only ever makes it worse.
-Exit status: 0 all gates passed, 1 one did not, 2 usage, 78 the model cannot be used.
+Quality is judged by reference vectors: a file that is named, the folder's own, or those we have of a known model.
+Without any there are figures and no judgement. Speed: every figure is the best of three rounds, because a busy machine
+only ever makes it worse; only the default model has targets, and only it gets a verdict.
+Exit status: 0 all gates passed, 1 one did not, 2 usage, 3 no reference to judge by, 78 the model cannot be used.
 """
 
 from __future__ import annotations
@@ -22,23 +23,17 @@ from embed_worker import protocol
 from embed_worker.config import DEFAULT_MODEL, path_argument
 from embed_worker.errors import ModelError
 from embed_worker.model_files.folder import read_model_folder
-from embed_worker.model_files.known_models import KnownModel, find_known_model
-from embed_worker.model_files.onnx_outline import read_outline
+from embed_worker.model_files.known_models import Quality, find_known_model
 from embed_worker.progress import shown
 from embed_worker.protocol import ErrorCode, ExitCode
 from embed_worker.tools.model_options import add_model_arguments, model_folder, model_options
-from embed_worker.tools.quality import (
-    Gate,
-    References,
-    ReferencesError,
-    find_references,
-    judge_pairs,
-    judge_references,
-)
+from embed_worker.tools.quality import Gate, judge_pairs, judge_references
+from embed_worker.tools.references import References, ReferencesError, find_references
 from embed_worker.tools.texts import SIMILAR_PAIRS
 from embed_worker.tools.worker_process import WorkerError, WorkerProcess, worker_arguments
 
 _FAILED = 1
+_NOT_JUDGED = 3
 
 _ROUNDS = 3
 _SINGLES = 100
@@ -50,7 +45,7 @@ _SHORT_TEXTS = [text for pair in SIMILAR_PAIRS for text in pair]
 
 
 class Verdict(StrEnum):
-    """What the 95th percentile of a short text alone amounts to."""
+    """What the 95th percentile of a short text alone amounts to for the default model on two cores."""
 
     EXCELLENT = "excellent"
     TARGET = "target"
@@ -91,7 +86,14 @@ class Speed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What a check found; the `--json` output has these names."""
+    """What a check found; the `--json` output has these names.
+
+    Attributes:
+        is_known: Whether the table of known models has limits for its pairs.
+        references: Where they are from; None where there are none.
+        verdict: Of the default model's speed.
+        passed: None where there is nothing to judge by.
+    """
 
     model: str
     graph: str
@@ -105,7 +107,7 @@ class Report:
     gates: tuple[Gate, ...]
     speed: Speed | None
     verdict: Verdict | None
-    passed: bool
+    passed: bool | None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -117,7 +119,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--references",
         type=path_argument,
         metavar="FILE",
-        help="vectors of another implementation, as JSON with `texts` and `embeddings`; instead of those we have",
+        help="vectors of sentence-transformers, as JSON with `texts` and `embeddings`; instead of those we have",
     )
     parser.add_argument(
         "--quality-only", "--no-latency", dest="is_timed", action="store_false", help="measure no times"
@@ -136,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"embed-worker check: {error}", file=sys.stderr)
         return error.exit_status
     print(json.dumps(asdict(report)) if args.json else _readable(report))
-    return ExitCode.OK if report.passed else _FAILED
+    return {True: ExitCode.OK, False: _FAILED, None: _NOT_JUDGED}[report.passed]
 
 
 def check(args: argparse.Namespace) -> Report:
@@ -150,18 +152,20 @@ def check(args: argparse.Namespace) -> Report:
     folder = model_folder(args)
     plan = read_model_folder(folder, model_options(args))
     known = find_known_model(plan.name)
-    references = find_references(plan.name) if args.references is None else References.read(args.references)
+    references = References.read(args.references) if args.references else find_references(plan.name, folder)
+    quality = None if known is None else known.quality
     arguments = worker_arguments(args, folder)
     for name in ("provider", "threads"):
         if (value := getattr(args, name)) is not None:
             arguments += [f"--{name}", str(value)]
-    operators = read_outline(plan.graph).operators
     with WorkerProcess(arguments) as worker:
-        gates = judge_quality(worker, known, references, operators)
+        gates = judge_quality(worker, quality, references)
         speed = measure_speed(worker) if args.is_timed else None
         info = worker.ask(protocol.Info())  # again: what a provider tells of itself grows with its work
-    if speed is not None and known is not None and known.name == DEFAULT_MODEL:
+    has_targets = known is not None and known.name == DEFAULT_MODEL
+    if speed is not None and has_targets:
         gates += judge_speed(speed)
+    judged = [gate.passed for gate in gates if gate.passed is not None]
     return Report(
         model=plan.name,
         graph=plan.graph.relative_to(folder).as_posix(),
@@ -170,28 +174,30 @@ def check(args: argparse.Namespace) -> Report:
         precision=info["precision"],
         provider=info["provider"],
         cores=info["threads"]["value"],
-        is_known=known is not None and known.quality is not None,
+        is_known=quality is not None,
         references=None if references is None else references.source,
         gates=tuple(gates),
         speed=speed,
-        verdict=None if speed is None else Verdict.of(speed.single_p95_ms),
-        passed=all(gate.passed for gate in gates),
+        verdict=Verdict.of(speed.single_p95_ms) if speed is not None and has_targets else None,
+        passed=None if all(judged) and references is None else all(judged),
     )
 
 
-def judge_quality(
-    worker: WorkerProcess, known: KnownModel | None, references: References | None, operators: frozenset[str]
-) -> list[Gate]:
+def judge_quality(worker: WorkerProcess, quality: Quality | None, references: References | None) -> list[Gate]:
     """Judge the vectors; one that is not finite or has no length ends the judgement.
+
+    Args:
+        worker: With the model.
+        quality: What its pairs must come to; without references they are figures all the same.
+        references: What its vectors must be.
 
     Raises:
         WorkerError: The worker could not serve.
     """
     try:
-        quality = None if known is None else known.quality
-        gates = judge_pairs(worker.embed, quality, normalizes=worker.info["normalize"])
+        gates = judge_pairs(worker.embed, None if references is None else quality, normalizes=worker.info["normalize"])
         if references is not None:
-            gates.append(judge_references(worker.embed, references, worker.info["precision"], operators))
+            gates += judge_references(worker.embed, references, worker.info)
     except WorkerError as error:
         if error.code != ErrorCode.NON_FINITE_EMBEDDING:
             raise
@@ -250,9 +256,7 @@ def _readable(report: Report) -> str:
     for name, value in provider.items():
         members = value if isinstance(value, list) else [value]
         lines += [f"  {name}: {member if isinstance(member, str) else json.dumps(member)}" for member in members]
-    if not report.is_known:
-        lines.append("the table of known models has no gates for it: those of any model apply")
-    lines.append(f"references: {report.references or 'none are stored for it, and no --references is given'}")
+    lines.append(f"references: {report.references or _NO_REFERENCES}")
     rows = [("gate", "measured", "limit", "")]
     rows += [_gate_row(gate) for gate in report.gates]
     if report.speed is not None:
@@ -260,12 +264,20 @@ def _readable(report: Report) -> str:
         rows += [(name, f"{value:g}", "", "") for name, value in _speed_figures(report.speed) if name not in gated]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines += ["", *("  ".join(_aligned(row, widths)).rstrip() for row in rows), ""]
-    failed = [gate.name for gate in report.gates if not gate.passed]
-    quality = (
-        f"{len(failed)} of {len(report.gates)} gates failed: {', '.join(failed)}" if failed else "all gates passed"
-    )
     speed = f"; {report.verdict} for one short text (P95)" if report.verdict is not None else ""
-    return "\n".join([*lines, f"{'FAILED' if failed else 'passed'}: {quality}{speed}"])
+    return "\n".join([*lines, f"{_conclusion(report)}{speed}"])
+
+
+_NO_REFERENCES = "none are stored for it, its folder has no references.json, and no --references is given"
+
+
+def _conclusion(report: Report) -> str:
+    failed = [gate.name for gate in report.gates if gate.passed is False]
+    if failed:
+        return f"FAILED: {len(failed)} of {len(report.gates)} gates failed: {', '.join(failed)}"
+    if report.passed is None:
+        return "not judged: there is no reference to judge by; `make reference` or sentence-transformers makes one"
+    return "passed: all gates passed"
 
 
 def _speed_figures(speed: Speed) -> list[tuple[str, float]]:
@@ -273,9 +285,22 @@ def _speed_figures(speed: Speed) -> list[tuple[str, float]]:
 
 
 def _gate_row(gate: Gate) -> tuple[str, str, str, str]:
-    measured = "–" if gate.measured is None else f"{gate.measured:.7g}"
-    passed = "pass" if gate.passed else f"FAIL {gate.note}".rstrip()
-    return gate.name, measured, f"{gate.comparison} {gate.limit:g}", passed
+    passed = {True: "pass", False: f"FAIL {gate.note}".rstrip(), None: ""}[gate.passed]
+    limit = "" if gate.limit is None else f"{gate.comparison} {_figure(gate.limit)}"
+    return gate.name, _figure(gate.measured), limit, passed
+
+
+def _figure(value: float | str | None) -> str:
+    match value:
+        case None:
+            return "–"
+        case str():
+            return value if len(value) <= _MAX_SHOWN else f"{value[:_MAX_SHOWN]}…"
+        case _:
+            return f"{value:.7g}"
+
+
+_MAX_SHOWN = 40  # characters of a prompt
 
 
 def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:

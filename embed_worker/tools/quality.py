@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from embed_worker.inference.pooling import norms
+from embed_worker.inference.pooling import cosine_distances, norms
 from embed_worker.model_files.known_models import Quality
 from embed_worker.tools.references import Float32, References, ReferenceSet
 from embed_worker.tools.texts import SIMILAR_PAIRS
@@ -25,6 +25,7 @@ MIN_COSINE_FLOAT16 = 0.999
 MIN_COSINE_QUANTIZED = 0.9
 MIN_MEAN_QUANTIZED = 0.98
 _MAX_NORM_ERROR = 0.01
+_QUANTIZED = ("int", "uint", "float8")
 # What `info` says and a file of references may say of the folder, in the order in which they are told.
 _SETTINGS = ("dimension", "pooling", "normalize", "max_tokens", "default_prompt_name")
 
@@ -63,9 +64,7 @@ class Gate:
     note: str = ""
 
     @classmethod
-    def of(
-        cls, name: str, measured: float, comparison: str, limit: float, *, digits: int = 4, note: str = ""
-    ) -> Gate:
+    def of(cls, name: str, measured: float, comparison: str, limit: float, *, digits: int = 4, note: str = "") -> Gate:
         """Compare. NaN passes nothing."""
         passed = bool(measured > limit if comparison == ">" else measured < limit)
         rounded = round(measured, digits)
@@ -80,8 +79,8 @@ def judge_pairs(embed: Embed, quality: Quality | None, *, normalizes: bool) -> l
 
     Args:
         embed: The model.
-        quality: What is required of it; None gives figures: how near unrelated texts lie, and in which languages a model
-            can tell them, belongs to the model.
+        quality: What is required of it; None gives figures: how near unrelated texts lie, and in which languages they
+            are understood, belongs to the model.
         normalizes: Whether it says that its vectors have length 1.
     """
     queries, documents = zip(*SIMILAR_PAIRS, strict=True)
@@ -91,7 +90,7 @@ def judge_pairs(embed: Embed, quality: Quality | None, *, normalizes: bool) -> l
     if normalizes:
         lengths = norms(np.concatenate([left, right]))
         gates.append(Gate.of("norm_error", float(np.abs(lengths - 1).max()), "<", _MAX_NORM_ERROR, digits=7))
-    similarities = cosines(left[:, None], right[None])
+    similarities = (left / norms(left)[:, None]) @ (right / norms(right)[:, None]).T
     similar = float(similarities.diagonal().min())
     different = float(similarities[~np.eye(len(similarities), dtype=bool)].max())
     measured = {"similar_pairs_min": similar, "different_pairs_max": different, "separation": similar - different}
@@ -107,15 +106,15 @@ def judge_pairs(embed: Embed, quality: Quality | None, *, normalizes: bool) -> l
 # Reference vectors --------------------------------------------------------------------------------------------------
 
 
-def judge_references(embed: Embed, references: References, info: Mapping[str, Any], *, is_quantized: bool) -> list[Gate]:
+def judge_references(embed: Embed, references: References, info: Mapping[str, Any]) -> list[Gate]:
     """Compare a model's settings, vectors, lengths and counts with a file's, each under its own name.
 
     Args:
         embed: The model.
         references: What it is held against.
         info: What the worker says of the model, as the protocol names it.
-        is_quantized: Whether its graph computes with quantised weights.
     """
+    is_quantized = info["precision"].startswith(_QUANTIZED)
     gates = list(_compare_settings(info, references))
     answers = [embed(item.texts, **item.request) for item in references.sets]
     judged = [(item, answer) for item, answer in zip(references.sets, answers, strict=True)]
@@ -176,7 +175,5 @@ def _compare_counts(judged: Sequence[tuple[ReferenceSet, Embedded]]) -> Iterator
 
 
 def cosines(a: Float32, b: Float32) -> NDArray[np.float64]:
-    """Compute cosines along the last axis in float64; NaN where a vector has no length."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        found: NDArray[np.float64] = (a.astype(np.float64) * b.astype(np.float64)).sum(axis=-1) / (norms(a) * norms(b))
-    return found
+    """Compute cosines row by row in float64, (B, D) → (B,); NaN where a vector has no length."""
+    return 1 - cosine_distances(a, b)

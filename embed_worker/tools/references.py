@@ -2,8 +2,8 @@
 
 A file is a JSON object. `texts` with `embeddings` (lists of numbers), `embeddings_base64` (for each text its
 little-endian float32) or `embeddings_float16` (its float16) are one set; `sets` is a list of sets. A set may have
-`request` (members that were sent along: `prompt_name`, `prompt`), `tokens` and `truncated` as a worker answers them. The
-file may have `source`, and `model`: what the implementation understood of the folder.
+`request` (members that were sent along: `prompt_name`, `prompt`), `tokens` and `truncated` as a worker answers them.
+The file may have `source`, and `model`: what the implementation understood of the folder.
 """
 
 from __future__ import annotations
@@ -150,7 +150,9 @@ def _vectors(file: Path, members: Mapping[str, Any]) -> Float32:
     try:
         vectors = _READERS[form](members[form])
     except (KeyError, TypeError, ValueError) as error:
-        raise ReferencesError(f"{file} has no usable {' or '.join(f'`{name}`' for name in _READERS)}: {error}") from error
+        raise ReferencesError(
+            f"{file} has no usable {' or '.join(f'`{name}`' for name in _READERS)}: {error}"
+        ) from error
     if vectors.ndim != 2 or not np.isfinite(vectors).all() or not np.abs(vectors).max(axis=1, initial=0).all():
         raise ReferencesError(f"{file} has vectors that are not of one size, not finite, or zero")
     return vectors

@@ -21,7 +21,7 @@ from pathlib import Path
 from embed_worker.machine import cache_dir
 from tests.real_models.published import PUBLISHED, Package, PublishedModel, Registry
 
-CACHE = cache_dir() / "real-models"
+CACHE = (cache_dir() or Path(tempfile.gettempdir(), "embed-bridge")) / "real-models"
 _CLIENT_TIMEOUT_S = 500.0
 
 

@@ -1,7 +1,7 @@
 """Write `models/references`: `python -m tests.real_models.make_references [NAME …]`, after `make reference`.
 
 For each published model the arbiter embeds the tools' sample texts by themselves, and some of them with the prompts
-`query` and `document` (where that is not empty). Vectors are kept as float16, which costs 1e-7 of cosine and saves half.
+`query` and `document` (where that is not empty). Vectors are kept as float16, which costs 1e-7 of cosine.
 """
 
 from __future__ import annotations

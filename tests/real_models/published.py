@@ -64,7 +64,7 @@ def _jar(name: str, sha256: str) -> Package:
 
 
 def _bert_folder(pooling: str, *, lowercases: bool) -> dict[str, Any]:
-    """Return the configurations of a small BERT of 12 layers with the usual three modules, as its repository has them."""
+    """Return the configurations of a small BERT of 12 layers with three modules, as its repository has them."""
     special = {name: f"[{name.upper()}]" for name in ("cls", "mask", "pad", "sep", "unk")}
     tokens = {f"{name}_token": token for name, token in special.items()}
     kinds = ("Transformer", "Pooling", "Normalize")

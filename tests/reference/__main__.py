@@ -13,15 +13,15 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from embed_worker import protocol
+from embed_worker.tools.references import Float32, ReferenceSet
 from embed_worker.tools.worker_process import WorkerError, WorkerProcess
-from tests.reference.expected import ExpectedSet, Float32, read_expected
+from tests.reference.expected import read_expected
 
 ROOT = Path(__file__).parents[2]
 _MODELS = ROOT / "tests/models"
@@ -75,8 +75,10 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _ask_arbiter(args: argparse.Namespace, folder: Path, known: Sequence[ExpectedSet] | None) -> list[ExpectedSet]:
-    sets = [{"texts": item.texts, "request": item.request} for item in known or []]
+def _ask_arbiter(
+    args: argparse.Namespace, folder: Path, known: Sequence[ReferenceSet] | None
+) -> Sequence[ReferenceSet]:
+    sets: list[dict[str, Any]] = [{"texts": item.texts, "request": dict(item.request)} for item in known or []]
     if args.texts is not None or args.request is not None or not sets:
         texts = _TEXTS if args.texts is None else _read_texts(args.texts)
         sets = [{"texts": texts, "request": request} for request in args.request or [{}]]
@@ -104,7 +106,7 @@ def _formatted(document: dict[str, Any]) -> bytes:
 
 
 def _differences(
-    folder: Path, right: Sequence[ExpectedSet], known: Sequence[ExpectedSet] | None, options: Sequence[str]
+    folder: Path, right: Sequence[ReferenceSet], known: Sequence[ReferenceSet] | None, options: Sequence[str]
 ) -> Iterator[str]:
     """Say where the worker, or a file that was made earlier, is not the arbiter."""
     for of_file, item in zip(known or right, right, strict=False):
@@ -123,20 +125,16 @@ def _export(folder: Path, out: Path) -> Path:
     return out
 
 
-def _differences_of_worker(worker: WorkerProcess, item: ExpectedSet) -> Iterator[str]:
-    alone = [_ask_worker(worker, [text], item.request)["embeddings"][0] for text in item.texts]
-    together = _ask_worker(worker, item.texts, item.request)
-    for way, vectors in (("alone", alone), ("in one request", together["embeddings"])):
-        if note := _difference(np.array(vectors, np.float32), item.vectors):
+def _differences_of_worker(worker: WorkerProcess, item: ReferenceSet) -> Iterator[str]:
+    alone = [worker.embed([text], **item.request).vectors for text in item.texts]
+    together = worker.embed(item.texts, **item.request)
+    for way, vectors in (("alone", np.concatenate(alone)), ("in one request", together.vectors)):
+        if note := _difference(vectors, item.vectors):
             yield f"the worker's vectors for {item.request}, {way}: {note}"
-    if item.tokens is not None and together["tokens"] != item.tokens:
-        yield f"the worker counts {together['tokens']} tokens, the arbiter {item.tokens}"
-    if item.truncated is not None and together["truncated"] != item.truncated:
-        yield f"the worker cuts {together['truncated']}, the arbiter {item.truncated}"
-
-
-def _ask_worker(worker: WorkerProcess, texts: Sequence[str], request: Mapping[str, Any]) -> dict[str, Any]:
-    return worker.ask(protocol.Embed(inputs=list(texts), **request))
+    if item.tokens is not None and together.tokens != item.tokens:
+        yield f"the worker counts {together.tokens} tokens, the arbiter {item.tokens}"
+    if item.truncated is not None and together.truncated != item.truncated:
+        yield f"the worker cuts {together.truncated}, the arbiter {item.truncated}"
 
 
 def _difference(found: Float32, right: Float32) -> str | None:

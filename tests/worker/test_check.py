@@ -20,21 +20,13 @@ from embed_worker.model_files.known_models import Quality
 from embed_worker.protocol import ErrorCode
 from embed_worker.tools import check
 from embed_worker.tools.check import Verdict
-from embed_worker.tools.quality import (
-    Gate,
-    References,
-    ReferencesError,
-    find_references,
-    is_quantized,
-    judge_pairs,
-    judge_references,
-)
-from embed_worker.tools.texts import SIMILAR_PAIRS
+from embed_worker.tools.quality import Embedded, Gate, judge_pairs, judge_references
+from embed_worker.tools.references import References, ReferencesError, ReferenceSet, find_references
+from embed_worker.tools.texts import SAMPLE_TEXTS, SIMILAR_PAIRS
 from embed_worker.tools.worker_process import WorkerError, WorkerProcess, worker_arguments
 from tests.worker.harness import ROOT, TINY_MODEL, cosines
 
-GOLDEN = json.loads((ROOT / "tests" / "goldens" / "minilm_golden.json").read_text("utf-8"))
-STORED = ROOT / "models" / "references" / "all-MiniLM-L6-v2.json"
+STORED = ROOT / "models" / "references"
 QUALITY = Quality(similar_min=0.6, different_max=0.4, separation_min=0.2)
 
 Float32 = NDArray[np.float32]
@@ -62,7 +54,7 @@ def report_of(capsys: pytest.CaptureFixture[str], *arguments: str | Path, status
 
 
 def failed(report: dict[str, Any]) -> list[str]:
-    return [gate["name"] for gate in report["gates"] if not gate["passed"]]
+    return [gate["name"] for gate in report["gates"] if gate["passed"] is False]
 
 
 def write_json(file: Path, document: object) -> Path:
@@ -80,8 +72,8 @@ class Pairs:
         self.similarity, self.length, self.common = similarity, length, common
         self.prompts: list[str | None] = []
 
-    def __call__(self, texts: Sequence[str], *, prompt_name: str | None = None) -> Float32:
-        self.prompts.append(prompt_name)
+    def __call__(self, texts: Sequence[str], **request: Any) -> Embedded:
+        self.prompts.append(request.get("prompt_name"))
         vectors = np.zeros((len(texts), 2 * len(SIMILAR_PAIRS) + 1), np.float32)
         for row, text in enumerate(texts):
             number, side = next((n, pair.index(text)) for n, pair in enumerate(SIMILAR_PAIRS) if text in pair)
@@ -90,11 +82,11 @@ class Pairs:
             vectors[row, -1] = self.common
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         vectors *= self.length / lengths
-        return vectors
+        return Embedded(vectors=vectors, tokens=(3,) * len(texts), truncated=())
 
 
 def names_of_failed(gates: list[Gate]) -> list[str]:
-    return [gate.name for gate in gates if not gate.passed]
+    return [gate.name for gate in gates if gate.passed is False]
 
 
 def test_good_vectors_pass_and_each_fault_fails_its_own_gates() -> None:
@@ -106,11 +98,14 @@ def test_good_vectors_pass_and_each_fault_fails_its_own_gates() -> None:
     assert crowded == ["different_pairs_max", "separation"]
 
 
-def test_any_model_must_bring_a_pair_nearer_than_two_texts_of_two_pairs() -> None:
-    gates = judge_pairs(Pairs(0.3, common=2), None, normalizes=True)
-    assert [gate.name for gate in gates] == ["norm_error", "separation"]
-    assert names_of_failed(gates) == []
-    assert names_of_failed(judge_pairs(Pairs(-0.1), None, normalizes=True)) == ["separation"]
+def test_without_limits_of_its_own_the_pairs_of_a_model_are_figures_and_no_judgement() -> None:
+    gates = judge_pairs(Pairs(-0.1), None, normalizes=True)
+    assert [gate.passed for gate in gates] == [True, None, None, None]
+    assert {gate.name: gate.measured for gate in gates[1:]} == {
+        "similar_pairs_min": -0.1,
+        "different_pairs_max": 0,
+        "separation": -0.1,
+    }
 
 
 def test_the_first_of_a_pair_is_a_query_and_the_second_a_document() -> None:
@@ -124,45 +119,77 @@ def test_what_is_not_a_number_passes_no_gate() -> None:
     assert not Gate.of("g", float("nan"), "<", 0).passed
 
 
-def references(vectors: Float32, min_cosine: float = 0.9999) -> References:
-    return References(source="s", texts=("a", "b"), vectors=vectors, min_cosine=min_cosine, prompt_name=None)
+# Reference vectors, on answers made for them -------------------------------------------------------------------------
+
+RIGHT = np.eye(3, 4, dtype=np.float32)
+SETTINGS = {
+    "dimension": 4,
+    "pooling": ["cls"],
+    "normalize": True,
+    "max_tokens": 512,
+    "default_prompt_name": None,
+    "prompts": {"query": "query: ", "document": ""},
+}
+INFO = SETTINGS | {"precision": "float32", "prompts": {"query": "query: ", "document": "", "other": "x"}}
+
+
+def references(min_cosine: float | None = None, settings: dict[str, Any] | None = None) -> References:
+    texts = ("a", "b", "a long one")
+    sets = [
+        ReferenceSet(request=request, texts=texts, vectors=RIGHT, tokens=(3, 3, 600), truncated=(2,))
+        for request in ({}, {"prompt_name": "query"})
+    ]
+    return References(source="s", sets=tuple(sets), settings=settings or {}, min_cosine=min_cosine)
+
+
+class Answers:
+    """Gives the right answer, except where it is told to be wrong."""
+
+    def __init__(
+        self, *, query: float = 0, cut: float = 0, plain: float = 0, length: float = 1, tokens: int = 3
+    ) -> None:
+        self.query, self.cut, self.plain, self.length, self.tokens = query, cut, plain, length, tokens
+
+    def __call__(self, texts: Sequence[str], **request: Any) -> Embedded:
+        wrong = np.zeros_like(RIGHT)
+        wrong[2, 3] = self.cut
+        wrong[:2, 3] = self.query if request else self.plain
+        return Embedded(vectors=(RIGHT + wrong) * self.length, tokens=(3, self.tokens, 600), truncated=(2,))
+
+
+def failed_references(answers: Answers, **info: Any) -> list[str]:
+    return names_of_failed(judge_references(answers, references(settings=SETTINGS), INFO | info))
+
+
+def test_each_fault_of_a_model_with_references_fails_under_its_own_name() -> None:
+    assert failed_references(Answers()) == []
+    assert failed_references(Answers(plain=0.1), pooling=["mean"]) == ["pooling", "references"]
+    other_prompt = {"query": "Frage: ", "document": ""}
+    assert failed_references(Answers(query=0.1), prompts=other_prompt) == ["prompt_query", "references_query"]
+    assert failed_references(Answers(), default_prompt_name="query") == ["default_prompt_name"]
+    assert failed_references(Answers(cut=0.1), max_tokens=256) == ["max_tokens", "references_cut"]
+    assert failed_references(Answers(length=3), normalize=False) == ["normalize", "vector_length"]
+    assert failed_references(Answers(tokens=4)) == ["wrong_tokens"]
 
 
 def test_references_are_met_as_closely_as_the_precision_allows() -> None:
-    exact = np.eye(2, 3, dtype=np.float32)
-    near = exact + np.array([0, 0, 0.1], np.float32)  # a cosine of 0.995
-
-    def embed(texts: Sequence[str], *, prompt_name: str | None = None) -> Float32:
-        return near
-
-    assert judge_references(lambda texts, *, prompt_name=None: 3 * exact, references(exact), "float32", set()).passed
-    for precision, operators, passed in [
-        ("float32", {"MatMul"}, False),
-        ("float16", {"MatMul"}, False),
-        ("float32", {"MatMulIntegerToFloat"}, True),
-    ]:
-        assert judge_references(embed, references(exact), precision, operators).passed is passed
+    near = Answers(plain=0.1, query=0.1, cut=0.1)  # cosines of 0.995
+    for precision, passed in [("float32", False), ("float16", False), ("int8", True), ("int4", True)]:
+        gates = judge_references(near, references(), INFO | {"precision": precision})
+        assert (names_of_failed(gates) == []) is passed
+    coarse = Answers(plain=0.3, query=0.3, cut=0.3)  # of 0.958: none of them is a full stop
+    gates = judge_references(coarse, references(), INFO | {"precision": "int8"})
+    assert names_of_failed(gates) == ["references_mean"]
     # What the file asks for is never made stricter.
-    assert judge_references(embed, references(exact, min_cosine=0.9), "float32", set()).passed
+    assert names_of_failed(judge_references(near, references(min_cosine=0.9), INFO)) == []
 
 
 def test_references_of_another_dimension_fail_with_a_note() -> None:
-    gate = judge_references(
-        lambda texts, *, prompt_name=None: np.eye(2, 4, dtype=np.float32),
-        references(np.eye(2, 3, dtype=np.float32)),
-        "float32",
-        set(),
-    )
-    assert (gate.passed, gate.measured, gate.note) == (False, None, "dimension 4, and the references have 3")
+    def embed(texts: Sequence[str], **request: Any) -> Embedded:
+        return Embedded(vectors=np.eye(3, dtype=np.float32), tokens=(1, 1, 1), truncated=())
 
-
-@pytest.mark.parametrize(
-    "operator",
-    ["DynamicQuantizeLinear", "DequantizeLinear", "MatMulInteger", "MatMulNBits", "QLinearMatMul", "QAttention"],
-)
-def test_quantized_graphs_are_known_by_their_operators(operator: str) -> None:
-    assert is_quantized({"MatMul", operator})
-    assert not is_quantized({"MatMul", "Gather", "LayerNormalization", "Cast"})
+    (gate,) = judge_references(embed, references(), INFO)
+    assert (gate.passed, gate.measured, gate.note) == (False, None, "3 components, and the references have 4")
 
 
 @pytest.mark.parametrize(
@@ -183,24 +210,43 @@ def test_speed_gates_fail_one_by_one() -> None:
 # Files of references ------------------------------------------------------------------------------------------------
 
 
-def test_the_stored_references_are_vectors_of_the_goldens() -> None:
-    stored = find_references("all-MiniLM-L6-v2")
+@pytest.mark.parametrize("file", sorted(STORED.glob("*.json")), ids=lambda file: file.stem)
+def test_what_is_stored_names_its_source_and_its_weights_and_knows_every_setting(file: Path) -> None:
+    stored = find_references(file.stem.lower())
     assert stored is not None
-    assert GOLDEN["reference"] in stored.source
-    assert len(stored.texts) >= 8
-    for text, vector in zip(stored.texts, stored.vectors, strict=True):
-        np.testing.assert_array_equal(vector, np.array(GOLDEN["embeddings"][GOLDEN["texts"].index(text)], np.float32))
-    assert STORED.stat().st_size < 40_000
-    assert find_references("no-such-model") is None
+    assert "sentence-transformers 6." in stored.source
+    assert stored.settings.keys() >= {*SETTINGS, "weights"}
+    assert all(len(sha256) == 64 for sha256 in stored.settings["weights"].values())
+    plain, queries = stored.sets[:2]
+    assert (plain.request, plain.texts) == ({}, SAMPLE_TEXTS)
+    assert queries.request == {"prompt_name": "query"}
+    assert plain.truncated is not None
+    assert plain.tokens is not None
+    assert max(plain.tokens) > stored.settings["max_tokens"]
+    np.testing.assert_allclose(np.linalg.norm(plain.vectors, axis=1), 1, atol=1e-3)
+    assert file.stat().st_size < 120_000
 
 
-def test_references_may_be_numbers_or_base64(tmp_path: Path) -> None:
+def test_references_are_found_by_the_name_or_in_the_folder(tmp_path: Path) -> None:
+    assert find_references("no-such-model", tmp_path) is None
+    write_json(tmp_path / "references.json", {"texts": ["x"], "embeddings": [[1, 2]]})
+    own = find_references("all-MiniLM-L6-v2", tmp_path)
+    assert own is not None
+    assert own.sets[0].texts == ("x",)
+
+
+def test_vectors_may_be_numbers_or_packed(tmp_path: Path) -> None:
     numbers = References.read(write_json(tmp_path / "a.json", {"texts": ["x"], "embeddings": [[1, 2]]}))
-    packed = base64.b64encode(np.array([1, 2], np.float32).tobytes()).decode()
-    same = References.read(write_json(tmp_path / "b.json", {"texts": ["x"], "embeddings_base64": [packed]}))
-    np.testing.assert_array_equal(numbers.vectors, same.vectors)
-    assert (numbers.min_cosine, numbers.prompt_name, numbers.source) == (0.9999, None, "not stated")
-    assert len(References.read(ROOT / "tests" / "goldens" / "minilm_golden.json").texts) == 96
+    for form, kind in [("embeddings_base64", "<f4"), ("embeddings_float16", "<f2")]:
+        packed = base64.b64encode(np.array([1, 2], kind).tobytes()).decode()
+        same = References.read(write_json(tmp_path / "b.json", {"sets": [{"texts": ["x"], form: [packed]}]}))
+        np.testing.assert_array_equal(numbers.sets[0].vectors, same.sets[0].vectors)
+    assert (numbers.min_cosine, numbers.sets[0].request, numbers.source, numbers.settings) == (
+        None,
+        {},
+        "not stated",
+        {},
+    )
 
 
 @pytest.mark.parametrize(
@@ -220,7 +266,12 @@ def test_references_may_be_numbers_or_base64(tmp_path: Path) -> None:
         ({"texts": ["a"], "embeddings_base64": ["AAAA"]}, "no usable"),
         ({"texts": ["a"], "embeddings": [[1], [1]]}, "1 texts and 2 vectors"),
         ({"texts": ["a"], "embeddings": [[1]], "min_cosine": "0.9"}, "wrong type"),
-        ({"texts": ["a"], "embeddings": [[1]], "prompt_name": 1}, "wrong type"),
+        ({"texts": ["a"], "embeddings": [[1]], "model": []}, "wrong type"),
+        ({"texts": ["a"], "embeddings": [[1]], "request": {"model": "m"}}, "other members"),
+        ({"texts": ["a"], "embeddings": [[1]], "tokens": [1, 2]}, "2 counts"),
+        ({"texts": ["a"], "embeddings": [[1]], "truncated": [True]}, "whole numbers"),
+        ({"sets": []}, "`sets`"),
+        ({"sets": [1]}, "`texts`"),
     ],
     ids=str,
 )
@@ -234,56 +285,80 @@ def test_what_are_no_references_is_refused(tmp_path: Path, document: object, sen
 
 def test_the_default_model_passes_its_gates(capsys: pytest.CaptureFixture[str]) -> None:
     report = report_of(capsys, "--quality-only", status=0)
-    assert [gate["name"] for gate in report["gates"]] == [
+    measured = {gate["name"]: gate["measured"] for gate in report["gates"]}
+    assert list(measured) == [
         "unusable_vectors",
-        "norm_error",
-        "similar_pairs_min",
-        "different_pairs_max",
-        "separation",
-        "references",
+        *("norm_error", "similar_pairs_min", "different_pairs_max", "separation"),
+        *("dimension", "pooling", "normalize", "max_tokens", "default_prompt_name", "prompt_query", "prompt_document"),
+        *("references", "references_query", "references_cut", "vector_length", "wrong_tokens", "wrong_truncated"),
     ]
     assert report["passed"] is True
     assert report["is_known"] is True
     assert report["speed"] is report["verdict"] is None
     assert report["provider"]["chosen"] == "CPUExecutionProvider"
-    assert report["gates"][-1]["measured"] > 0.99999
+    assert min(measured["references"], measured["references_query"], measured["references_cut"]) > 0.99999
 
 
-def test_with_the_wrong_pooling_the_default_model_fails(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "references" in failed(report_of(capsys, "--quality-only", "--pooling", "cls", status=1))
-    # Pairs alone do not see this one.
-    assert failed(report_of(capsys, "--no-latency", "--pooling", "weightedmean", status=1)) == ["references"]
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        (["--pooling", "cls"], {"pooling", "references"}),
+        (["--pooling", "weightedmean"], {"pooling", "references"}),
+        (["--max-tokens", "200"], {"max_tokens", "references_cut"}),
+        (["--no-normalize"], {"normalize", "vector_length"}),
+    ],
+    ids=str,
+)
+def test_a_known_model_served_wrongly_fails_and_the_fault_is_named(
+    option: list[str], expected: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert set(failed(report_of(capsys, "--quality-only", *option, status=1))) >= expected
 
 
-def test_a_model_that_is_not_known_has_the_gates_of_any_and_is_timed(
+def test_a_known_model_with_another_prompt_fails_and_the_prompt_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    expected = json.loads(TINY_MODEL.with_name("bert-mean.expected.json").read_text("utf-8"))
-    case = next(case for case in expected["cases"] if case["dimensions"] is None and case["prompt_name"] is None)
-    file = write_json(tmp_path / "r.json", {"texts": case["texts"], "embeddings": case["embeddings"]})
-    report = report_of(capsys, TINY_MODEL, "--references", file, status=1)
-    # Its weights are random: nothing is similar to anything.
-    assert failed(report) == ["separation"]
-    assert [gate["name"] for gate in report["gates"]] == ["unusable_vectors", "norm_error", "separation", "references"]
-    assert (report["is_known"], report["references"]) == (False, "not stated")
+    folder = tmp_path / "all-MiniLM-L6-v2"
+    shutil.copytree(ROOT / "models/all-MiniLM-L6-v2", folder, ignore=shutil.ignore_patterns("manifest.json"))
+    write_json(folder / "config_sentence_transformers.json", {"prompts": {"query": "query: "}})
+    report = report_of(capsys, folder, "--quality-only", status=1)
+    assert set(failed(report)) >= {"prompt_query", "references_query"}
 
+
+def test_a_model_without_references_is_not_judged_and_is_timed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = report_of(capsys, TINY_MODEL, status=3)
+    assert failed(report) == []
+    assert (report["passed"], report["references"], report["verdict"]) == (None, None, None)
     speed = report["speed"]
     assert len(speed["rounds"]) == 3
     for name in ("single_p50_ms", "single_p95_ms", "single_p99_ms", "batch_8_ms", "batch_32_ms"):
         assert speed[name] == min(measured[name] for measured in speed["rounds"]) > 0
     assert speed["texts_per_s"] == max(measured["texts_per_s"] for measured in speed["rounds"]) > 0
-    assert report["verdict"] == Verdict.of(speed["single_p95_ms"])
 
 
-def test_the_readable_report_ends_with_the_verdict_and_says_which_gates_apply(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert run(TINY_MODEL, "--quality-only") == 1
+def test_a_file_of_references_judges_any_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = json.loads(TINY_MODEL.with_name("bert-mean.expected.json").read_text("utf-8"))
+    case = next(case for case in expected["cases"] if case["dimensions"] is None and case["prompt_name"] is None)
+    file = write_json(tmp_path / "r.json", {"texts": case["texts"], "embeddings": case["embeddings"]})
+    report = report_of(capsys, TINY_MODEL, "--references", file, "--quality-only", status=0)
+    assert (report["is_known"], report["references"], report["passed"]) == (False, "not stated", True)
+    report = report_of(capsys, TINY_MODEL, "--references", file, "--quality-only", "--pooling", "max", status=1)
+    assert "references" in failed(report)
+
+
+def test_the_readable_report_ends_with_its_conclusion(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(TINY_MODEL, "--quality-only") == 3
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "FAILED: 1 of 3 gates failed: separation"
-    assert "the table of known models has no gates for it: those of any model apply" in lines
+    assert lines[-1].startswith("not judged: there is no reference to judge by")
+    assert any(line.startswith("references: none are stored for it") for line in lines)
     assert next(line for line in lines if line.startswith("norm_error")).split()[-1] == "pass"
-    assert next(line for line in lines if line.startswith("separation")).split()[-1] == "FAIL"
+    assert next(line for line in lines if line.startswith("separation")).split()[0] == "separation"
+    assert run("--quality-only", "--pooling", "cls") == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("FAILED: ")
+    assert next(line for line in lines if line.startswith("pooling")).split() == ["pooling", "cls", "=", "mean", "FAIL"]
 
 
 def test_what_cannot_be_used_exits_with_78_and_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -311,11 +386,11 @@ def test_vectors_that_cannot_be_used_fail_a_gate() -> None:
         def __init__(self) -> None:
             self.info = {"normalize": True}
 
-        def embed(self, texts: Sequence[str], *, prompt_name: str | None = None) -> Float32:
+        def embed(self, texts: Sequence[str], **request: Any) -> Embedded:
             raise WorkerError("input 1", exit_status=70, code=ErrorCode.NON_FINITE_EMBEDDING)
 
     worker: Any = Worker()
-    (gate,) = check.judge_quality(worker, None, None, frozenset())
+    (gate,) = check.judge_quality(worker, None, None)
     assert (gate.name, gate.passed, gate.measured, gate.note) == ("unusable_vectors", False, None, "input 1")
 
 
@@ -324,9 +399,9 @@ def test_vectors_that_cannot_be_used_fail_a_gate() -> None:
 
 def test_a_worker_that_ends_is_an_error_and_not_a_hang() -> None:
     with WorkerProcess(["--model", str(TINY_MODEL)]) as worker:
-        vectors = worker.embed(["a text", "another"])
+        vectors = worker.embed(["a text", "another"]).vectors
         assert vectors.shape == (2, worker.info["dimension"])
-        assert cosines(vectors[:1], worker.embed(["a text"])).min() > 0.999999
+        assert cosines(vectors[:1], worker.embed(["a text"]).vectors).min() > 0.999999
         assert worker.time_s(["a text"]) > 0
         with pytest.raises(WorkerError) as refused:
             worker.embed(["a text"], prompt_name="no-such-prompt")

@@ -33,7 +33,7 @@ def test_a_layout_gives_the_vectors_of_sentence_transformers_after_export(tmp_pa
     model = load_model(output, ModelOptions(), RuntimeOptions(verify=Verify.NEVER), 1)
     (expected,) = read_expected(EXPORTED / f"{name}.expected.json")
     rows = model.engine.tokenizer.encode(expected.texts, "")
-    assert [row.count for row in rows] == expected.tokens
+    assert tuple(row.count for row in rows) == expected.tokens
     together = model.engine.embed(rows, exclusive=False)
     alone = np.concatenate([model.engine.embed([row], exclusive=True) for row in rows])
     for raw in (together, alone):

@@ -23,7 +23,7 @@ MEMBERS = {
 }  # fmt: skip
 GRAPH_MEMBERS = {
     "opset", "domains", "producer", "inputs", "outputs", "operators", "parameters", "weight_bytes", "table_rows",
-    "is_quantized", "external_files", "resident_bytes",
+    "quantization", "external_files", "resident_bytes",
 }  # fmt: skip
 
 
@@ -50,7 +50,7 @@ def test_each_family_is_explained(capsys: pytest.CaptureFixture[str], name: str)
     report = report_on(capsys, str(folder), *options_of(name))
     assert set(report) == MEMBERS
     assert set(report["graph"]) == GRAPH_MEMBERS
-    assert (report["format"], report["name"], report["graph_file"]) == (1, name, "onnx/model.onnx")
+    assert (report["format"], report["name"], report["graph_file"]) == (inspect.FORMAT, name, "onnx/model.onnx")
     assert (report["max_tokens"], report["prompts"]) == (told["max_seq_length"], told["prompts"])
     assert report["normalize"] == told["normalize"]
     assert report["pooling"] == told["pooling"]
@@ -89,9 +89,9 @@ def test_the_default_model_is_what_is_inspected_by_default(capsys: pytest.Captur
 
 def test_a_quantised_graph_is_flagged(capsys: pytest.CaptureFixture[str]) -> None:
     report = report_on(capsys, str(MODELS / "xenova-bare"), "--variant", "quantized", "--pooling", "mean")
-    assert report["graph"]["is_quantized"]
+    assert report["graph"]["quantization"] == "int8"
     assert any("--batch-invariant" in warning for warning in report["warnings"])
-    assert not report_on(capsys, str(MODELS / "bert-mean"))["graph"]["is_quantized"]
+    assert report_on(capsys, str(MODELS / "bert-mean"))["graph"]["quantization"] is None
 
 
 def changed(tmp_path: Path, change: str) -> Path:

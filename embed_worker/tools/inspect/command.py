@@ -22,7 +22,7 @@ from embed_worker.model_files.manifest import Manifest, ManifestError
 from embed_worker.model_files.plan import Decision, ModelPlan
 from embed_worker.tools.model_options import add_model_arguments, model_folder, model_options
 
-FORMAT = 1
+FORMAT = 2
 _CANNOT_BE_USED = 78
 
 
@@ -133,8 +133,8 @@ def _graph_warnings(graph: GraphSummary, vocabulary: int) -> Iterator[str]:
         yield f"the graph's inputs have a fixed shape, {list(graph.inputs[0].shape)}: export it with dynamic axes"
     if any(operator.startswith("DynamicQuantize") for operator in graph.operators):
         yield "activations are quantised by batch: vectors depend on their neighbours; --batch-invariant prevents it"
-    elif graph.is_quantized:
-        yield "the weights are quantised: vectors differ from those of the float graph"
+    elif graph.quantization is not None:
+        yield f"the weights are quantised to {graph.quantization}: vectors differ from those of the float graph"
 
 
 # For people ---------------------------------------------------------------------------------------------------------

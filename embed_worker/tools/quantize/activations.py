@@ -14,6 +14,7 @@ from embed_worker.inference import ort
 from embed_worker.inference.backend import ProviderReport, TokenBatch
 from embed_worker.inference.onnx_backend import OnnxBackend
 from embed_worker.inference.tokenizer import TextTokenizer
+from embed_worker.model_files.onnx_outline import Outline
 from embed_worker.model_files.plan import ModelPlan
 from embed_worker.tools.quantize.int8 import Float32, FloatGraph
 from embed_worker.tools.texts import CALIBRATION_TEXTS
@@ -33,7 +34,7 @@ def sample_activations(graph: FloatGraph, plan: ModelPlan) -> dict[str, Float32]
     cpu = ProviderReport(asked="cpu", chosen="CPUExecutionProvider", reason="asked for")
     rows: dict[str, list[Float32]] = {name: [] for name in graph.products}
     with _listening_session(graph) as session:
-        backend = OnnxBackend(lambda threads: session, cpu, plan, threads=1, scales_by_batch=False)
+        backend = OnnxBackend(lambda threads: session, cpu, plan, threads=1, outline=Outline())
         for text in tokenizer.encode(CALIBRATION_TEXTS, ""):
             backend.embed(TokenBatch(text.ids[None], np.ones((1, len(text.ids)), np.int64)), exclusive=False)
             for name, values in session.heard.items():

@@ -15,7 +15,7 @@ import re
 import shutil
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -34,15 +34,20 @@ from embed_worker.model_files.plan import ModelPlan
 from embed_worker.progress import shown
 from embed_worker.protocol import ExitCode
 from embed_worker.tools.model_options import add_model_arguments, model_folder, model_options
-from embed_worker.tools.quality import MIN_COSINE_QUANTIZED, ReferencesError, cosines, find_references, is_quantized
+from embed_worker.tools.quality import cosines
 from embed_worker.tools.quantize.activations import sample_activations
 from embed_worker.tools.quantize.int8 import Changed, Float32, FloatGraph, QuantizeError, choose_rounding
-from embed_worker.tools.texts import SAMPLE_TEXTS, bulk_texts
+from embed_worker.tools.references import ReferencesError, find_references
+from embed_worker.tools.texts import SAMPLE_TEXTS, TEXTS_BY_KIND, bulk_texts
 from embed_worker.tools.worker_process import WorkerError, WorkerProcess, worker_arguments
 
 _TOO_INEXACT = 1
 _CPU = RuntimeOptions(provider="cpu")
 _MAX_BYTES = 2_000_000_000  # a protobuf message holds 2 GiB, of which the nodes take some
+
+_MIN_COSINE = 0.95
+_MAX_BATCH_DISTANCE = 1e-6
+_BATCH = 6
 
 _ROUNDS = 7
 _ROUND_S = 2.0
@@ -59,12 +64,14 @@ class Likeness:
 
     Attributes:
         min_cosine, mean_cosine: To the float graph's vectors.
+        kinds: The smallest cosine of each kind of text, the worst first.
         reference_min_cosine: To stored vectors of another implementation; None where there are none.
         batch_max_distance: Cosine distance of a text's vector alone to that in a mixed batch.
     """
 
     min_cosine: float
     mean_cosine: float
+    kinds: Mapping[str, float]
     reference_min_cosine: float | None
     batch_max_distance: float
 
@@ -115,7 +122,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--min-cosine",
         type=float,
-        default=MIN_COSINE_QUANTIZED,
+        default=_MIN_COSINE,
         metavar="X",
         help="refuse a worse variant (%(default)s)",
     )
@@ -163,7 +170,7 @@ def quantize(args: argparse.Namespace) -> Report:
     source, options = model_folder(args), model_options(args)
     plan = read_model_folder(source, options)
     outline = read_outline(plan.graph)
-    if is_quantized(outline.operators):
+    if outline.quantization is not None:
         raise QuantizeError(f"{plan.graph.name} is quantised already; --onnx-file or --variant can name a float graph.")
     if plan.graph.name == args.output_name:
         raise QuantizeError(f"{plan.graph.name} is what is to be quantised: give another --output-name.")
@@ -180,7 +187,8 @@ def quantize(args: argparse.Namespace) -> Report:
                     f"the smallest cosine to the float graph is {likeness.min_cosine:.4f}, and {args.min_cosine:g} is "
                     "required: nothing was written"
                 )
-            is_batch_invariant = variant.engine.is_batch_invariant
+            # Of few texts at the warm-up, and of all that were compared here.
+            is_batch_invariant = variant.engine.is_batch_invariant and likeness.batch_max_distance < _MAX_BATCH_DISTANCE
     except OSError as error:
         where = error.filename or args.output or source
         hint = "" if args.output else "; --output DIR makes a copy of the folder with the variant"
@@ -302,20 +310,36 @@ def _replacing(file: Path) -> Iterator[Path]:
 def compare(variant: LoadedModel, expected: Float32) -> Likeness:
     """Compare a variant with what the float graph gives for `SAMPLE_TEXTS`, and with references where there are any."""
     alone = _embed_each(variant, SAMPLE_TEXTS)
-    together = variant.engine.embed(variant.engine.tokenizer.encode(SAMPLE_TEXTS, ""), exclusive=False)
     similar = cosines(alone, expected)
-    references = find_references(variant.name)
-    reference_min_cosine = None
-    if references is not None:
-        vectors = _embed_each(variant, references.texts)
-        if vectors.shape == references.vectors.shape:
-            reference_min_cosine = round(float(references.cosines(vectors).min()), 6)
+    starts = np.cumsum([0, *map(len, TEXTS_BY_KIND.values())])[:-1]
+    kinds = dict(zip(TEXTS_BY_KIND, np.minimum.reduceat(similar, starts).round(6).tolist(), strict=True))
     return Likeness(
         min_cosine=round(float(similar.min()), 6),
         mean_cosine=round(float(similar.mean()), 6),
-        reference_min_cosine=reference_min_cosine,
-        batch_max_distance=float(f"{1 - cosines(alone, together).min():.1e}"),
+        kinds=dict(sorted(kinds.items(), key=lambda kind: kind[1])),
+        reference_min_cosine=_reference_min_cosine(variant),
+        batch_max_distance=float(f"{1 - cosines(alone, _embed_together(variant, SAMPLE_TEXTS)).min():.1e}"),
     )
+
+
+def _reference_min_cosine(variant: LoadedModel) -> float | None:
+    references = find_references(variant.name, variant.plan.folder)
+    plain = next((item for item in references.sets if not item.request), None) if references is not None else None
+    if plain is None:
+        return None
+    vectors = _embed_each(variant, plain.texts)
+    return round(float(cosines(vectors, plain.vectors).min()), 6) if vectors.shape == plain.vectors.shape else None
+
+
+def _embed_together(model: LoadedModel, texts: Sequence[str]) -> Float32:
+    """Embed texts in batches of several lengths, as pooled: (B, D)."""
+    rows = model.engine.tokenizer.encode(texts, "")
+    order = sorted(range(len(rows)), key=lambda place: len(rows[place].ids))
+    batches = [order[start : start + _BATCH] for start in range(0, len(order), _BATCH)]
+    vectors = np.concatenate(
+        [model.engine.embed([rows[place] for place in batch], exclusive=False) for batch in batches]
+    )
+    return vectors[np.argsort(order)]
 
 
 def _embed_each(model: LoadedModel, texts: Sequence[str]) -> Float32:
@@ -358,11 +382,13 @@ def measure_speed(args: argparse.Namespace, source: Path, variant: Path) -> Spee
 
 def _readable(report: Report) -> str:
     likeness, speed = report.likeness, report.speed
+    kinds = ", ".join(f"{kind} {cosine:.4f}" for kind, cosine in likeness.kinds.items())
     lines = [
         f"{report.graph}: {report.size / 1e6:.1f} MB, {report.size / report.source_size:.2f} of the float graph",
         f"quantized: {report.products} matrix products, {report.tables} lookup tables",
         f"cosine to the float graph over {len(SAMPLE_TEXTS)} texts: smallest {likeness.min_cosine:.4f}, "
         f"mean {likeness.mean_cosine:.4f}",
+        f"smallest by kind of text, the worst first: {kinds}",
     ]
     if likeness.reference_min_cosine is not None:
         lines.append(f"smallest cosine to the stored reference vectors: {likeness.reference_min_cosine:.4f}")
