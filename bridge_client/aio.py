@@ -6,15 +6,15 @@ Cancelling the task that awaits a call cancels the request. The event loop is ne
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
 
-from bridge_client.calls import EmbedCall, Parameters
+from bridge_client.calls import EmbedCall, EmbedKeywords, Parameters
 from bridge_client.client import BLOCK_INPUTS, BLOCKS_AHEAD, EmbedClient, blocks
 from bridge_client.embeddings import Embeddings, Matrix
-from bridge_client.errors import QueueFullError, RequestTimeoutError
 from bridge_client.options import ClientOptions, OptionKeywords
 from bridge_client.stats import ClientStats
 from embed_worker import protocol
@@ -23,9 +23,11 @@ from embed_worker import protocol
 class AsyncEmbedClient:
     """An `EmbedClient` for asyncio. Use it as an asynchronous context manager, or await `close()`."""
 
-    def __init__(self, options: ClientOptions | None = None, **keywords: Unpack[OptionKeywords]) -> None:
-        """Take the options as one `ClientOptions`, or as its keyword arguments; nothing is started yet."""
-        self._client = EmbedClient(options, **keywords)
+    def __init__(
+        self, model: str | os.PathLike[str] | ClientOptions | None = None, **keywords: Unpack[OptionKeywords]
+    ) -> None:
+        """Take what `EmbedClient` takes; nothing is started yet."""
+        self._client = EmbedClient(model, **keywords)
 
     async def __aenter__(self) -> Self:
         self._client.start()
@@ -40,83 +42,55 @@ class AsyncEmbedClient:
         return repr(self._client).replace("EmbedClient", type(self).__name__, 1)
 
     async def embed(
-        self,
-        inputs: str | Sequence[str],
-        *,
-        normalize: bool | None = None,
-        dimensions: int | None = None,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        truncate: bool = True,
-        timeout_s: float | None = None,
+        self, inputs: str | Sequence[str], *, timeout_s: float | None = None, **parameters: Unpack[EmbedKeywords]
     ) -> Matrix:
         """Return the vectors of the inputs, as `EmbedClient.embed`."""
-        parameters = Parameters(
-            normalize=normalize, dimensions=dimensions, prompt_name=prompt_name, prompt=prompt, truncate=truncate
-        )
-        return (await self._embed(inputs, parameters, timeout_s)).vectors
+        return (await self.embed_detailed(inputs, timeout_s=timeout_s, **parameters)).vectors
+
+    async def embed_query(
+        self, inputs: str | Sequence[str], *, timeout_s: float | None = None, **parameters: Unpack[EmbedKeywords]
+    ) -> Matrix:
+        """Return the vectors of questions, as `EmbedClient.embed_query`."""
+        parameters["input_type"] = "query"
+        return (await self.embed_detailed(inputs, timeout_s=timeout_s, **parameters)).vectors
+
+    async def embed_documents(
+        self, inputs: str | Sequence[str], *, timeout_s: float | None = None, **parameters: Unpack[EmbedKeywords]
+    ) -> Matrix:
+        """Return the vectors of what is searched, as `EmbedClient.embed_documents`."""
+        parameters["input_type"] = "document"
+        return (await self.embed_detailed(inputs, timeout_s=timeout_s, **parameters)).vectors
 
     async def embed_detailed(
-        self,
-        inputs: str | Sequence[str],
-        *,
-        normalize: bool | None = None,
-        dimensions: int | None = None,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        truncate: bool = True,
-        timeout_s: float | None = None,
+        self, inputs: str | Sequence[str], *, timeout_s: float | None = None, **parameters: Unpack[EmbedKeywords]
     ) -> Embeddings:
         """Do as `embed`, and return tokens, truncation, fingerprint and timings beside the vectors."""
-        parameters = Parameters(
-            normalize=normalize, dimensions=dimensions, prompt_name=prompt_name, prompt=prompt, truncate=truncate
-        )
-        return await self._embed(inputs, parameters, timeout_s)
+        call = self._client._begin(inputs, Parameters(**parameters), timeout_s)
+        return await asyncio.wrap_future(call.future)
 
     def submit(
-        self,
-        inputs: str | Sequence[str],
-        *,
-        normalize: bool | None = None,
-        dimensions: int | None = None,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        truncate: bool = True,
-        timeout_s: float | None = None,
+        self, inputs: str | Sequence[str], *, timeout_s: float | None = None, **parameters: Unpack[EmbedKeywords]
     ) -> asyncio.Future[Embeddings]:
         """Begin an `embed_detailed` and return its future, an asyncio one.
 
         Raises:
             QueueFullError: Too much is waiting already.
         """
-        parameters = Parameters(
-            normalize=normalize, dimensions=dimensions, prompt_name=prompt_name, prompt=prompt, truncate=truncate
-        )
-        call = self._client._make_call(inputs, parameters, timeout_s)
-        self._client._submit(call)
-        return asyncio.wrap_future(call.future)
+        return asyncio.wrap_future(self._client.submit(inputs, timeout_s=timeout_s, **parameters))
 
     async def embed_iter(
         self,
         inputs: Iterable[str] | AsyncIterable[str],
         *,
         block_inputs: int = BLOCK_INPUTS,
-        normalize: bool | None = None,
-        dimensions: int | None = None,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        truncate: bool = True,
+        **parameters: Unpack[EmbedKeywords],
     ) -> AsyncGenerator[Matrix]:
         """Yield the vectors of any number of texts in blocks, as `EmbedClient.embed_iter`; also of an async one."""
-        parameters = Parameters(
-            normalize=normalize, dimensions=dimensions, prompt_name=prompt_name, prompt=prompt, truncate=truncate
-        )
+        wanted = Parameters(**parameters)
         calls: deque[EmbedCall] = deque()
         try:
             async for block in _blocks(inputs, block_inputs):
-                call = self._client._make_call(block, parameters, None)
-                await self._submit_when_there_is_room(call, None)
-                calls.append(call)
+                calls.append(self._client._begin(block, wanted, None))
                 if len(calls) > BLOCKS_AHEAD:
                     yield (await asyncio.wrap_future(calls[0].future)).vectors
                     calls.popleft()
@@ -126,10 +100,6 @@ class AsyncEmbedClient:
         finally:
             for call in calls:
                 call.future.cancel()
-
-    def cancel(self, future: asyncio.Future[Any]) -> bool:
-        """Cancel a submitted call; False when it has ended already. The same as `future.cancel()`."""
-        return future.cancel()
 
     async def info(self, *, worker: int = 0, timeout_s: float | None = None) -> dict[str, Any]:
         """Return what the worker says of itself and its model, as soon as it is ready."""
@@ -155,27 +125,11 @@ class AsyncEmbedClient:
 
     async def close(self) -> None:
         """Stop the workers and wait for their end, as `EmbedClient.close`."""
-        await asyncio.shield(asyncio.to_thread(self._client.close))
-
-    async def _embed(self, inputs: str | Sequence[str], parameters: Parameters, timeout_s: float | None) -> Embeddings:
-        call = self._client._make_call(inputs, parameters, timeout_s)
-        await self._submit_when_there_is_room(call, timeout_s)
-        return await asyncio.wrap_future(call.future)
-
-    async def _submit_when_there_is_room(self, call: EmbedCall, timeout_s: float | None) -> None:
-        patience_s = self._client._patience_s(timeout_s)
-        until = asyncio.get_running_loop().time() + patience_s
-        while True:
-            try:
-                self._client._submit(call)
-                return
-            except QueueFullError as full:
-                left_s = until - asyncio.get_running_loop().time()
-                try:
-                    await asyncio.wait_for(asyncio.wrap_future(self._client._room()), max(0.0, left_s))
-                except TimeoutError:
-                    message = f"the queue was full for {patience_s:g} s"
-                    raise RequestTimeoutError(message, timeout_s=patience_s) from full
+        until = asyncio.get_running_loop().time() + self._client._core.close_patience_s
+        for future in self._client._core.closing():
+            left_s = until - asyncio.get_running_loop().time()
+            # Not awaited itself: a task that is cancelled here must not cancel what others wait for.
+            await asyncio.wait([asyncio.wrap_future(future)], timeout=max(0.0, left_s))
 
 
 async def _blocks(inputs: Iterable[str] | AsyncIterable[str], size: int) -> AsyncIterator[list[str]]:

@@ -5,10 +5,17 @@ Neither the reader of a worker nor the supervisor ever waits for such code.
 
 from __future__ import annotations
 
+import functools
 import logging
 import queue
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+from bridge_client.calls import CallFuture
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -20,20 +27,37 @@ class CallbackThread:
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="bridge-callbacks", daemon=True)
+        self._thread: threading.Thread | None = None
+        self._has_ended = False
+        self.ended: Future[None] = Future()
 
     def start(self) -> None:
-        """Begin to run."""
-        self._thread.start()
+        """Begin to run, if that has not been done.
+
+        Raises:
+            RuntimeError: The system has no thread to spare.
+        """
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, name="bridge-callbacks", daemon=True)
+            thread.start()
+            self._thread = thread
 
     def put(self, callback: Callable[[], object]) -> None:
-        """Run this in its turn."""
+        """Run this in its turn; once the thread has ended, on the caller's."""
         self._queue.put(callback)
+        if self._has_ended:
+            self._run_what_is_left()
 
     def put_if_room(self, callback: Callable[[], object]) -> None:
         """Run this in its turn, or never where too much is waiting: for what may be lost."""
         if self._queue.qsize() < _MOST_WAITING:
             self._queue.put(callback)
+
+    def log(
+        self, logger: logging.Logger, level: int, message: str, *values: object, error: BaseException | None = None
+    ) -> None:
+        """Log in its turn: what handlers do is the host's code."""
+        self.put(functools.partial(logger.log, level, message, *values, exc_info=error))
 
     def stop(self) -> None:
         """End after what has been given so far."""
@@ -41,12 +65,40 @@ class CallbackThread:
 
     def join(self, timeout_s: float) -> None:
         """Wait for the end, unless called from a callback."""
-        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+        if self._thread is not None and threading.current_thread() is not self._thread:
             self._thread.join(timeout_s)
 
     def _run(self) -> None:
         while (callback := self._queue.get()) is not None:
+            _call(callback)
+        self._has_ended = True
+        self._run_what_is_left()
+        self.ended.set_result(None)
+
+    def _run_what_is_left(self) -> None:
+        while True:
             try:
-                callback()
-            except Exception:  # noqa: BLE001 - the host's code must not end the thread
-                _log.exception("a callback failed")
+                callback = self._queue.get_nowait()
+            except queue.Empty:
+                return
+            if callback is not None:
+                _call(callback)
+
+
+class HostFuture(CallFuture[T]):
+    """A future in the host's hands: it is done when its answer is there, and its callbacks run on their thread."""
+
+    def __init__(self, callbacks: CallbackThread) -> None:
+        super().__init__()
+        self._callbacks = callbacks
+
+    def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
+        """Have this called on the thread for callbacks once the future is done."""
+        super().add_done_callback(lambda future: self._callbacks.put(functools.partial(fn, future)))
+
+
+def _call(callback: Callable[[], object]) -> None:
+    try:
+        callback()
+    except BaseException as error:  # noqa: BLE001 - the host's code must not end the thread
+        _log.error("a callback failed", exc_info=error)

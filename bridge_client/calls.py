@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass
-from typing import Any, Generic, NoReturn, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, Literal, NoReturn, TypeAlias, TypedDict, TypeVar
 
 import numpy as np
 
@@ -25,28 +25,83 @@ T = TypeVar("T")
 # A chunk is a second or two of work on a small machine: long enough to be batched well, short enough that a bulk call
 # neither outlives the time limit of its chunks in the worker's queue nor keeps others waiting behind it.
 CHUNK_TOKENS = 16_384
+SHORT_TOKENS = 512  # about one micro-batch of the worker
 _MOST_INPUTS = Limits().max_inputs  # a worker with less says so, and its chunks are cut again
 CHUNK_BYTES = 4 * 2**20  # times six, for the escapes of control characters, still a legal line
 _BYTES_PER_TOKEN = 4
 _MOST_TOKENS = 512  # a text is truncated at the model's limit, and few models go further
 
 
+InputType: TypeAlias = Literal["query", "document"]
+# The names under which models publish the prompt of each; the first that has one counts.
+PROMPT_NAMES: Mapping[str, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
-    """What an `embed` asks for beside its inputs. None: what the model's folder says."""
+    """What an `embed` asks for beside its inputs. None: what the model's folder says.
+
+    Raises:
+        ValueError: Two of them contradict each other.
+    """
 
     normalize: bool | None = None
     dimensions: int | None = None
     prompt_name: str | None = None
     prompt: str | None = None
+    input_type: InputType | None = None
     truncate: bool = True
+    model: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.input_type is None:
+            return
+        if self.input_type not in PROMPT_NAMES:
+            raise ValueError(f"`input_type` must be 'query' or 'document', not {self.input_type!r}")
+        if self.prompt is not None or self.prompt_name is not None:
+            raise ValueError("`input_type` chooses the prompt: leave out `prompt` and `prompt_name`")
+        if self.model is not None:
+            raise ValueError("`input_type` chooses among the prompts of the client's own model: give `prompt_name`")
+
+
+class EmbedKeywords(TypedDict, total=False):
+    """The names and types of `Parameters`, for the checkers of hosts; a test keeps the two equal."""
+
+    normalize: bool | None
+    dimensions: int | None
+    prompt_name: str | None
+    prompt: str | None
+    input_type: InputType | None
+    truncate: bool
+    model: str | None
+
+
+class CallFuture(Future[T]):
+    """A future whose cancellation reaches the worker.
+
+    It may be cancelled anywhere: in a signal handler, or by the garbage collector on a thread that is inside the
+    client. So it takes no lock of the client's.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.when_cancelled: Callable[[], object] | None = None
+
+    def cancel(self) -> bool:
+        """Cancel the call; False when it has ended already."""
+        if not super().cancel():
+            return False
+        if self.when_cancelled is not None:
+            self.when_cancelled()
+            self.when_cancelled = None
+        return True
 
 
 class Promise(Generic[T]):
     """A future that is settled once, under the lock, and delivered once, without it."""
 
-    def __init__(self) -> None:
-        self.future: Future[T] = Future()
+    def __init__(self, future: CallFuture[T] | None = None) -> None:
+        self.future: CallFuture[T] = CallFuture() if future is None else future
         self._outcome: Callable[[], T] | BridgeError | None = None
 
     @property
@@ -74,6 +129,7 @@ class Promise(Generic[T]):
                 self.future.set_exception(error)
             else:
                 self.future.set_result(result)
+        self.future.when_cancelled = None  # it leads back here: a circle would keep the vectors
 
 
 class EmbedCall(Promise[Embeddings]):
@@ -91,14 +147,15 @@ class EmbedCall(Promise[Embeddings]):
         *,
         timeout_s: float,
         deadline: float | None = None,
-        calls_back: bool = False,
+        waits_for_room: bool = False,
+        future: CallFuture[Embeddings] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(future)
         self.inputs = inputs
         self.parameters = parameters
-        self.timeout_s = timeout_s  # for each chunk, from being sent first; the deadline goes before it
+        self.timeout_s = timeout_s  # for each chunk, from being sent first, and for room; the deadline goes before it
         self.deadline = deadline
-        self.calls_back = calls_back  # the future is the host's: its callbacks run on the thread for such
+        self.waits_for_room = waits_for_room  # instead of being refused when the queue is full
         self.sizes = _sizes(inputs)
         self.bytes = sum(self.sizes)
         self.submitted_at = 0.0
@@ -125,15 +182,22 @@ class EmbedCall(Promise[Embeddings]):
             size += text_bytes
         yield Chunk(call=self, start=start, stop=len(self.sizes))
 
-    def request(self, start: int, stop: int) -> protocol.Embed:
-        """Return the request for a range of the inputs."""
+    def request(self, start: int, stop: int, prompts: Mapping[str, str]) -> protocol.Embed:
+        """Return the request for a range of the inputs, to a model with these prompts."""
         wanted = self.parameters
+        prompt_name, prompt = wanted.prompt_name, wanted.prompt
+        if wanted.input_type is not None:
+            names = PROMPT_NAMES[wanted.input_type]
+            prompt_name = next((name for name in names if prompts.get(name)), None)
+            # Without one of its own a text gets no prompt, also where the folder has one by default.
+            prompt = "" if prompt_name is None else None
         return protocol.Embed(
             inputs=list(self.inputs[start:stop]),
             normalize=wanted.normalize,
             dimensions=wanted.dimensions,
-            prompt_name=wanted.prompt_name,
-            prompt=wanted.prompt,
+            prompt_name=prompt_name,
+            prompt=prompt,
+            model=wanted.model,
             truncate=wanted.truncate,
             encoding_format=EncodingFormat.BASE64,
         )
@@ -172,11 +236,11 @@ class EmbedCall(Promise[Embeddings]):
         assert self._served is not None
         blamed = set(self._blamed)
         kept = [index for index in range(len(self.inputs)) if index not in blamed]
-        place = {index: number for number, index in enumerate(kept)} if blamed else None
+        row = {index: number for number, index in enumerate(kept)} if blamed else None
         return Embeddings(
-            vectors=self._vectors if place is None else self._vectors[kept],
-            tokens=tuple(self._tokens if place is None else (self._tokens[index] for index in kept)),
-            truncated=tuple(sorted(self._truncated if place is None else (place[index] for index in self._truncated))),
+            vectors=self._vectors if row is None else self._vectors[kept],
+            tokens=tuple(self._tokens if row is None else (self._tokens[index] for index in kept)),
+            truncated=tuple(sorted(self._truncated if row is None else (row[index] for index in self._truncated))),
             model=self._served.model,
             fingerprint=self._served.fingerprint,
             timing_ms=self._timing_ms,
@@ -190,6 +254,9 @@ class Chunk:
     Attributes:
         lone_deaths: How often a worker died with this, or with the larger chunk that it was cut from, alone.
         sent_at: When its inputs were sent first; their time-out counts from then, whatever happens to the worker.
+        tokens: Estimated.
+        is_short: It is so small that it should not wait behind larger ones.
+        weight: How much of its call it is; an empty call has one empty chunk.
     """
 
     call: EmbedCall
@@ -199,21 +266,20 @@ class Chunk:
     lone_deaths: int = 0
     attempts: int = 0
     sent_at: float | None = None
-    tokens: int = 0
-    bytes: int = 0
+    tokens: int = field(init=False)
+    bytes: int = field(init=False)
+    is_short: bool = field(init=False)
+    weight: int = field(init=False)
 
     def __post_init__(self) -> None:
         sizes = self.call.sizes[self.start : self.stop]
         self.tokens = sum(map(_cost, sizes))
         self.bytes = sum(sizes)
+        self.is_short = self.tokens <= SHORT_TOKENS
+        self.weight = max(1, len(sizes))
 
     def __len__(self) -> int:
         return self.stop - self.start
-
-    @property
-    def weight(self) -> int:
-        """How much of its call it is; an empty call has one empty chunk."""
-        return max(1, len(self))
 
     @property
     def texts(self) -> Sequence[str]:
@@ -260,6 +326,8 @@ def read_answer(members: Mapping[str, Any], chunk: Chunk, served: Served) -> Ans
     Raises:
         ProtocolError: It does not fit: nothing of it may be used.
     """
+    if chunk.call.parameters.model is not None:
+        served = _another_model(members, served)
     count, dimension = len(chunk), chunk.call.parameters.dimensions or served.dimension
     flat = np.frombuffer(protocol.decode_matrix(members, count, dimension), "<f4")
     if not np.isfinite(flat).all():
@@ -282,6 +350,16 @@ def read_answer(members: Mapping[str, Any], chunk: Chunk, served: Served) -> Ans
     )
 
 
+def _another_model(members: Mapping[str, Any], served: Served) -> Served:
+    """Return what an answer says of its model, of which the worker promised nothing."""
+    model, fingerprint, dimension = members.get("model"), members.get("fingerprint"), members.get("dimension")
+    if not (isinstance(model, str) and isinstance(fingerprint, str) and model and fingerprint):
+        _refuse("no model or no fingerprint is named")
+    if type(dimension) is not int or dimension < 1:
+        _refuse("no dimension is named")
+    return replace(served, model=model, fingerprint=fingerprint, dimension=dimension)
+
+
 def _refuse(message: str) -> NoReturn:
     raise protocol.ProtocolError(ErrorCode.PARSE_ERROR, message)
 
@@ -289,6 +367,26 @@ def _refuse(message: str) -> NoReturn:
 def _cost(text_bytes: int) -> int:
     """Estimate the tokens of a text: its own and the two special ones."""
     return 2 + min(text_bytes // _BYTES_PER_TOKEN, _MOST_TOKENS)
+
+
+def texts_of(inputs: object) -> tuple[str, ...]:
+    """Return what a host gives as inputs as texts; one text is a tuple of one.
+
+    Raises:
+        TypeError: They are something else.
+    """
+    if isinstance(inputs, str):
+        return (inputs,)
+    if isinstance(inputs, (bytes, bytearray, Mapping, Set)) or not isinstance(inputs, Iterable):
+        raise TypeError(f"`inputs` must be a text or a sequence of texts, not {type(inputs).__name__}")
+    return tuple(text if type(text) is str else plain_text(text) for text in inputs)
+
+
+def plain_text(text: Any) -> Any:
+    """Return the string that numpy's or Arrow's stands for, and anything else as it is."""
+    if isinstance(text, str):
+        return str(text)
+    return text.as_py() if hasattr(text, "as_py") else text
 
 
 def _sizes(inputs: Sequence[str]) -> list[int]:

@@ -1,7 +1,8 @@
-"""`EmbedClient`: what a host calls. Everything here is a thin face; `supervisor.py` does the work."""
+"""`EmbedClient`: what a host calls. Everything here is a thin face; `core.py` does the work."""
 
 from __future__ import annotations
 
+import os
 import time
 import weakref
 from collections import deque
@@ -10,12 +11,12 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self, Unpack
 
-from bridge_client.calls import EmbedCall, Parameters
+from bridge_client.callbacks import HostFuture
+from bridge_client.calls import CallFuture, EmbedCall, EmbedKeywords, Parameters, texts_of
+from bridge_client.core import Core
 from bridge_client.embeddings import Embeddings, Matrix
-from bridge_client.errors import QueueFullError, RequestTimeoutError
 from bridge_client.options import ClientOptions, OptionKeywords
 from bridge_client.stats import ClientStats
-from bridge_client.supervisor import Supervisor
 from bridge_client.worker_slot import Control
 from embed_worker import protocol
 
@@ -27,16 +28,19 @@ class EmbedClient:
     """A worker that never lets its host down: spawned at the first use, supervised, restarted.
 
     Thread-safe. Use it as a context manager, or call `close()`; a host that ends without leaves no worker either. A
-    forked child cannot use the client of its parent.
+    forked child cannot use the client of its parent. Pickled or copied, it becomes a new client of the same options.
     """
 
-    def __init__(self, options: ClientOptions | None = None, **keywords: Unpack[OptionKeywords]) -> None:
-        """Take the options as one `ClientOptions`, or as its keyword arguments; nothing is started yet."""
-        if options is not None and keywords:
-            raise TypeError("give either `options` or keyword arguments")
-        self._options = ClientOptions(**keywords) if options is None else options
-        self._supervisor = Supervisor(self._options)
-        self._finalizer = weakref.finalize(self, self._supervisor.close_soon)
+    def __init__(
+        self, model: str | os.PathLike[str] | ClientOptions | None = None, **keywords: Unpack[OptionKeywords]
+    ) -> None:
+        """Take a model's name or folder and the options as keywords, or all of them as one `ClientOptions`.
+
+        Nothing is started yet.
+        """
+        self._options = options_of(model, keywords)
+        self._core = Core(self._options)
+        self._finalizer = weakref.finalize(self, self._core.close_soon)
         self._finalizer.atexit = False
 
     def __enter__(self) -> Self:
@@ -56,31 +60,31 @@ class EmbedClient:
         )
 
     def start(self) -> None:
-        """Start the workers without waiting for them; the first call does so, too."""
-        self._supervisor.start()
+        """Start the workers without waiting for them; the first call does so, too.
+
+        Raises:
+            ClientClosedError: The client is closed.
+            WorkerStartError: The system has no threads to spare; it may be tried again.
+        """
+        self._core.start()
 
     def embed(
-        self,
-        inputs: str | Sequence[str],
-        *,
-        normalize: bool | None = None,
-        dimensions: int | None = None,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        truncate: bool = True,
-        timeout_s: float | None = None,
+        self, inputs: str | Sequence[str], *, timeout_s: float | None = None, **parameters: Unpack[EmbedKeywords]
     ) -> Matrix:
         """Return the vectors of the inputs: (B, D) float32, in order; one text is a list of one.
 
         Args:
             inputs: Any number of texts: what is too much for one request is split and joined again.
-            normalize: L2-normalise, whatever the model's folder says.
-            dimensions: Keep so many of the dimensions (Matryoshka).
-            prompt_name: A prompt of the model, such as `query`.
-            prompt: A literal prefix.
-            truncate: False makes a text over the model's limit an error.
             timeout_s: For the whole call, waiting included; without it `request_timeout_s` counts for each chunk of the
                 call once it is sent.
+            parameters: Further keywords:
+                normalize: L2-normalise, whatever the model's folder says.
+                dimensions: Keep so many of the dimensions (Matryoshka).
+                prompt_name: A prompt of the model, such as `query`.
+                prompt: A literal prefix.
+                input_type: `query` or `document`: as `embed_query` and `embed_documents`.
+                truncate: False makes a text over the model's limit an error.
+                model: Another model that the worker has loaded.
 
         Raises:
             RequestError: The worker says no.
@@ -88,33 +92,30 @@ class EmbedClient:
             PoisonedInputError: An input kills the worker.
             BridgeError: There is no worker that could serve it: `docs/troubleshooting.md` lists them all.
         """
-        return self.embed_detailed(
-            inputs,
-            normalize=normalize,
-            dimensions=dimensions,
-            prompt_name=prompt_name,
-            prompt=prompt,
-            truncate=truncate,
-            timeout_s=timeout_s,
-        ).vectors
+        return self.embed_detailed(inputs, timeout_s=timeout_s, **parameters).vectors
+
+    def embed_query(
+        self, inputs: str | Sequence[str], *, timeout_s: float | None = None, **parameters: Unpack[EmbedKeywords]
+    ) -> Matrix:
+        """Return the vectors of questions: `embed` with the model's prompt `query`, or none where it has none."""
+        parameters["input_type"] = "query"
+        return self.embed_detailed(inputs, timeout_s=timeout_s, **parameters).vectors
+
+    def embed_documents(
+        self, inputs: str | Sequence[str], *, timeout_s: float | None = None, **parameters: Unpack[EmbedKeywords]
+    ) -> Matrix:
+        """Return the vectors of what is searched: `embed` with the model's prompt for documents.
+
+        That is the first of `document`, `passage` and `corpus` that is not empty; else there is none.
+        """
+        parameters["input_type"] = "document"
+        return self.embed_detailed(inputs, timeout_s=timeout_s, **parameters).vectors
 
     def embed_detailed(
-        self,
-        inputs: str | Sequence[str],
-        *,
-        normalize: bool | None = None,
-        dimensions: int | None = None,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        truncate: bool = True,
-        timeout_s: float | None = None,
+        self, inputs: str | Sequence[str], *, timeout_s: float | None = None, **parameters: Unpack[EmbedKeywords]
     ) -> Embeddings:
         """Do as `embed`, and return tokens, truncation, fingerprint and timings beside the vectors."""
-        parameters = Parameters(
-            normalize=normalize, dimensions=dimensions, prompt_name=prompt_name, prompt=prompt, truncate=truncate
-        )
-        call = self._make_call(inputs, parameters, timeout_s)
-        self._submit_when_there_is_room(call, timeout_s)
+        call = self._begin(inputs, Parameters(**parameters), timeout_s)
         try:
             return call.future.result()
         except BaseException:  # Ctrl-C, for instance: nobody waits any more
@@ -122,15 +123,7 @@ class EmbedClient:
             raise
 
     def submit(
-        self,
-        inputs: str | Sequence[str],
-        *,
-        normalize: bool | None = None,
-        dimensions: int | None = None,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        truncate: bool = True,
-        timeout_s: float | None = None,
+        self, inputs: str | Sequence[str], *, timeout_s: float | None = None, **parameters: Unpack[EmbedKeywords]
     ) -> Future[Embeddings]:
         """Begin an `embed_detailed` and return its future.
 
@@ -140,37 +133,21 @@ class EmbedClient:
         Raises:
             QueueFullError: Too much is waiting already.
         """
-        parameters = Parameters(
-            normalize=normalize, dimensions=dimensions, prompt_name=prompt_name, prompt=prompt, truncate=truncate
-        )
-        call = self._make_call(inputs, parameters, timeout_s, calls_back=True)
-        self._supervisor.submit(call)
-        return call.future
+        future: HostFuture[Embeddings] = HostFuture(self._core.callbacks)
+        return self._begin(inputs, Parameters(**parameters), timeout_s, future).future
 
     def embed_iter(
-        self,
-        inputs: Iterable[str],
-        *,
-        block_inputs: int = BLOCK_INPUTS,
-        normalize: bool | None = None,
-        dimensions: int | None = None,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        truncate: bool = True,
+        self, inputs: Iterable[str], *, block_inputs: int = BLOCK_INPUTS, **parameters: Unpack[EmbedKeywords]
     ) -> Generator[Matrix]:
         """Yield the vectors of any number of texts in blocks, in order: (B, D) with B at most `block_inputs`.
 
         A few blocks are in flight while one is consumed, and no more of `inputs` is read than that: memory is bounded.
         """
-        parameters = Parameters(
-            normalize=normalize, dimensions=dimensions, prompt_name=prompt_name, prompt=prompt, truncate=truncate
-        )
+        wanted = Parameters(**parameters)
         calls: deque[EmbedCall] = deque()
         try:
             for block in blocks(inputs, block_inputs):
-                call = self._make_call(block, parameters, None)
-                self._submit_when_there_is_room(call, None)
-                calls.append(call)
+                calls.append(self._begin(block, wanted, None))
                 if len(calls) > BLOCKS_AHEAD:
                     yield calls[0].future.result().vectors
                     calls.popleft()
@@ -180,10 +157,6 @@ class EmbedClient:
         finally:
             for call in calls:
                 call.future.cancel()
-
-    def cancel(self, future: Future[Any]) -> bool:
-        """Cancel a submitted call; False when it has ended already. The same as `future.cancel()`."""
-        return future.cancel()
 
     def info(self, *, worker: int = 0, timeout_s: float | None = None) -> dict[str, Any]:
         """Return what the worker says of itself and its model, as soon as it is ready."""
@@ -200,7 +173,7 @@ class EmbedClient:
 
     def stats(self) -> ClientStats:
         """Return the client's own view: state, process, queue, restarts, latencies."""
-        return self._supervisor.stats()
+        return self._core.stats()
 
     def restart(self, *, accept_model: bool = False) -> None:
         """Replace the workers, also from FAILED and with an empty budget; returns at once.
@@ -208,63 +181,58 @@ class EmbedClient:
         Args:
             accept_model: Go on also with another model than so far. The vectors of the two must not be mixed.
         """
-        self._supervisor.restart(accept_model=accept_model)
+        self._core.restart(accept_model=accept_model)
 
     def close(self) -> None:
         """Stop the workers and wait for their end; bounded, idempotent, from any thread.
 
-        What the worker has begun may still be answered within 5 s; the rest fails with `ClientClosedError`.
+        What the worker has begun may still be answered within 5 s; the rest fails with `ClientClosedError`. In a signal
+        handler that has interrupted the client itself it only begins to close.
         """
-        self._supervisor.close()
+        self._core.close()
 
     # For both faces
 
-    def _make_call(
-        self, inputs: str | Sequence[str], parameters: Parameters, timeout_s: float | None, *, calls_back: bool = False
+    def _begin(
+        self,
+        inputs: str | Sequence[str],
+        parameters: Parameters,
+        timeout_s: float | None,
+        future: CallFuture[Embeddings] | None = None,
     ) -> EmbedCall:
-        """Check the inputs and make a call of them."""
-        return EmbedCall(
-            (inputs,) if isinstance(inputs, str) else tuple(inputs),
+        """Make a call and queue it; one with the host's own future does not wait for room."""
+        call = EmbedCall(
+            texts_of(inputs),
             parameters,
             timeout_s=self._options.request_timeout_s if timeout_s is None else timeout_s,
             deadline=None if timeout_s is None else time.monotonic() + timeout_s,
-            calls_back=calls_back,
+            waits_for_room=future is None,
+            future=future,
         )
+        self._core.submit(call)
+        return call
 
     def _ask(self, request: protocol.Request, worker: int, timeout_s: float | None) -> Future[dict[str, Any]]:
         """Put a question to one worker."""
         if not 0 <= worker < self._options.workers:
             raise ValueError(f"`worker` must be 0 to {self._options.workers - 1}, not {worker}")
-        patience_s = self._patience_s(timeout_s)
+        patience_s = self._options.request_timeout_s if timeout_s is None else timeout_s
         control = Control(request, worker, time.monotonic() + patience_s, patience_s)
-        self._supervisor.ask(control)
+        self._core.ask(control)
         return control.future
 
-    def _submit(self, call: EmbedCall) -> None:
-        """Queue a call, or raise `QueueFullError`."""
-        self._supervisor.submit(call)
 
-    def _room(self) -> Future[None]:
-        """Return a future that is done when a call that did not fit may be tried again."""
-        return self._supervisor.room()
+def options_of(model: str | os.PathLike[str] | ClientOptions | None, keywords: OptionKeywords) -> ClientOptions:
+    """Return the options that a client is made of.
 
-    def _patience_s(self, timeout_s: float | None) -> float:
-        """Return how long a call may wait for room."""
-        return self._options.request_timeout_s if timeout_s is None else timeout_s
-
-    def _submit_when_there_is_room(self, call: EmbedCall, timeout_s: float | None) -> None:
-        patience_s = self._patience_s(timeout_s)
-        until = time.monotonic() + patience_s
-        while True:
-            try:
-                self._supervisor.submit(call)
-                return
-            except QueueFullError as full:
-                try:
-                    self._supervisor.room().result(max(0.0, until - time.monotonic()))
-                except TimeoutError:
-                    message = f"the queue was full for {patience_s:g} s"
-                    raise RequestTimeoutError(message, timeout_s=patience_s) from full
+    Raises:
+        TypeError: There are both a `ClientOptions` and keywords.
+    """
+    if isinstance(model, ClientOptions):
+        if keywords:
+            raise TypeError("give either a `ClientOptions` or keyword arguments")
+        return model
+    return ClientOptions(**keywords) if model is None else ClientOptions(model=model, **keywords)
 
 
 def blocks(inputs: Iterable[str], size: int) -> Iterator[list[str]]:

@@ -32,3 +32,8 @@ class Embeddings:
     model: str
     fingerprint: str
     timing_ms: Mapping[str, float]
+
+    def __repr__(self) -> str:
+        count, dimension = self.vectors.shape
+        cut = f" truncated={len(self.truncated)}" if self.truncated else ""
+        return f"<Embeddings {count} x {dimension} {self.model} fingerprint={self.fingerprint}{cut}>"

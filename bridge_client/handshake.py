@@ -21,6 +21,7 @@ class Served:
     fingerprint: str
     dimension: int
     limits: Limits
+    prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def from_info(cls, info: Mapping[str, Any]) -> Served:
@@ -41,7 +42,15 @@ class Served:
         limits = told if isinstance(told, dict) else {}
         names = [field.name for field in dataclasses.fields(Limits)]
         known = {name: limits[name] for name in names if type(limits.get(name)) is int and limits[name] > 0}
-        return cls(model=model, fingerprint=fingerprint, dimension=dimension, limits=Limits(**known))
+        named = info.get("prompts")
+        prompts = named if isinstance(named, dict) else {}
+        return cls(
+            model=model,
+            fingerprint=fingerprint,
+            dimension=dimension,
+            limits=Limits(**known),
+            prompts={name: prompt for name, prompt in prompts.items() if isinstance(prompt, str)},
+        )
 
     @property
     def identity(self) -> tuple[str, str, int]:

@@ -7,6 +7,8 @@ import os
 import threading
 from typing import Protocol
 
+_FORK_WAIT_S = 2.0
+
 
 class _Running(Protocol):
     def close_soon(self) -> None: ...
@@ -16,7 +18,18 @@ class _Running(Protocol):
     def forget_in_child(self) -> None: ...
 
 
-_lock = threading.Lock()
+class _Forking(threading.local):
+    """Of this thread's forks, which may be nested by a signal handler: whether each has taken the lock."""
+
+    def __init__(self) -> None:
+        self.has_lock: list[bool] = []
+
+
+# Held around every spawn until the process is known to its client: a child that is forked meanwhile would inherit the
+# pipe on which `Popen` waits for the end of the spawn, and the pipes of a worker that nobody tells it to close.
+spawning = threading.RLock()
+_forking = _Forking()
+_lock = threading.RLock()
 _running: set[_Running] = set()
 _is_installed = False
 
@@ -30,7 +43,9 @@ def register(running: _Running) -> None:
             _is_installed = True
             atexit.register(_close_all)
             if hasattr(os, "register_at_fork"):
-                os.register_at_fork(after_in_child=_forget_all)
+                os.register_at_fork(
+                    before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_forget_all
+                )
 
 
 def unregister(running: _Running) -> None:
@@ -46,10 +61,20 @@ def _close_all() -> None:
         running.close()
 
 
+def _before_fork() -> None:
+    # Bounded: a spawn that the system holds up must not freeze the host's own fork.
+    _forking.has_lock.append(spawning.acquire(timeout=_FORK_WAIT_S))
+
+
+def _after_fork_in_parent() -> None:
+    if _forking.has_lock and _forking.has_lock.pop():
+        spawning.release()
+
+
 def _forget_all() -> None:
-    # The lock may have been held by a thread that does not exist here: it gets a new one.
-    global _lock
-    _lock = threading.Lock()
+    # The locks may have been held by threads that do not exist here: there are new ones.
+    global _lock, spawning, _forking
+    _lock, spawning, _forking = threading.RLock(), threading.RLock(), _Forking()
     for running in list(_running):
         running.forget_in_child()
     _running.clear()

@@ -140,9 +140,8 @@ class ClientOptions:
 
 
 class OptionKeywords(TypedDict, total=False):
-    """The names and types of `ClientOptions`, for the checkers of hosts; a test keeps the two equal."""
+    """The names and types of `ClientOptions` but `model`, for the checkers of hosts; a test keeps the two equal."""
 
-    model: str | os.PathLike[str]
     worker_command: tuple[str, ...] | None
     worker_args: tuple[str, ...]
     env: Mapping[str, str]

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import queue
 import re
@@ -19,15 +18,15 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Protocol
 
+from bridge_client.child import Child
 from bridge_client.exits import Cause, ExitReport, cause_of
-
-_log = logging.getLogger(__name__)
 
 _READ_BYTES = 256 * 1024
 _STDERR_KEPT_BYTES = 64 * 1024
 _STDERR_TOLD_BYTES = 8 * 1024
 _STDERR_LINE_BYTES = 4 * 1024  # longer ones are logged in parts: a progress bar never ends its line
 _MAX_ANSWER_BYTES = 256 * 2**20
+_STOLEN = "its exit status is lost: the host ignores SIGCHLD, or waits for any child"
 _PIPE_GRACE_S = 0.25  # a grandchild may hold the pipes of a dead worker open
 
 
@@ -37,8 +36,8 @@ class Owner(Protocol):
     def on_line(self, process: WorkerProcess, line: bytes) -> None:
         """Take one complete line of standard output."""
 
-    def on_invalid_output(self, process: WorkerProcess, why: str) -> None:
-        """Hear that standard output cannot be trusted any more."""
+    def on_invalid_output(self, process: WorkerProcess, why: str, error: BaseException | None = None) -> None:
+        """Hear that standard output cannot be trusted any more, or that it has met a bug."""
 
     def on_pipe_lost(self, process: WorkerProcess) -> None:
         """Hear that standard input or output is gone; usually the process is about to follow."""
@@ -82,7 +81,8 @@ class WorkerProcess:
         self.number = number
         self.pid = popen.pid
         self.worker_pid = popen.pid  # another one where what was started is a launcher of the worker
-        self._popen = popen
+        self._argv = popen.args
+        self._child = Child(popen)
         self._stdin: IO[bytes] = popen.stdin
         self._stdout: IO[bytes] = popen.stdout
         self._stderr: IO[bytes] = popen.stderr
@@ -95,8 +95,6 @@ class WorkerProcess:
         self._detail = ""
         self._stderr_kept = bytearray()
         self._lines = LineBuffer()
-        self._reap_lock = threading.Lock()
-        self._is_reaped = False
         self._threads = {
             name: threading.Thread(target=target, name=f"bridge-{name}-{number}", daemon=True)
             for name, target in (
@@ -134,21 +132,28 @@ class WorkerProcess:
             start_new_session=os.name == "posix",
             creationflags=_creation_flags(),
         )
-        process = cls(popen, owner, number)
+        return cls(popen, owner, number)
+
+    def begin(self) -> None:
+        """Start the threads; from now on its owner hears of it, and only from now on.
+
+        Raises:
+            OSError: There is no thread to spare. The process is ended and reaped, and its owner hears nothing.
+        """
         try:
-            for thread in process._threads.values():
+            for thread in self._threads.values():
                 thread.start()
-        except RuntimeError:  # the interpreter is shutting down, or there are too many threads
-            process.kill(Cause.ASKED)
-            popen.wait()
-            process._close_pipes()
-            raise OSError("no thread for the worker's pipes") from None
-        return process
+        except RuntimeError as error:  # the interpreter is shutting down, or there are too many threads
+            self._child.signal_group(signal.SIGKILL if os.name == "posix" else signal.SIGTERM)
+            self._child.wait()
+            self._outbox.put(None)
+            self._close_pipes()
+            raise OSError(f"no thread for the worker's pipes: {error}") from error
 
     @property
     def argv(self) -> tuple[str, ...]:
         """The command line."""
-        return tuple(map(str, self._popen.args)) if isinstance(self._popen.args, (list, tuple)) else ()
+        return tuple(map(str, self._argv)) if isinstance(self._argv, (list, tuple)) else ()
 
     def learn_pid(self, told: object) -> None:
         """Take the number that the worker tells of itself, unless it belongs to another machine or namespace."""
@@ -192,21 +197,21 @@ class WorkerProcess:
 
     def terminate(self) -> None:
         """Ask for an end, the whole group."""
-        self._signal_group(signal.SIGTERM)
+        self._child.signal_group(signal.SIGTERM)
 
     def kill(self, cause: Cause, detail: str = "") -> None:
         """End the whole group; `cause` will stand in the report unless the worker ended in its own way before."""
         if self._ours is None:
             self._ours, self._detail = cause, detail
-        self._signal_group(signal.SIGKILL if os.name == "posix" else signal.SIGTERM)
+        self._child.signal_group(signal.SIGKILL if os.name == "posix" else signal.SIGTERM)
 
     def forget_in_child(self) -> None:
         """Let go of the pipes in a forked child: no flush, no lock, no signal."""
-        self._popen.returncode = 0  # not this process's child
+        self._child.forget()
         self._close_pipes()
 
-    def report(self, status: int | None, ours: Cause | None = None) -> ExitReport:
-        """Describe the end; without a status, of a process that would not die."""
+    def report(self, status: int | None, ours: Cause | None = None, detail: str = "") -> ExitReport:
+        """Describe the end; without a status, of a process that would not die, or whose status is lost."""
         cause = ours if ours is not None else self._ours
         return ExitReport(
             cause=cause_of(status, cause) if status is not None else (cause or Cause.EXITED),
@@ -215,18 +220,8 @@ class WorkerProcess:
             argv=self.argv,
             stderr_tail=printable(_plain_lines(self._stderr_kept[-_STDERR_TOLD_BYTES:]).decode("utf-8", "replace")),
             partial_line_bytes=self._lines.partial_bytes,
-            detail=self._detail,
+            detail=self._detail or detail,
         )
-
-    def _signal_group(self, number: signal.Signals) -> None:
-        with self._reap_lock:
-            if self._is_reaped:
-                return  # its number may be somebody else's by now
-            if sys.platform == "win32":
-                self._popen.terminate()
-                return
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, number)
 
     def _close_pipes(self) -> None:
         for pipe in (self._stdin, self._stdout, self._stderr):
@@ -253,9 +248,8 @@ class WorkerProcess:
             for line in self._lines.feed(chunk):
                 try:
                     self._owner.on_line(self, line)
-                except Exception as error:  # noqa: BLE001 - whoever waits for this line must not wait for ever
-                    _log.exception("an answer met a bug")
-                    self._owner.on_invalid_output(self, f"{type(error).__name__} while an answer was read")
+                except BaseException as error:  # noqa: BLE001 - whoever waits for this line must not wait for ever
+                    self._owner.on_invalid_output(self, f"{type(error).__name__} while an answer was read", error)
             if self._lines.partial_bytes > _MAX_ANSWER_BYTES:
                 self._owner.on_invalid_output(self, f"a line of more than {_MAX_ANSWER_BYTES} bytes")
                 break
@@ -273,24 +267,12 @@ class WorkerProcess:
                 self._owner.on_stderr(self, printable(line[:_STDERR_LINE_BYTES].decode("utf-8", "replace")))
 
     def _wait(self) -> None:
-        if hasattr(os, "waitid"):
-            with contextlib.suppress(ChildProcessError):
-                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-            # Its children, if it left any: until it is reaped, the group's number is certainly ours.
-            self._signal_group(signal.SIGKILL)
-            with self._reap_lock:
-                status = self._popen.wait()
-                self._is_reaped = True
-        else:  # Windows, and macOS before Python 3.13
-            status = self._popen.wait()
-            if os.name == "posix":
-                self._signal_group(signal.SIGKILL)
-            self._is_reaped = True
+        status = self._child.wait()
         self._outbox.put(None)
         # What it had said before it died counts; but the pipes may be held open by somebody else.
         for name in ("reader", "stderr", "writer"):
             self._threads[name].join(_PIPE_GRACE_S)
-        self._owner.on_gone(self, self.report(status))
+        self._owner.on_gone(self, self.report(status, detail="" if status is not None else _STOLEN))
 
 
 def _chunks(pipe: IO[bytes]) -> Iterator[bytes]:

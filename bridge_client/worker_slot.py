@@ -1,4 +1,4 @@
-"""One slot in the pool of workers: its life, its process while there is one, and what that has been sent."""
+"""One slot in the pool of workers, and the process that is in it now: what it serves and what it has been sent."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from bridge_client.stats import WorkerStats
 from bridge_client.worker_process import WorkerProcess
 from embed_worker.protocol import Request
 
-_SHORT_TOKENS = 512  # about one micro-batch of the worker
 _WINDOW_REQUESTS = 256  # more would not make better batches, only more chunks to isolate
 _WINDOW_TOKENS = 65_536  # of bulk work: seconds of it, so that its time-outs measure work and not the queue
 _WINDOW_BYTES = 16 * 2**20
@@ -44,81 +43,55 @@ class Control(Promise[dict[str, Any]]):
 Awaited: TypeAlias = Chunk | Control | Internal
 
 
-class WorkerSlot:
-    """A worker's slot. The supervisor's lock guards it."""
+class Generation:
+    """One process and all that is known of it, dropped whole when it is gone: nothing late counts.
 
-    def __init__(self, number: int, *, replay: bool) -> None:
-        self.number = number
-        self.life = Life()
-        self.case = Investigation(replay=replay)
-        self.generation = 0
-        self.last_exit: ExitReport | None = None
-        self.controls: deque[Control] = deque()
-        self.forget_process()
+    The supervisor's lock guards it.
 
-    def forget_process(self) -> None:
-        """Be empty: nothing of the old process counts any more."""
-        self.process: WorkerProcess | None = None
-        self.served: Served | None = None  # since it has answered `info`, like `health`
+    Attributes:
+        served: Known since it has answered `info`, like `health`.
+        awaited: By id, in the order of sending.
+        requests: Chunks in flight, wanted or not; `tokens`, `bulk_tokens` and `bytes` are theirs.
+        invalid_lines: Lines that are no answers; `invalid_line` is the first before it was ready.
+        is_stopping: It is being killed or drained, and gets nothing new.
+        ignores_output: What it still says does not count.
+        kill_at: When it will be killed, with the cause and the reason.
+        abandon_at: Until when it must have died.
+    """
+
+    def __init__(self, process: WorkerProcess) -> None:
+        self.process = process
+        self.served: Served | None = None
         self.health: Health | None = None
-        self.awaited: dict[int, Awaited] = {}  # by id, in the order of sending
-        self.requests = self.tokens = self.bulk_tokens = self.bytes = 0  # of the chunks in flight
+        self.awaited: dict[int, Awaited] = {}
+        self.requests = self.tokens = self.bulk_tokens = self.bytes = 0
         self.has_embedded = False
         self.invalid_lines = 0
-        self.is_stopping = False  # being killed or drained: gets nothing new
-        self.ignores_output = False  # what it still says does not count
+        self.invalid_line = ""
+        self.is_stopping = False
+        self.ignores_output = False
         self.kill_at: tuple[float, Cause, str] | None = None
         self.abandon_at: float | None = None
-
-    @property
-    def accepts(self) -> bool:
-        """Whether requests may be sent."""
-        return self.life.state is State.READY and not self.is_stopping and self.served is not None
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether work is in flight, wanted or not."""
-        return self.requests > 0
-
-    def stats(self, now: float, policy: Policy) -> WorkerStats:
-        """Take a snapshot."""
-        return WorkerStats(
-            state=self.life.state,
-            pid=None if self.process is None else self.process.worker_pid,
-            generation=self.generation,
-            in_flight=self.requests,
-            outstanding_tokens=self.tokens,
-            budget_level=level_at(self.life, now, policy),
-            is_investigating=self.case.is_open,
-            last_exit=self.last_exit,
-        )
 
     def has_room(self, chunk: Chunk) -> bool:
         """Whether a chunk fits into the window of what is in flight."""
         assert self.served is not None
         limits = self.served.limits
-        if not self.is_busy:
+        if not self.requests:
             return True
         if self.requests >= min(_WINDOW_REQUESTS, limits.max_in_flight):
             return False
         if self.bytes + chunk.bytes > min(_WINDOW_BYTES, limits.max_in_flight_bytes // 2):
             return False
         # Only bulk work counts against bulk work: a short text never waits behind a long call in here.
-        return is_short(chunk) or self.bulk_tokens == 0 or self.bulk_tokens + chunk.tokens <= _WINDOW_TOKENS
+        return chunk.is_short or self.bulk_tokens == 0 or self.bulk_tokens + chunk.tokens <= _WINDOW_TOKENS
 
-    def load(self, chunk: Chunk) -> None:
-        """Count a chunk that was sent."""
-        self._count(chunk, 1)
-
-    def unload(self, chunk: Chunk) -> None:
-        """Count a chunk that was answered."""
-        self._count(chunk, -1)
-
-    def _count(self, chunk: Chunk, sign: int) -> None:
+    def count(self, chunk: Chunk, sign: int) -> None:
+        """Count a chunk that was sent (1) or answered (-1)."""
         self.requests += sign
         self.tokens += sign * chunk.tokens
         self.bytes += sign * chunk.bytes
-        self.bulk_tokens += 0 if is_short(chunk) else sign * chunk.tokens
+        self.bulk_tokens += 0 if chunk.is_short else sign * chunk.tokens
 
     def chunks(self) -> list[Chunk]:
         """Return what is in flight, in the order in which it was sent."""
@@ -135,6 +108,41 @@ class WorkerSlot:
             self.kill_at = (at, cause, why)
 
 
-def is_short(chunk: Chunk) -> bool:
-    """Whether a chunk is so small that it should not wait behind larger ones."""
-    return chunk.tokens <= _SHORT_TOKENS
+class WorkerSlot:
+    """A slot for one worker at a time: its life, and what outlives a process. The supervisor's lock guards it.
+
+    Attributes:
+        spawned: How many processes there have been, the one of `generation` included.
+        controls: What the host has asked of this worker and has not been sent.
+    """
+
+    def __init__(self, number: int, *, replay: bool) -> None:
+        self.number = number
+        self.life = Life()
+        self.case = Investigation(replay=replay)
+        self.generation: Generation | None = None
+        self.spawned = 0
+        self.last_exit: ExitReport | None = None
+        self.controls: deque[Control] = deque()
+
+    @property
+    def serving(self) -> Generation | None:
+        """The generation that requests may be sent to; None while there is none."""
+        generation = self.generation
+        if generation is None or self.life.state is not State.READY or generation.is_stopping:
+            return None
+        return None if generation.served is None else generation
+
+    def stats(self, now: float, policy: Policy) -> WorkerStats:
+        """Take a snapshot."""
+        current = self.generation
+        return WorkerStats(
+            state=self.life.state,
+            pid=None if current is None else current.process.worker_pid,
+            generation=self.spawned,
+            in_flight=0 if current is None else current.requests,
+            outstanding_tokens=0 if current is None else current.tokens,
+            budget_level=level_at(self.life, now, policy),
+            is_investigating=self.case.is_open,
+            last_exit=self.last_exit,
+        )

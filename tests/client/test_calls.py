@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from bridge_client import PoisonedInputError, RequestError
 from bridge_client.calls import CHUNK_BYTES, CHUNK_TOKENS, Chunk, EmbedCall, Parameters, read_answer
 from bridge_client.handshake import Served, Unusable
-from bridge_client.worker_process import LineBuffer, printable
-from bridge_client.worker_slot import WorkerSlot
+from bridge_client.worker_process import LineBuffer, WorkerProcess, printable
+from bridge_client.worker_slot import Generation
 from embed_worker.protocol import Limits, ProtocolError, Success, decode_response, encode_success
 
 SERVED = Served(model="m", fingerprint="f", dimension=2, limits=Limits())
 
 
-def job_of(count: int) -> EmbedCall:
+def call_of(count: int) -> EmbedCall:
     return EmbedCall([str(number) for number in range(count)], Parameters(), timeout_s=1.0)
 
 
@@ -42,7 +42,7 @@ def members_of(chunk: Chunk, **changes: Any) -> dict[str, Any]:
 
 
 @given(st.lists(st.integers(0, 20_000), max_size=300))
-def test_pieces_cover_the_call_in_order_and_are_bounded(lengths: list[int]) -> None:
+def test_chunks_cover_the_call_in_order_and_are_bounded(lengths: list[int]) -> None:
     call = EmbedCall(["x" * length for length in lengths], Parameters(), timeout_s=1.0)
     chunks = list(call.chunks())
     assert [index for chunk in chunks for index in range(chunk.start, chunk.stop)] == list(range(len(lengths)))
@@ -53,7 +53,7 @@ def test_pieces_cover_the_call_in_order_and_are_bounded(lengths: list[int]) -> N
 
 @given(st.integers(1, 60), st.data())
 def test_however_a_call_is_cut_it_is_joined_rightly(count: int, data: st.DataObject) -> None:
-    call = job_of(count)
+    call = call_of(count)
     [whole] = call.chunks()
     waiting, done = [whole], []
     while waiting:
@@ -87,51 +87,55 @@ def test_however_a_call_is_cut_it_is_joined_rightly(count: int, data: st.DataObj
         assert [kept[index] for index in result.truncated] == [index for index in kept if index % 3 == 0]
 
 
+def generation_of(served: Served) -> Generation:
+    generation = Generation(cast(WorkerProcess, None))  # nothing is sent
+    generation.served = served
+    return generation
+
+
 def test_only_bulk_work_waits_for_the_window_of_bulk_work() -> None:
-    place = WorkerSlot(0, replay=True)
-    place.served = SERVED
+    generation = generation_of(SERVED)
     bulk = next(EmbedCall(["x" * 2000] * 10, Parameters(), timeout_s=1.0).chunks())
-    short = next(job_of(1).chunks())
+    short = next(call_of(1).chunks())
     sent = []
-    while place.has_room(bulk):
-        place.load(bulk)
+    while generation.has_room(bulk):
+        generation.count(bulk, 1)
         sent.append(bulk)
     assert 4 < len(sent) < 100
-    place.load(bulk)
+    generation.count(bulk, 1)
     sent.append(bulk)
-    assert place.has_room(short), "also when the window of bulk work is more than full"
+    assert generation.has_room(short), "also when the window of bulk work is more than full"
     for chunk in sent:
-        place.unload(chunk)
-    assert (place.requests, place.tokens, place.bulk_tokens, place.bytes) == (0, 0, 0, 0)
+        generation.count(chunk, -1)
+    assert (generation.requests, generation.tokens, generation.bulk_tokens, generation.bytes) == (0, 0, 0, 0)
     for _ in range(256):
-        assert place.has_room(short)
-        place.load(short)
-    assert not place.has_room(short)
+        assert generation.has_room(short)
+        generation.count(short, 1)
+    assert not generation.has_room(short)
 
 
 def test_a_window_stays_within_what_the_worker_allows() -> None:
-    place = WorkerSlot(0, replay=True)
-    place.served = dataclasses.replace(SERVED, limits=Limits(max_in_flight=2, max_in_flight_bytes=100))
+    generation = generation_of(dataclasses.replace(SERVED, limits=Limits(max_in_flight=2, max_in_flight_bytes=100)))
     large = next(EmbedCall(["x" * 2000], Parameters(), timeout_s=1.0).chunks())
-    assert place.has_room(large), "a request that is larger is admitted when alone"
-    place.load(large)
-    assert not place.has_room(next(job_of(1).chunks()))
+    assert generation.has_room(large), "a request that is larger is admitted when alone"
+    generation.count(large, 1)
+    assert not generation.has_room(next(call_of(1).chunks()))
 
 
 def test_an_outcome_is_decided_once_and_a_cancelled_call_has_none() -> None:
-    call = job_of(1)
+    call = call_of(1)
     first, second = (RequestError(code, "", retryable=False) for code in "ab")
     assert call.settle(first)
     assert not call.settle(second)
     call.deliver()
     assert call.future.exception(0) is first
-    cancelled = job_of(1)
+    cancelled = call_of(1)
     cancelled.future.cancel()
     assert not cancelled.settle(first)
 
 
 def test_a_call_never_mixes_two_vector_spaces() -> None:
-    call = job_of(2)
+    call = call_of(2)
     first, second = next(call.chunks()).cut(1)
     other = Served(model="m", fingerprint="g", dimension=2, limits=Limits())
     assert call.take(first, read_answer(members_of(first), first, SERVED))
@@ -161,7 +165,7 @@ def test_a_call_never_mixes_two_vector_spaces() -> None:
     ],
 )
 def test_an_answer_that_does_not_fit_is_refused_whole(changes: dict[str, Any]) -> None:
-    chunk = next(job_of(3).chunks())
+    chunk = next(call_of(3).chunks())
     read_answer(members_of(chunk), chunk, SERVED)
     with pytest.raises(ProtocolError):
         read_answer(members_of(chunk, **changes), chunk, SERVED)
@@ -207,7 +211,7 @@ def test_any_bytes_are_an_answer_or_a_protocol_error(line: bytes) -> None:
 
 
 def test_what_the_worker_writes_is_what_the_client_reads() -> None:
-    chunk = next(job_of(3).chunks())
+    chunk = next(call_of(3).chunks())
     response = decode_response(encode_success(7, 1, members_of(chunk)))
     assert isinstance(response, Success)
     assert response.id == 7

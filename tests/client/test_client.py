@@ -234,7 +234,7 @@ def test_a_cancelled_future_frees_the_worker() -> None:
     with fake_client(latency=3600.0) as client:
         client.info()
         futures = [client.submit(str(number)) for number in range(5)]
-        assert all(client.cancel(future) for future in futures)
+        assert all(future.cancel() for future in futures)
         wait_until(lambda: client.stats().in_flight == 0)
         with pytest.raises(CancelledError):
             futures[0].result(WAIT_S)
@@ -295,9 +295,10 @@ def test_close_twice_and_from_many_threads() -> None:
 def test_close_before_the_start() -> None:
     client = EmbedClient(worker_command=fake_command())
     client.close()
-    client.start()
-    with pytest.raises(ClientClosedError):
-        client.embed(["a"])
+    for use in (client.start, lambda: client.embed(["a"]), client.info):
+        with pytest.raises(ClientClosedError):
+            use()
+    assert bridge_threads() == []
 
 
 def test_what_was_begun_may_still_be_answered_while_closing_and_the_rest_fails() -> None:

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from bridge_client import ClientOptions, Timing, errors
+from bridge_client.calls import EmbedKeywords, Parameters
 from bridge_client.lifecycle import TRANSITIONS, Policy, picture
 from bridge_client.options import OptionKeywords
 from bridge_client.testing.fake_worker import make_parser
@@ -53,9 +54,10 @@ def test_the_numbers_of_the_table_are_the_defaults() -> None:
     assert f"{ClientOptions().request_timeout_s:g} s" in rows["time-out"]
 
 
-def test_the_keywords_are_the_options() -> None:
-    fields = {field.name: field.type for field in dataclasses.fields(ClientOptions)}
-    assert {name: hint.__forward_arg__ for name, hint in OptionKeywords.__annotations__.items()} == fields
+def test_the_keywords_are_the_fields() -> None:
+    for keywords, made, apart in ((OptionKeywords, ClientOptions, {"model"}), (EmbedKeywords, Parameters, set())):
+        fields = {field.name: field.type for field in dataclasses.fields(made) if field.name not in apart}
+        assert {name: hint.__forward_arg__ for name, hint in keywords.__annotations__.items()} == fields
 
 
 def test_coreml_gets_more_time() -> None:

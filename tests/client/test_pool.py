@@ -55,6 +55,18 @@ def test_one_that_dies_disturbs_nobody() -> None:
         assert generations[0] == generations[2] == 1
 
 
+def test_calls_are_answered_while_one_worker_waits_for_its_restart() -> None:
+    options = ClientOptions(workers=2, backoff_initial_s=3600.0, backoff_max_s=3600.0, timing=Timing(drain_s=0.3))
+    with fake_client(options) as client:
+        wait_until(lambda: all_ready(client))
+        pid = client.stats().workers[0].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: client.stats().workers[0].state is State.BACKING_OFF)
+        assert np.array_equal(client.embed(["a", "b"]), expected("a", "b"))
+        assert client.stats().workers[0].state is State.BACKING_OFF
+
+
 def test_a_poison_is_blamed_once_for_the_whole_pool() -> None:
     with fake_client(POOL, poison="bad") as client:
         wait_until(lambda: all_ready(client))

@@ -1,0 +1,151 @@
+"""What all threads of a client share, behind one lock: the workers' slots, the queue, and whom they must serve."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from bridge_client.calls import EmbedCall, Promise
+from bridge_client.dispatcher import Dispatcher
+from bridge_client.errors import BridgeError, CircuitOpenError, error_of
+from bridge_client.handshake import Served
+from bridge_client.lifecycle import State
+from bridge_client.options import ClientOptions
+from bridge_client.stats import ClientStats, percentiles
+from bridge_client.worker_process import WorkerProcess
+from bridge_client.worker_slot import Control, Generation, WorkerSlot
+
+_INTERRUPTED = "a signal handler, or a finaliser, has called the client in the middle of a call of the same thread"
+
+
+class Pool:
+    """The slots of a client's workers and the calls for them. `changing()` is the way to touch either.
+
+    Attributes:
+        expected: The identity that each model has shown, by the name that calls give; None is the worker's own model.
+    """
+
+    def __init__(self, options: ClientOptions, clock: Callable[[], float], wake: Callable[[float], None]) -> None:
+        self.options = options
+        self.policy = options.policy()
+        self.clock = clock
+        self.slots = [WorkerSlot(number, replay=options.replay) for number in range(options.workers)]
+        self.dispatcher = Dispatcher(options, self.slots, wake)
+        self.expected: dict[str | None, tuple[Any, ...]] = {}
+        self._lock = threading.RLock()
+        self._is_changing = False
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[None]:
+        """Hold the lock; afterwards complete the futures whose outcome was decided.
+
+        Raises:
+            BridgeError: This very thread is changing something: it was interrupted by a signal handler.
+        """
+        deliveries: Sequence[Promise[Any]] = ()
+        try:
+            with self._lock:
+                if self._is_changing:
+                    raise BridgeError(_INTERRUPTED)
+                self._is_changing = True
+                try:
+                    yield
+                finally:
+                    deliveries = self.dispatcher.take_deliveries()
+                    self._is_changing = False
+        finally:
+            for promise in deliveries:
+                promise.deliver()
+
+    def is_interrupted(self) -> bool:
+        """Whether the caller has interrupted this very thread inside `changing()`; it must not wait for anything."""
+        with self._lock:
+            return self._is_changing
+
+    def submit(self, call: EmbedCall) -> None:
+        """Queue a call.
+
+        Raises:
+            BridgeError: It cannot be queued: full, failed, or an input is in quarantine.
+        """
+        self._refuse_failed()
+        self.dispatcher.submit(call, self.clock())
+
+    def ask(self, control: Control) -> None:
+        """Ask a worker something as soon as it is ready.
+
+        Raises:
+            BridgeError: It never will be.
+        """
+        slot = self.slots[control.worker]
+        self._refuse_failed(slot)
+        self.dispatcher.ask(slot, control)
+
+    def current(self, process: WorkerProcess) -> Generation | None:
+        """Return the generation of a process; None once that is not in its slot any more."""
+        generation = self.slots[process.number].generation
+        return generation if generation is not None and generation.process is process else None
+
+    def fits(self, model: str | None, served: Served) -> bool:
+        """Whether a model is what it was so far; the first one that is seen may be anything."""
+        identity = served.identity if model is None else served.identity[:2]  # a call may shorten its vectors
+        return self.expected.setdefault(model, identity) == identity
+
+    def _refuse_failed(self, *slots: WorkerSlot) -> None:
+        if all(slot.life.state is State.FAILED for slot in slots or self.slots):
+            raise self.failure(*slots)
+
+    def failure(self, *slots: WorkerSlot) -> BridgeError:
+        """Make the error for what cannot be served now, by these slots or by any."""
+        slot = min(slots or self.slots, key=lambda each: each.life.wake_at or math.inf)
+        assert slot.last_exit is not None
+        last = error_of(slot.last_exit)
+        if slot.life.wake_at is None:
+            return last
+        return CircuitOpenError(max(0.0, slot.life.wake_at - self.clock()), last)
+
+    def stats(self) -> ClientStats:
+        """Take a snapshot; also in the middle of a change, for signal handlers."""
+        now = self.clock()
+        with self._lock:
+            workers = tuple(slot.stats(now, self.policy) for slot in self.slots)
+            counts = self.dispatcher.counts
+            best = min(workers, key=lambda worker: _USEFULNESS.index(worker.state))
+            return ClientStats(
+                state=best.state,
+                pid=best.pid,
+                generation=best.generation,
+                restarts=sum(max(0, worker.generation - 1) for worker in workers),
+                in_flight=sum(worker.in_flight for worker in workers),
+                queued=self.dispatcher.queued_calls,
+                requests=counts["requests"],
+                replays=counts["replays"],
+                blamed=counts["blamed"],
+                timeouts=counts["timeouts"],
+                unknown_answers=counts["unknown"],
+                latency_ms=percentiles(self.dispatcher.latencies_ms),
+                last_exit=best.last_exit,
+                workers=workers,
+            )
+
+    def forget_in_child(self) -> None:
+        """Let go of every pipe in a forked child, and of a lock that a thread held that is not there any more."""
+        self._lock = threading.RLock()
+        self._is_changing = False
+        for slot in self.slots:
+            if slot.generation is not None:
+                slot.generation.process.forget_in_child()
+
+
+_USEFULNESS = (
+    State.READY,
+    State.STARTING,
+    State.BACKING_OFF,
+    State.STOPPED,
+    State.FAILED,
+    State.CLOSING,
+    State.CLOSED,
+)
