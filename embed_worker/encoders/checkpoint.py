@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from embed_worker.model_files.damage import json_damage
 from embed_worker.model_files.safetensors import SafetensorsError, SafetensorsFile, Tensor
 
 Floats: TypeAlias = NDArray[np.floating[Any]]
@@ -164,7 +165,7 @@ def read_json_object(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise ExportError(f"{file.parent} has no readable {file.name}: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
-        raise ExportError(f"{file} is not JSON.") from error
+        raise ExportError(f"{file} is {json_damage(file.read_bytes())}.") from error
     if not isinstance(value, dict):
         raise ExportError(f"{file} is not a JSON object.")
     return value

@@ -20,6 +20,7 @@ from embed_worker.inference.backend import ProviderReport, TokenBatch
 from embed_worker.inference.graph_io import check_is_dynamic, feeder, hidden_output
 from embed_worker.inference.ort import CPU
 from embed_worker.inference.pooling import Float32, pool
+from embed_worker.model_files.damage import damage_of
 from embed_worker.model_files.external_data import external_files, map_linked
 from embed_worker.model_files.onnx_outline import Outline, read_outline
 from embed_worker.model_files.plan import ModelPlan
@@ -105,7 +106,9 @@ class OnnxBackend:
         except Exception as error:
             if ort.is_out_of_memory(error):
                 raise OutOfMemoryError(f"no memory to load the model {name!r}") from error
-            problem = f"has a graph {graph.name!r} that cannot be used: {brief(error)}"
+            damage = damage_of(graph)
+            what = f"cannot be used: {brief(error)}" if damage is None else f"is {damage}"
+            problem = f"has a graph {graph.name!r} that {what}"
             raise ModelError(f"the model {name!r} {problem}") from error
 
     def use_all_cores(self) -> None:

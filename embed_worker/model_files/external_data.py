@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed_worker.errors import ModelError
+from embed_worker.model_files.damage import damage_of
 from embed_worker.model_files.layout import OutsideError, inner_path
 from embed_worker.model_files.onnx_outline import ExternalTensor
 
@@ -62,9 +63,8 @@ def _checked(graph: Path, location: str, size: int) -> Path:
         problem = f"the graph {graph.name!r} needs the file {location!r} beside it: {error.strerror or error}"
         raise ModelError(problem) from error
     if found < size:
-        raise ModelError(
-            f"the file {location!r} is truncated: {found} bytes, and the graph {graph.name!r} needs {size}"
-        )
+        cut = f"truncated: {found} bytes, and the graph {graph.name!r} needs {size}; get it again"
+        raise ModelError(f"the file {location!r} is {damage_of(file) or cut}")
     return file
 
 

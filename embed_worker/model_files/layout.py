@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from embed_worker.errors import ModelError
+from embed_worker.model_files.damage import json_damage
 
 MODULES = "modules.json"
 WEIGHTS = "model.safetensors"
@@ -173,5 +174,5 @@ def read_json(file: Path) -> Any:
     except UnicodeEncodeError as error:
         raise ValueError("not text: it has half of a surrogate pair") from error
     except (ValueError, RecursionError) as error:
-        raise ValueError("not JSON") from error
+        raise ValueError(json_damage(content)) from error
     return document

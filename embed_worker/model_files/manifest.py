@@ -19,6 +19,7 @@ from typing import Any, Self, TypeAlias, assert_never
 
 from embed_worker.config import Verify
 from embed_worker.machine import cache_dir
+from embed_worker.model_files.damage import damage_of
 from embed_worker.model_files.layout import OutsideError, inner_path
 
 MANIFEST_NAME = "manifest.json"
@@ -214,10 +215,9 @@ def _state(file: Path, path: str, record: FileRecord) -> list[int | str]:
     except OSError as error:
         raise ManifestError(f"{path} cannot be read: {error.strerror}.") from error
     if status.st_size != record.size:
-        raise ManifestError(
-            f"{path} is not the file of its manifest: it has {status.st_size} bytes and not {record.size}; "
-            "get the model again."
-        )
+        other = f"it has {status.st_size} bytes and not {record.size}; get the model again."
+        damage = damage_of(file)
+        raise ManifestError(f"{path} is not the file of its manifest: {other if damage is None else f'it is {damage}'}")
     return [status.st_size, status.st_mtime_ns, status.st_ino, record.sha256]
 
 

@@ -21,6 +21,7 @@ _MIN_WEIGHTS = 256
 # In the names of operators of graphs whose weights, or activations too, are integers.
 _QUANTIZING = ("quantize", "qlinear", "qattention", "integer", "nbits")
 
+_IR_VERSION_TAG = 0x08  # a number in field 1, which every writer puts first
 _MODEL_GRAPH = 7
 _GRAPH_NODE, _GRAPH_INITIALIZER = 1, 5
 _NODE_INPUT, _NODE_OPERATOR = 1, 4
@@ -95,6 +96,16 @@ def read_outline(path: Path) -> Outline:
             return _outline(data)
     except (OSError, ValueError, IndexError):
         return Outline()
+
+
+def is_whole(data: mmap.mmap) -> bool:
+    """Tell whether a file that begins as an ONNX graph goes on to the end of what it announces."""
+    if data[0] != _IR_VERSION_TAG:
+        return True  # or at least it is no part of one
+    try:
+        return any(field == _MODEL_GRAPH for field, _ in list(_fields(data, 0, len(data))))
+    except (ValueError, IndexError):
+        return False
 
 
 def _outline(data: mmap.mmap) -> Outline:

@@ -19,6 +19,8 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from embed_worker.model_files.damage import damage_of
+
 Tensor: TypeAlias = NDArray[Any]
 
 _LENGTH_BYTES = 8
@@ -85,7 +87,8 @@ class SafetensorsFile(Mapping[str, Tensor]):
         except OSError as error:
             raise SafetensorsError(f"{path.name} cannot be read: {error.strerror}.") from error
         except SafetensorsError as error:
-            raise SafetensorsError(f"{path.name} is no usable safetensors file: {error}") from error
+            otherwise = f"no usable safetensors file: {error}"
+            raise SafetensorsError(f"{path.name} is {damage_of(path) or otherwise}") from error
 
     @classmethod
     def _parse(cls, content: mmap.mmap | bytes) -> Self:
@@ -126,12 +129,12 @@ def _map(path: Path) -> mmap.mmap | bytes:
 
 def _header_bytes(content: mmap.mmap | bytes) -> int:
     if len(content) < _LENGTH_BYTES:
-        raise SafetensorsError(f"it is truncated to {len(content)} bytes.")
+        raise SafetensorsError(f"it is truncated to {len(content)} bytes; get it again.")
     header_bytes = int.from_bytes(content[:_LENGTH_BYTES], "little")
     if header_bytes > _MAX_HEADER_BYTES:
         raise SafetensorsError(f"its header of {header_bytes} bytes exceeds the {_MAX_HEADER_BYTES} that are allowed.")
     if header_bytes > len(content) - _LENGTH_BYTES:
-        raise SafetensorsError(f"it is truncated within its header of {header_bytes} bytes.")
+        raise SafetensorsError(f"it is truncated within its header of {header_bytes} bytes; get it again.")
     return header_bytes
 
 
@@ -184,7 +187,7 @@ def _check_layout(entries: list[_Entry], data_bytes: int) -> None:
             raise SafetensorsError(f"tensor {entry.name!r} begins at byte {entry.start} of the data and not at {end}.")
         end = entry.end
     if end != data_bytes:
-        raise SafetensorsError(f"it has {data_bytes} bytes of data and its header describes {end}.")
+        raise SafetensorsError(f"it has {data_bytes} bytes of data and its header describes {end}; get it again.")
 
 
 def _view(content: mmap.mmap | bytes, data_start: int, entry: _Entry) -> Tensor:

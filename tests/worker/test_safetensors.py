@@ -104,7 +104,7 @@ def test_tensors_are_read_only_and_outlive_the_file_object(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"", "truncated to 0 bytes"),
+        (b"", "empty: get it again"),
         (b"\x02\0\0", "truncated to 3 bytes"),
         (struct.pack("<Q", 100) + b"{}", "truncated within its header of 100 bytes"),
         (struct.pack("<Q", 2**63) + b"{}", "exceeds"),
@@ -144,7 +144,7 @@ def test_damage_is_named_in_one_sentence(tmp_path: Path, content: bytes, sentenc
     with pytest.raises(SafetensorsError) as raised:
         opened(tmp_path, content)
     message = str(raised.value)
-    assert message.startswith("model.safetensors is no usable safetensors file: ")
+    assert message.startswith("model.safetensors is ")
     assert sentence in message
     assert message.count("\n") == 0
 
