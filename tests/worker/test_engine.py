@@ -171,6 +171,32 @@ def test_batch_invariance_is_measured_and_a_graph_that_scales_by_batch_never_has
     assert warm_up(backend).is_batch_invariant is expected
 
 
+class RoundingBackend(FakeBackend):
+    """Gives a full stop another vector in a batch than alone, and every other text the same."""
+
+    def __init__(self, precision: str) -> None:
+        super().__init__(("B", 4))
+        self.precision = precision
+        self.full_stop: int | None = None  # its id, once it is known
+
+    def embed(self, batch: TokenBatch, *, exclusive: bool) -> Float32:
+        vectors = super().embed(batch, exclusive=exclusive)
+        if len(batch.ids) > 1:
+            vectors[(batch.ids == self.full_stop).any(axis=1) & (batch.mask.sum(axis=1) == 3), 1] *= 1.1
+        return vectors
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("int8", False), ("int4", False), ("float32", True)])
+def test_a_quantised_graph_is_batch_invariant_only_if_no_text_of_many_says_otherwise(
+    precision: str, expected: bool
+) -> None:
+    backend = RoundingBackend(precision)
+    plan = plan_for("bert-mean", pooling_dimension=None)
+    tokenizer = TextTokenizer.load(plan)
+    backend.full_stop = int(tokenizer.encode(["."], "")[0].ids[1])
+    assert Engine.warm_up(plan, tokenizer, backend).is_batch_invariant is expected
+
+
 @pytest.mark.parametrize("pad_left", [False, True])
 def test_rows_are_padded_to_the_longest_on_the_folders_side(pad_left: bool) -> None:
     backend = FakeBackend(("B", 4))

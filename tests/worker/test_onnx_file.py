@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,29 @@ def save(path: Path, *, other_use: bool, kind: int, packed_in_raw: bool = True) 
     rows = onnx.helper.make_tensor_value_info("rows", kind, [None, 512])
     onnx.save(onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [ids], [rows], [table])), path)
     return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "operators", "expected"),
+    [
+        ("INT8", (64, 64), ("Cast", "Mul", "MatMul"), "int8"),
+        ("UINT8", (64, 64), ("Cast", "Sub", "Mul", "MatMul"), "uint8"),
+        ("UINT4", (64, 64), ("DequantizeLinear", "MatMul"), "uint4"),
+        ("FLOAT", (64, 64), ("DynamicQuantizeLinear", "MatMulInteger"), "int8"),
+        ("FLOAT16", (64, 64), ("Cast", "MatMul"), None),
+        ("INT8", (64,), ("Cast", "MatMul"), None),  # an axis of scales or flags
+        ("INT64", (64, 64), ("Gather",), None),
+    ],
+)
+def test_a_graph_is_quantised_if_its_weights_are_whatever_widens_them(
+    tmp_path: Path, kind: str, shape: tuple[int, ...], operators: tuple[str, ...], expected: str | None
+) -> None:
+    bits = {"FLOAT": 32, "FLOAT16": 16, "INT64": 64, "INT8": 8, "UINT8": 8, "UINT4": 4}[kind]
+    content = bytes(math.prod(shape) * bits // 8)
+    weights = onnx.helper.make_tensor("w", getattr(onnx.TensorProto, kind), shape, content, raw=True)
+    nodes = [onnx.helper.make_node(operator, ["w"], [f"out{place}"]) for place, operator in enumerate(operators)]
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], [], [weights])), tmp_path / "g.onnx")
+    assert read_outline(tmp_path / "g.onnx").quantization == expected
 
 
 def test_only_tables_that_nobody_else_reads_are_shared(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from embed_worker.model_files.manifest import Manifest, verify
 from embed_worker.tools.quantize import command as quantize
 from embed_worker.tools.quantize import int8
 from embed_worker.tools.quantize.int8 import FloatGraph, QuantizeError
+from embed_worker.tools.texts import TEXTS_BY_KIND
 from tests.worker.harness import ROOT, cosines
 
 MODELS = ROOT / "tests" / "models"
@@ -293,7 +294,11 @@ def test_the_default_model_keeps_its_vectors(tmp_path: Path, capsys: pytest.Capt
     assert report["size"] < 0.55 * report["source_size"]
     assert report["likeness"]["min_cosine"] > 0.985
     assert report["likeness"]["mean_cosine"] > 0.995
-    assert report["likeness"]["reference_min_cosine"] > 0.98
+    assert report["likeness"]["reference_min_cosine"] > 0.96
+    kinds = report["likeness"]["kinds"]
+    assert list(kinds) == sorted(kinds, key=kinds.__getitem__)
+    assert kinds.keys() == TEXTS_BY_KIND.keys()
+    assert min(kinds.values()) == report["likeness"]["min_cosine"]
     assert contents(DEFAULT_MODEL) == before
     cosine = cosines(vectors_of(load(output, variant="int8"), GOLDEN["texts"][:60]), GOLDEN["embeddings"][:60])
     assert cosine.min() > 0.985
@@ -331,6 +336,15 @@ def test_the_readable_report_says_how_to_run_the_variant(tmp_path: Path, capsys:
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "run it with: --variant q8"
     assert any("does not depend on its neighbours" in line for line in lines)
+    assert any(line.startswith("smallest by kind of text, the worst first: ") for line in lines)
+
+
+def test_the_sentence_on_neighbours_follows_the_figure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantize, "_MAX_BATCH_DISTANCE", -1.0)  # as if the figure were above it
+    assert run(copied("bert-mean", tmp_path), "--no-speed") == 0
+    assert "A TEXT'S VECTOR DEPENDS on its neighbours" in capsys.readouterr().out
 
 
 # Folders ------------------------------------------------------------------------------------------------------------
