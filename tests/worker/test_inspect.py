@@ -87,6 +87,29 @@ def test_the_default_model_is_what_is_inspected_by_default(capsys: pytest.Captur
     assert report["warnings"] == []
 
 
+@pytest.mark.parametrize(
+    ("head", "licence"),
+    [
+        ("---\nlanguage: en\nlicense: apache-2.0\n---\n# A model\n", "apache-2.0"),
+        ('---\nlicense: "mit"  # as the paper says\n---\n', "mit"),
+        ("---\r\nlicense: cc-by-4.0\r\n---\r\n", "cc-by-4.0"),
+        ("---\nlicense:\n- mit\n- gemma\ntags:\n- license: none\n---\n", "mit, gemma"),
+        ("---\nlicense: [mit, apache-2.0]\n---\n", "mit, apache-2.0"),
+        ("---\nlicense: other\nlicense_name: a-name\n---\n", "a-name"),
+        ("---\nmodel:\n  license: mit\n---\n", None),
+        ("# A model\n\n---\nlicense: mit\n---\n", None),
+        ("---\nlicense: mit\n", None),
+        ("", None),
+    ],
+)
+def test_the_licence_is_read_from_the_head_of_the_model_card(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], head: str, licence: str | None
+) -> None:
+    folder = Path(shutil.copytree(MODELS / "bert-mean", tmp_path / "m"))
+    (folder / "README.md").write_bytes(head.encode())
+    assert report_on(capsys, str(folder))["license"] == licence
+
+
 def test_a_quantised_graph_is_flagged(capsys: pytest.CaptureFixture[str]) -> None:
     report = report_on(capsys, str(MODELS / "xenova-bare"), "--variant", "quantized", "--pooling", "mean")
     assert report["graph"]["quantization"] == "int8"

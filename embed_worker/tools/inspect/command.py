@@ -20,6 +20,7 @@ from embed_worker.model_files.graph_summary import GraphSummary, SummaryError, s
 from embed_worker.model_files.known_models import find_known_model
 from embed_worker.model_files.manifest import Manifest, ManifestError
 from embed_worker.model_files.plan import Decision, ModelPlan
+from embed_worker.tools.inspect.model_card import licence_of
 from embed_worker.tools.model_options import add_model_arguments, model_folder, model_options
 
 FORMAT = 2
@@ -86,7 +87,7 @@ def describe(plan: ModelPlan) -> dict[str, Any]:
         "folder": str(plan.folder),
         "fingerprint": fingerprint(plan, manifest),
         "source": None if manifest is None else manifest.source,
-        "license": None if manifest is None else manifest.license,
+        "license": _licence(plan.folder, manifest),
         "is_verified_at_load": manifest is not None,
         "known_as": None if known is None else known.repository,
         "graph_file": plan.graph.relative_to(plan.folder).as_posix(),
@@ -104,6 +105,11 @@ def describe(plan: ModelPlan) -> dict[str, Any]:
         "decisions": [asdict(decision) for decision in decisions],
         "warnings": warnings,
     }
+
+
+def _licence(folder: Path, manifest: Manifest | None) -> str | None:
+    stated = None if manifest is None else manifest.license
+    return licence_of(folder) or stated if stated in (None, "not stated") else stated
 
 
 def _other_graphs(plan: ModelPlan) -> list[str]:
