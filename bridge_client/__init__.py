@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from embed_worker import __version__
+
 if TYPE_CHECKING:
     from bridge_client.aio import AsyncEmbedClient
     from bridge_client.client import EmbedClient
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from bridge_client.exits import Cause, ExitReport
     from bridge_client.lifecycle import State
     from bridge_client.options import ClientOptions, Timing
+    from bridge_client.shared import shared_client
     from bridge_client.stats import ClientStats, WorkerStats
 
 _HOMES = {
@@ -54,6 +57,7 @@ _HOMES = {
     "Embeddings": "embeddings",
     "ClientStats": "stats",
     "WorkerStats": "stats",
+    "shared_client": "shared",
 }
 
 __all__ = [
@@ -79,6 +83,8 @@ __all__ = [
     "WorkerHungError",
     "WorkerStartError",
     "WorkerStats",
+    "__version__",
+    "shared_client",
 ]
 
 

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 from bridge_client.calls import EmbedCall, EmbedKeywords, Parameters
-from bridge_client.client import BLOCK_INPUTS, BLOCKS_AHEAD, EmbedClient, blocks
+from bridge_client.client import BLOCK_INPUTS, BLOCKS_AHEAD, EmbedClient, blocks, describe_options, portable
 from bridge_client.embeddings import Embeddings, Matrix
 from bridge_client.options import ClientOptions, OptionKeywords
 from bridge_client.stats import ClientStats
@@ -26,7 +26,10 @@ class AsyncEmbedClient:
     def __init__(
         self, model: str | os.PathLike[str] | ClientOptions | None = None, **keywords: Unpack[OptionKeywords]
     ) -> None:
-        """Take what `EmbedClient` takes; nothing is started yet."""
+        """Take what `EmbedClient` takes; nothing is started yet.
+
+        An event loop need not run.
+        """
         self._client = EmbedClient(model, **keywords)
 
     async def __aenter__(self) -> Self:
@@ -40,6 +43,9 @@ class AsyncEmbedClient:
 
     def __repr__(self) -> str:
         return repr(self._client).replace("EmbedClient", type(self).__name__, 1)
+
+    def __reduce__(self) -> tuple[type[AsyncEmbedClient], tuple[ClientOptions]]:
+        return type(self), (portable(self._client.options),)
 
     async def embed(
         self, inputs: str | Sequence[str], *, timeout_s: float | None = None, **parameters: Unpack[EmbedKeywords]
@@ -130,6 +136,9 @@ class AsyncEmbedClient:
             left_s = until - asyncio.get_running_loop().time()
             # Not awaited itself: a task that is cancelled here must not cancel what others wait for.
             await asyncio.wait([asyncio.wrap_future(future)], timeout=max(0.0, left_s))
+
+
+describe_options(AsyncEmbedClient.__init__)
 
 
 async def _blocks(inputs: Iterable[str] | AsyncIterable[str], size: int) -> AsyncIterator[list[str]]:

@@ -15,7 +15,7 @@ from bridge_client.callbacks import HostFuture
 from bridge_client.calls import CallFuture, EmbedCall, EmbedKeywords, Parameters, texts_of
 from bridge_client.core import Core
 from bridge_client.embeddings import Embeddings, Matrix
-from bridge_client.options import ClientOptions, OptionKeywords
+from bridge_client.options import ClientOptions, OptionKeywords, check_timeout
 from bridge_client.stats import ClientStats
 from bridge_client.worker_slot import Control
 from embed_worker import protocol
@@ -58,6 +58,9 @@ class EmbedClient:
             f"<{type(self).__name__} {stats.state} pid={stats.pid} in_flight={stats.in_flight}"
             f" restarts={stats.restarts}>"
         )
+
+    def __reduce__(self) -> tuple[type[EmbedClient], tuple[ClientOptions]]:
+        return type(self), (portable(self._options),)
 
     def start(self) -> None:
         """Start the workers without waiting for them; the first call does so, too.
@@ -191,6 +194,16 @@ class EmbedClient:
         """
         self._core.close()
 
+    @property
+    def options(self) -> ClientOptions:
+        """What this client was made of."""
+        return self._options
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close()` has been called."""
+        return self._core.is_closing
+
     # For both faces
 
     def _begin(
@@ -201,6 +214,7 @@ class EmbedClient:
         future: CallFuture[Embeddings] | None = None,
     ) -> EmbedCall:
         """Make a call and queue it; one with the host's own future does not wait for room."""
+        check_timeout(timeout_s)
         call = EmbedCall(
             texts_of(inputs),
             parameters,
@@ -216,10 +230,31 @@ class EmbedClient:
         """Put a question to one worker."""
         if not 0 <= worker < self._options.workers:
             raise ValueError(f"`worker` must be 0 to {self._options.workers - 1}, not {worker}")
+        check_timeout(timeout_s)
         patience_s = self._options.request_timeout_s if timeout_s is None else timeout_s
         control = Control(request, worker, time.monotonic() + patience_s, patience_s)
         self._core.ask(control)
         return control.future
+
+
+def describe_options(method: Any) -> None:
+    """Let `help()` show the options where a host looks for them."""
+    if method.__doc__ and ClientOptions.__doc__:  # not with -OO
+        method.__doc__ += "\n    Options:" + ClientOptions.__doc__.partition("Attributes:")[2]
+
+
+describe_options(EmbedClient.__init__)
+
+
+def portable(options: ClientOptions) -> ClientOptions:
+    """Return options that a copy of a client can have: one in another process, perhaps.
+
+    Raises:
+        TypeError: There is an `on_state_change`: it belongs to this client and this process.
+    """
+    if options.on_state_change is not None:
+        raise TypeError("a client with `on_state_change` can be neither pickled nor copied")
+    return options
 
 
 def options_of(model: str | os.PathLike[str] | ClientOptions | None, keywords: OptionKeywords) -> ClientOptions:

@@ -32,7 +32,7 @@ class Core:
         self._options = options
         self._clock = clock
         self._pid = os.getpid()
-        self._is_closing = False
+        self.is_closing = False
         self._is_started = False
         self.callbacks = CallbackThread()
         self._supervisor = Supervisor(options, clock, self.callbacks)
@@ -101,7 +101,7 @@ class Core:
     def close_soon(self) -> None:
         """Begin to close; safe anywhere, also in a garbage collection that interrupts this very class."""
         if self._pid == os.getpid():
-            self._is_closing = True
+            self.is_closing = True
             self._supervisor.close()
 
     def closing(self) -> tuple[Future[None], ...]:
@@ -152,5 +152,5 @@ class Core:
             raise ClientClosedError("this process was forked from the client's: make a new client here")
 
     def _refuse_closed(self) -> None:
-        if self._is_closing:
+        if self.is_closing:
             raise ClientClosedError("the client is closed")

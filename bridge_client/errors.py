@@ -5,6 +5,7 @@ Every request gets its own instance: an exception that several threads raise col
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from bridge_client.exits import Cause, ExitReport
@@ -14,7 +15,13 @@ if TYPE_CHECKING:
 
 
 class BridgeError(Exception):
-    """Anything that the client raises on purpose, apart from TypeError and ValueError for wrong arguments."""
+    """Anything that the client raises on purpose, apart from TypeError and ValueError for wrong arguments.
+
+    All of them survive `pickle`, with their attributes, so that they come back from other processes.
+    """
+
+    def __reduce__(self) -> tuple[Callable[..., BridgeError], tuple[object, ...]]:
+        return _rebuild, (type(self), self.args, self.__cause__, dict(self.__dict__))
 
 
 class RequestError(BridgeError):
@@ -140,6 +147,17 @@ class CircuitOpenError(BridgeError):
         self.retry_in_s = retry_in_s
         self.last_cause = last_cause
         self.__cause__ = last_cause
+
+
+def _rebuild(
+    kind: type[BridgeError], args: tuple[object, ...], cause: BaseException | None, attributes: dict[str, object]
+) -> BridgeError:
+    """Make an error again without its `__init__`, whose arguments are not its message."""
+    error = kind.__new__(kind)
+    error.args = args
+    error.__cause__ = cause
+    error.__dict__.update(attributes)
+    return error
 
 
 def error_of(report: ExitReport) -> BridgeError:

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import fnmatch
-import importlib.util
 import itertools
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypedDict
 
+from bridge_client.environment import Variables, search_path, worker_environment
 from bridge_client.lifecycle import Policy, State
 from embed_worker.machine import PARENT_VARIABLE, name_this_process
 
 _START_TIMEOUT_S = 60.0
 _COREML_START_TIMEOUT_S = 300.0  # compiling a model for the Neural Engine takes minutes, once
-# What a locale, a home, a temporary folder, Windows, a linker and an accelerator need. `HF_*` would pass a token.
-PASSED_ENVIRONMENT = (
-    "PATH", "LANG", "LANGUAGE", "LC_*", "TZ", "HOME", "XDG_*", "TMPDIR", "TEMP", "TMP",
-    "USERPROFILE", "HOMEDRIVE", "HOMEPATH", "APPDATA", "LOCALAPPDATA", "PROGRAMDATA",
-    "SYSTEMROOT", "SYSTEMDRIVE", "WINDIR", "COMSPEC", "PATHEXT",
-    "NUMBER_OF_PROCESSORS", "PROCESSOR_ARCHITECTURE", "PROCESSOR_IDENTIFIER",
-    "LD_LIBRARY_PATH", "DYLD_*", "CUDA_*", "ORT_*", "OMP_*", "HF_HOME", "HF_HUB_CACHE", "EMBED_WORKER_*",
-)  # fmt: skip
-ENVIRONMENT_BY_DEFAULT = {"ORT_DISABLE_TELEMETRY": "1"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +41,12 @@ class Timing:
     half_open_initial_s: float = 60.0
     half_open_max_s: float = 600.0
 
+    def __post_init__(self) -> None:
+        for name in ("ping_every_s", "pong_timeout_s", "stuck_after_s", "half_open_initial_s", "half_open_max_s"):
+            _check(self, name, float)
+        for name in ("drain_s", "terminate_s"):  # they bound `close()`
+            _check(self, name, float, may_be_zero=True, may_be_endless=False)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientOptions:
@@ -59,7 +56,7 @@ class ClientOptions:
         model: A model's name or folder, for the default command.
         worker_command: The whole command instead of the default one, `model` then being its own business.
         worker_args: Added to the command.
-        env: Set in the worker's environment, beside the allow-list.
+        env: Set in the worker's environment, beside the allow-list; kept as an unchangeable copy.
         cwd: The worker's working directory; the host's by default.
         start_timeout_s: Until the worker must have answered `info`; 60, or 300 where CoreML is demanded.
         request_timeout_s: For each request on the wire, from being sent first. A call's own `timeout_s` replaces it and
@@ -95,16 +92,28 @@ class ClientOptions:
     timing: Timing = field(default_factory=Timing)
 
     def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise ValueError(f"`workers` must be at least 1, not {self.workers}")
         for name in ("request_timeout_s", "restart_budget", "restart_forgive_s", "backoff_max_s"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` must be more than 0, not {getattr(self, name)}")
+            _check(self, name, float)
+        if self.start_timeout_s is not None:
+            _check(self, "start_timeout_s", float)
+        _check(self, "backoff_initial_s", float, may_be_zero=True, may_be_endless=False)
+        _check(self, "workers", int)
+        _check(self, "max_queued_requests", int)
+        _check(self, "max_queued_bytes", int, may_be_zero=True)
         given: tuple[object, ...] = (self.worker_command, self.worker_args)
-        if any(isinstance(each, str) for each in given):
+        if any(isinstance(each, (str, bytes)) for each in given):
             raise TypeError("`worker_command` and `worker_args` are sequences of arguments: there is no shell")
-        if self.worker_command is None and not sys.executable:
+        # What is frozen may be hashed, and shared; a list or a dict of the host's may change.
+        object.__setattr__(self, "worker_args", tuple(self.worker_args))
+        object.__setattr__(self, "env", Variables(self.env))
+        if self.worker_command is not None:
+            object.__setattr__(self, "worker_command", tuple(self.worker_command))
+        elif not sys.executable:
             raise ValueError("this interpreter does not know its own path: give `worker_command`")
+        elif getattr(sys, "frozen", False):
+            raise ValueError(
+                f"{sys.executable} is a frozen application, no Python that could start a worker: give `worker_command`"
+            )
 
     def argv(self) -> tuple[str, ...]:
         """Return the worker's command line."""
@@ -117,8 +126,9 @@ class ClientOptions:
     def environment(self, host: Mapping[str, str]) -> dict[str, str]:
         """Return the worker's environment: of the host's only what it needs, never its passwords."""
         own = {PARENT_VARIABLE: name_this_process()}  # what it starts may be a launcher of the worker
-        if (root := _checkout()) is not None:
-            own["PYTHONPATH"] = root
+        is_told = "PYTHONPATH" in self.env
+        if not is_told and (folders := search_path(is_own_interpreter=self.worker_command is None)):
+            own["PYTHONPATH"] = os.pathsep.join(folders)
         return worker_environment(host, own | dict(self.env), is_windows=sys.platform == "win32")
 
     def policy(self) -> Policy:
@@ -160,30 +170,30 @@ class OptionKeywords(TypedDict, total=False):
     timing: Timing
 
 
-def worker_environment(host: Mapping[str, str], added: Mapping[str, str], *, is_windows: bool) -> dict[str, str]:
-    """Return what a worker gets of its host's environment, and what is added; on Windows names have no case."""
+def check_timeout(timeout_s: float | None) -> None:
+    """Check the time-out of a call; one that is over, 0 or less, is a time-out like any other.
 
-    def key(name: str) -> str:
-        return name.upper() if is_windows else name
-
-    passed = {
-        name: value
-        for name, value in host.items()
-        if any(fnmatch.fnmatchcase(key(name), pattern) for pattern in PASSED_ENVIRONMENT)
-    }
-    environment = dict(ENVIRONMENT_BY_DEFAULT)
-    for names in (passed, added):
-        taken = {key(name) for name in names}
-        environment = {name: value for name, value in environment.items() if key(name) not in taken} | dict(names)
-    return environment
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is not a number.
+    """
+    if timeout_s is None:
+        return
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)):
+        raise TypeError(f"`timeout_s` must be a number of seconds, not {timeout_s!r}")
+    if math.isnan(timeout_s):
+        raise ValueError("`timeout_s` must be a number of seconds, not nan")
 
 
-def _checkout() -> str | None:
-    """Return the folder that `embed_worker` is imported from, unless the worker's interpreter looks there anyway."""
-    spec = importlib.util.find_spec("embed_worker")
-    if spec is None or spec.origin is None:
-        return None
-    import sysconfig
-
-    root = os.path.dirname(os.path.dirname(os.path.abspath(spec.origin)))
-    return None if root in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")) else root
+def _check(
+    options: object, name: str, kind: type[int] | type[float], *, may_be_zero: bool = False, may_be_endless: bool = True
+) -> None:
+    """Check a number: more than 0; infinity is "never", where that can be meant."""
+    value = getattr(options, name)
+    if isinstance(value, bool) or not isinstance(value, (int, kind)):
+        what = "an integer" if kind is int else "a number"
+        raise TypeError(f"`{name}` must be {what}, not {value!r}")
+    if not (value > 0 or (may_be_zero and value == 0)):
+        raise ValueError(f"`{name}` must be {'at least' if may_be_zero else 'more than'} 0, not {value}")
+    if not may_be_endless and math.isinf(value):
+        raise ValueError(f"`{name}` must be finite, not {value}")

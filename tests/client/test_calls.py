@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge_client import PoisonedInputError, RequestError
-from bridge_client.calls import CHUNK_BYTES, CHUNK_TOKENS, Chunk, EmbedCall, Parameters, read_answer
+from bridge_client.calls import CHUNK_BYTES, CHUNK_TOKENS, Chunk, EmbedCall, InputType, Parameters, read_answer
 from bridge_client.handshake import Served, Unusable
 from bridge_client.worker_process import LineBuffer, WorkerProcess, printable
 from bridge_client.worker_slot import Generation
@@ -220,3 +220,44 @@ def test_what_the_worker_writes_is_what_the_client_reads() -> None:
 
 def test_control_characters_are_escaped_and_newlines_stay() -> None:
     assert printable("a\x1b[2J\r\nb\x00") == "a\\x1b[2J\\r\nb\\x00"
+
+
+# Prompts and models -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prompts", "input_type", "prompt_name"),
+    [
+        ({"query": "q: ", "document": "d: "}, "query", "query"),
+        ({"query": "q: ", "document": "d: "}, "document", "document"),
+        ({"query": "q: ", "document": "", "passage": "p: "}, "document", "passage"),
+        ({"corpus": "c: ", "passage": "p: "}, "document", "passage"),
+        ({"corpus": "c: "}, "document", "corpus"),
+        ({"query": "", "document": ""}, "query", None),
+        ({}, "document", None),
+        ({"clustering": "x: "}, "query", None),
+    ],
+)
+def test_queries_and_documents_get_the_first_prompt_that_is_not_empty_or_none(
+    prompts: dict[str, str], input_type: InputType, prompt_name: str | None
+) -> None:
+    request = EmbedCall(["a"], Parameters(input_type=input_type), timeout_s=1.0).request(0, 1, prompts)
+    assert (request.prompt_name, request.prompt) == (prompt_name, "" if prompt_name is None else None)
+
+
+def test_what_contradicts_an_input_type_is_refused() -> None:
+    with pytest.raises(ValueError, match="query"):
+        Parameters(input_type="question")  # type: ignore[arg-type]
+    for name in ("prompt", "prompt_name", "model"):
+        with pytest.raises(ValueError, match="input_type"):
+            Parameters(input_type="query", **{name: "x"})  # type: ignore[arg-type]
+
+
+def test_an_answer_of_another_model_says_itself_which_it_is() -> None:
+    call = EmbedCall(["a"], Parameters(model="other"), timeout_s=1.0)
+    [chunk] = call.chunks()
+    answer = read_answer(members_of(chunk, model="other", fingerprint="g"), chunk, SERVED)
+    assert (answer.served.model, answer.served.fingerprint, answer.vectors.shape) == ("other", "g", (1, 2))
+    for change in ({"model": ""}, {"fingerprint": None}, {"dimension": 0}, {"dimension": True}, {"dimension": 3}):
+        with pytest.raises(ProtocolError):
+            read_answer(members_of(chunk, **change), chunk, SERVED)

@@ -17,9 +17,9 @@ from bridge_client import (
     Timing,
     calls,
     dispatcher,
+    environment,
     health,
     listener,
-    options,
     worker_process,
     worker_slot,
 )
@@ -76,14 +76,14 @@ def test_the_limits_of_a_worker_that_tells_none_are_those_of_the_policy() -> Non
 
 
 def test_the_allow_list_is_the_one_of_the_policy() -> None:
-    assert list(options.PASSED_ENVIRONMENT) == POLICY["environment"]["passed"]
-    assert POLICY["environment"]["by_default"] == options.ENVIRONMENT_BY_DEFAULT
+    assert list(environment.PASSED_ENVIRONMENT) == POLICY["environment"]["passed"]
+    assert POLICY["environment"]["by_default"] == environment.ENVIRONMENT_BY_DEFAULT
 
 
 @pytest.mark.parametrize("case", cases("environment"))
 def test_a_worker_gets_of_the_environment_what_the_policy_says(case: dict[str, Any]) -> None:
     is_windows = case["system"] == "windows"
-    assert options.worker_environment(case["host"], case["option"], is_windows=is_windows) == case["passed"]
+    assert environment.worker_environment(case["host"], case["option"], is_windows=is_windows) == case["passed"]
 
 
 def test_the_client_starts_its_worker_with_that_environment() -> None:

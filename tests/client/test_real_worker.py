@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,3 +85,19 @@ def test_a_model_that_does_not_exist_is_permanent() -> None:
             client.embed(["a"])
         assert caught.value.exit_status == 78
         assert client.stats().restarts == 0
+
+
+def test_queries_documents_and_other_models_are_those_of_the_folders() -> None:
+    models = Path(__file__).resolve().parents[1] / "models"
+    with EmbedClient(models / "extra-prompt-options", worker_args=("--model", str(models / "e5-prefix"))) as client:
+        assert np.array_equal(client.embed_query("a"), client.embed("a", prompt="Find an answer for: "))
+        assert np.array_equal(client.embed_documents(["a"]), client.embed("a", prompt_name="document"))
+        other = client.embed_detailed("a", model="e5-prefix", prompt_name="query")
+        assert other.model == "e5-prefix"
+        assert other.fingerprint != client.info()["fingerprint"]
+        with pytest.raises(RequestError) as caught:
+            client.embed("a", model="no-such-model")
+    assert caught.value.code == "model_not_found"
+    with EmbedClient(models / "e5-prefix") as client:  # its default model publishes `passage` and an empty `document`
+        assert np.array_equal(client.embed_documents("a"), client.embed("a", prompt="passage: "))
+        assert np.array_equal(client.embed("a", prompt_name="query"), other.vectors)
