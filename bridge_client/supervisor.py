@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import logging
 import math
@@ -264,9 +265,8 @@ class Supervisor:
             process.begin()
         except (OSError, ValueError, TypeError, subprocess.SubprocessError) as error:
             # What cannot be executed never will be; a system without memory, processes or threads may recover.
-            may_recover = isinstance(error, (OSError, subprocess.SubprocessError)) and not isinstance(
-                error, (FileNotFoundError, PermissionError, NotADirectoryError)
-            )
+            is_ours = isinstance(error, (ValueError, TypeError, FileNotFoundError, PermissionError, NotADirectoryError))
+            may_recover = not is_ours and getattr(error, "errno", None) != errno.ENOEXEC  # no program of this system
             cause = Cause.NOT_SPAWNED if may_recover else Cause.UNUSABLE
             self._lose(slot, ExitReport(cause=cause, argv=argv, detail=str(error)))
             return

@@ -235,10 +235,20 @@ def watch_parent() -> Callable[[], bool]:
     if match is None:
         raise ValueError(f"{PARENT_VARIABLE} is {named[:40]!a}, not PID or PID:START")
     pid, start = int(match[1] or parent), int(match[2] or 0)
+    if sys.platform != "win32" and (pid == parent or parent == 0):
+        return lambda: os.getppid() == parent  # 0: the host is in another namespace, where numbers mean other processes
+    return watch_process(pid, start)
+
+
+def watch_process(pid: int, start: int = 0) -> Callable[[], bool]:
+    """Remember a process; the returned function tells whether it still lives.
+
+    Args:
+        pid: Its number.
+        start: When it started, as its name says; 0: whoever has the number now is the one.
+    """
     if sys.platform == "win32":
         return _watch_process_handle(pid, start)
-    if pid == parent or parent == 0:  # 0: the host is in another namespace, where numbers mean other processes
-        return lambda: os.getppid() == parent
     first = start or process_start(pid)
 
     def is_there() -> bool:

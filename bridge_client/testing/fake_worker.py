@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from bridge_client.testing.processes import die, freeze
 from embed_worker import machine, protocol
 from embed_worker.protocol import Cancel, Embed, ErrorCode, Limits, ProtocolError, RequestId
 
@@ -213,7 +214,7 @@ class FakeWorker:
             self._answer(2**52 + number, {})
         if _is_due(self._faults.partial_line_after, number):
             self._write(line[: len(line) // 2])
-            _die("KILL")
+            die("KILL")
         self._hold_or_write(line)
         if _is_due(self._faults.duplicate_after, number):
             self._write(line)
@@ -230,9 +231,9 @@ class FakeWorker:
                     return True
                 if faults.poison_status is not None:
                     os._exit(faults.poison_status)
-                _die(faults.poison_signal)
+                die(faults.poison_signal)
         if faults.oom_above is not None and len(request.inputs) > faults.oom_above:
-            _die("KILL")
+            die("KILL")
         if faults.exit_75_above is not None and len(request.inputs) > faults.exit_75_above:
             self._write(protocol.encode_error(request_id, 1, ErrorCode.OUT_OF_MEMORY, "no memory"))
             os._exit(75)
@@ -241,12 +242,12 @@ class FakeWorker:
             os._exit(int(status or 0))
         after, _, name = (faults.kill_after or "").partition(":")
         if after and _is_due(int(after), number):
-            _die(name or "KILL")
+            die(name or "KILL")
         if _is_due(faults.hang_after, number):
             self._is_hung = True
             return True
         if _is_due(faults.stop_after, number):
-            os.kill(os.getpid(), signal.SIGSTOP)
+            freeze(os.getpid())
         if _is_due(faults.close_output_after, number):
             self._is_hung = True
             os.close(1)
@@ -324,11 +325,6 @@ class FakeWorker:
 
 def _is_due(after: int | None, number: int) -> bool:
     return after is not None and number >= after
-
-
-def _die(name: str) -> NoReturn:
-    os.kill(os.getpid(), getattr(signal, f"SIG{name}"))
-    _sleep_for_ever()
 
 
 def _sleep_for_ever() -> NoReturn:

@@ -22,7 +22,8 @@ from bridge_client import (
     Timing,
 )
 from bridge_client.testing import fake_client, fake_command, fake_vector
-from tests.client.conftest import WAIT_S, bridge_threads, is_alive, wait_until
+from bridge_client.testing.processes import is_there
+from tests.client.conftest import WAIT_S, bridge_threads, wait_until
 
 
 def expected(*texts: str) -> np.ndarray:
@@ -320,7 +321,7 @@ def test_a_forgotten_client_takes_its_worker_along() -> None:
     assert pid is not None
     del client
     gc.collect()
-    wait_until(lambda: not is_alive(pid))
+    wait_until(lambda: not is_there(pid))
 
 
 def test_state_changes_are_told_in_order() -> None:

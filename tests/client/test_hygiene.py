@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import signal
@@ -16,19 +17,24 @@ import pytest
 
 from bridge_client import ClientClosedError, ClientOptions
 from bridge_client.testing import fake_client
-from tests.client.conftest import WAIT_S, is_alive, wait_until
+from bridge_client.testing.processes import is_there, send_signal, status_of
+from embed_worker.machine import rss_bytes
+from tests.client.conftest import WAIT_S, wait_until
 from tests.client.test_client import expected
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals and processes")
+POSIX = pytest.mark.skipif(sys.platform == "win32", reason="of POSIX systems")
 
 ROOT = str(Path(__file__).resolve().parents[2])
 
 HOST = """
-import os, signal, sys, threading, time
+import os, sys, threading, time
 from bridge_client import EmbedClient, Timing
 from bridge_client.testing import fake_command
+from bridge_client.testing.processes import die
 
-command = fake_command(latency=LATENCY, grandchild=sys.argv[1])
+# A process of Windows is killed without its children.
+grandchild = {} if os.name == "nt" else {"grandchild": sys.argv[1]}
+command = fake_command(latency=LATENCY, **grandchild)
 client = EmbedClient(worker_command=command, timing=Timing(drain_s=0.3))
 client.info()
 future = client.submit("in flight")
@@ -57,7 +63,7 @@ class Host:
     def end(self) -> tuple[int, str]:
         """Wait for the host's end, and for that of everything it started; return its status and standard error."""
         _, stderr = self.process.communicate(timeout=WAIT_S)
-        wait_until(lambda: not is_alive(self.worker), "the worker lives on")
+        wait_until(lambda: not is_there(self.worker), "the worker lives on")
         return self.process.returncode, stderr
 
 
@@ -70,8 +76,8 @@ class Host:
         ("raise RuntimeError('the host met a bug')", 1),
         ("client.close()", 0),
         ("os._exit(4)", 4),
-        ("os.kill(os.getpid(), signal.SIGKILL)", -9),
-        ("os.kill(os.getpid(), signal.SIGTERM)", -15),
+        ("die('KILL')", status_of("KILL")),
+        ("die('TERM')", status_of("TERM")),
         ("threading.Thread(target=lambda: [client.embed('x') for _ in range(5)]).start() if LATENCY == 0 else 0", 0),
     ],
 )
@@ -81,7 +87,8 @@ def test_no_worker_outlives_its_host(ending: str, status: int, latency: float, t
     assert returned == status
     if "raise" not in ending:
         assert stderr == "", "no traceback, no warning"
-    wait_until(lambda: not is_alive(int(host.grandchild_file.read_text("ascii"))), "its grandchild lives on")
+    if sys.platform != "win32":
+        wait_until(lambda: not is_there(int(host.grandchild_file.read_text("ascii"))), "its grandchild lives on")
 
 
 LAUNCHER = """
@@ -99,16 +106,17 @@ def test_a_worker_behind_a_launcher_is_known_by_its_own_number_and_does_not_outl
     worker = client.info()["pid"]
     future = client.submit("in flight")
     print(client.stats().pid == worker, worker, flush=True)
-    os.kill(os.getpid(), signal.SIGKILL)
+    die("KILL")
     """)
     host = Host(own, tmp_path)
     assert host.process.stdout is not None
     is_known, worker = host.process.stdout.readline().split()
     assert is_known == "True"
-    assert host.end()[0] == -9
-    wait_until(lambda: not is_alive(int(worker)), "the worker lives on")
+    assert host.end()[0] == status_of("KILL")
+    wait_until(lambda: not is_there(int(worker)), "the worker lives on")
 
 
+@POSIX
 def test_ctrl_c_reaches_the_host_and_not_the_worker(tmp_path: Path) -> None:
     ending = """
     try:
@@ -126,6 +134,7 @@ def test_ctrl_c_reaches_the_host_and_not_the_worker(tmp_path: Path) -> None:
     assert host.end() == (0, "")
 
 
+@POSIX
 def test_a_forked_child_is_refused_and_does_not_hold_the_pipe(tmp_path: Path) -> None:
     ending = """
     reading, writing = os.pipe()
@@ -199,6 +208,7 @@ def test_the_environment_is_an_allow_list(monkeypatch: pytest.MonkeyPatch) -> No
     assert "PATH" in environment
 
 
+@POSIX
 def test_a_working_directory_that_is_gone_harms_nobody(tmp_path: Path) -> None:
     source = """
     import os
@@ -230,7 +240,7 @@ def test_two_hundred_restarts_leave_descriptors_threads_and_memory_flat() -> Non
             for _ in range(times):
                 generation, pid = client.stats().generation, client.stats().pid
                 assert pid is not None
-                os.kill(pid, signal.SIGKILL)
+                send_signal(pid, "KILL")
                 wait_until(lambda was=generation: client.stats().generation > was and client.stats().pid is not None)
                 assert client.embed(["a"]).shape == (1, 8)
 
@@ -248,10 +258,12 @@ def test_two_hundred_restarts_leave_descriptors_threads_and_memory_flat() -> Non
 
 
 def resources() -> tuple[int, int, int]:
-    """Return open descriptors, threads, and resident bytes; 0 bytes where the system does not tell them like Linux."""
-    statm = Path("/proc/self/statm")
-    pages = int(statm.read_text("ascii").split()[1]) if statm.exists() else 0
-    return len(os.listdir("/dev/fd")), threading.active_count(), pages * os.sysconf("SC_PAGE_SIZE")
+    """Return open descriptors (on Windows handles), threads, and resident bytes."""
+    if sys.platform == "win32":
+        kernel, handles = ctypes.CDLL("kernel32"), ctypes.c_uint32()
+        assert kernel.GetProcessHandleCount(ctypes.c_void_p(-1), ctypes.byref(handles))
+        return handles.value, threading.active_count(), rss_bytes()
+    return len(os.listdir("/dev/fd")), threading.active_count(), rss_bytes()
 
 
 def test_the_client_imports_no_runtime_and_little_else() -> None:

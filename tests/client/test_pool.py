@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
-
 import numpy as np
 import pytest
 
 from bridge_client import ClientOptions, ModelChangedError, State, Timing
 from bridge_client.testing import fake_client
+from bridge_client.testing.processes import send_signal
 from tests.client.conftest import WAIT_S, wait_until
 from tests.client.test_client import expected
-
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals and processes")
 
 POOL = ClientOptions(workers=3, backoff_initial_s=0.01, restart_budget=100, timing=Timing(drain_s=0.3))
 
@@ -48,7 +43,7 @@ def test_one_that_dies_disturbs_nobody() -> None:
         futures = [client.submit(str(number)) for number in range(100)]
         pid = client.stats().workers[1].pid
         assert pid is not None
-        os.kill(pid, signal.SIGKILL)
+        send_signal(pid, "KILL")
         for number, future in enumerate(futures):
             assert np.array_equal(future.result(WAIT_S).vectors, expected(str(number)))
         generations = [worker.generation for worker in client.stats().workers]
@@ -61,7 +56,7 @@ def test_calls_are_answered_while_one_worker_waits_for_its_restart() -> None:
         wait_until(lambda: all_ready(client))
         pid = client.stats().workers[0].pid
         assert pid is not None
-        os.kill(pid, signal.SIGKILL)
+        send_signal(pid, "KILL")
         wait_until(lambda: client.stats().workers[0].state is State.BACKING_OFF)
         assert np.array_equal(client.embed(["a", "b"]), expected("a", "b"))
         assert client.stats().workers[0].state is State.BACKING_OFF

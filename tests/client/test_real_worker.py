@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 
 from bridge_client import ClientOptions, EmbedClient, RequestError, WorkerStartError
+from bridge_client.testing.processes import send_signal
 from tests.client.conftest import WAIT_S, wait_until
 
 TEXTS = [f"sentence number {number} about {topic}" for number in range(20) for topic in ("cats", "rivers", "law")]
@@ -64,7 +63,7 @@ def test_kills_under_load_lose_nothing(peaceful: np.ndarray) -> None:
         for _ in range(3):
             wait_until(lambda: client.stats().pid is not None)
             if (pid := client.stats().pid) is not None:
-                os.kill(pid, signal.SIGKILL)
+                send_signal(pid, "KILL")
             generation = client.stats().generation
             wait_until(lambda was=generation: client.stats().generation > was or not any(map(alive, threads)))
         for thread in threads:

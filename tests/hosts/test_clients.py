@@ -5,8 +5,6 @@ Their own tests are in `examples/`, and `make clients` runs them; it also builds
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +15,8 @@ import pytest
 
 from bridge_client import EmbedClient
 from bridge_client.testing import fake_client, fake_command, fake_vector, hostile_worker
-from tests.client.conftest import is_alive, wait_until
+from bridge_client.testing.processes import is_there, send_signal
+from tests.client.conftest import wait_until
 from tests.hosts.adapters import CLIENTS, Adapter, matrix_of, why_not
 
 REAL_WORKER = (sys.executable, "-m", "embed_worker", "--supervised")
@@ -30,8 +29,6 @@ TEXTS = (
     "\U0010ffff" * 100,
     *(f"text {number} " + "word " * (number % 50) for number in range(500)),
 )
-
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
 
 def each(languages: list[str]) -> list[Any]:
@@ -59,7 +56,7 @@ def test_every_call_ends_once_when_the_worker_is_killed_under_load(language: str
             round_begun = {adapter.begin("embed", inputs=[text]): text for text in texts}
             begun |= round_begun
             adapter.wait(min(round_begun))  # the others are in flight
-            os.kill(pid, signal.SIGKILL)
+            send_signal(pid, "KILL")
             killed.add(pid)
         for number, text in begun.items():
             outcome = adapter.wait(number)
@@ -79,8 +76,8 @@ def test_no_worker_outlives_a_killed_host(language: str, worker: tuple[str, ...]
         pid = adapter.ask("info")["pid"]
         adapter.begin("embed", inputs=["in flight"])
         adapter.ask("ping")  # so that it has been sent
-        os.kill(adapter.pid, signal.SIGKILL)
-        wait_until(lambda: not is_alive(pid), "the worker outlives its host")
+        send_signal(adapter.pid, "KILL")
+        wait_until(lambda: not is_there(pid), "the worker outlives its host")
 
 
 @other_languages

@@ -6,7 +6,6 @@ import contextlib
 import fnmatch
 import json
 import os
-import signal
 import sys
 import tempfile
 import time
@@ -27,6 +26,7 @@ from bridge_client.testing.conformance.checks import (
 from bridge_client.testing.conformance.patterns import Memory, mismatch, shortened
 from bridge_client.testing.conformance.process import Driven
 from bridge_client.testing.conformance.transcript import Side, Step, Transcript
+from bridge_client.testing.processes import is_there, send_signal, status_of
 
 _INSTALLED = Path(__file__).with_name("models")
 MODELS = (
@@ -72,8 +72,8 @@ class _Failure(Exception):
 
 def play(transcript: Transcript, target: Target) -> Report:
     """Play a transcript; every wait is bounded by `target.timeout_s`."""
-    if transcript.needs_posix and sys.platform == "win32":
-        return Report(transcript=transcript.name, result="skipped", steps=0, seconds=0.0, why="needs POSIX signals")
+    if sys.platform == "win32" and (why := transcript.why_not_on_windows):
+        return Report(transcript=transcript.name, result="skipped", steps=0, seconds=0.0, why=why)
     began = time.monotonic()
     done = 0
     failure: tuple[Step, str] | None = None
@@ -201,12 +201,11 @@ class _Stage:
         self._process.write(step.value)
 
     def _signal(self, step: Step) -> None:
-        number = signal.Signals[f"SIG{step.value}"]
-        if step.to is None:
+        if step.to is not None:
+            send_signal(self._pid(step.to), step.value)
+        elif self._process.process.poll() is None:
             self._open_calls.clear()  # a host that is killed owes nobody an outcome
-            self._process.process.send_signal(number)
-        else:
-            os.kill(self._pid(step.to), number)
+            send_signal(self._process.process.pid, step.value)
 
     def _pid(self, name: str) -> int:
         pid = self._memory.get(name)
@@ -304,6 +303,8 @@ class _Stage:
 
     def _is_there(self, pid: int) -> bool:
         """Tell whether a process exists. A zombie does, as long as its parent could reap it."""
+        if sys.platform == "win32":
+            return is_there(pid)
         try:
             os.kill(pid, 0)
         except ProcessLookupError:
@@ -318,7 +319,8 @@ class _Stage:
             status = self._process.wait(self._timeout_s)
         except TimeoutError:
             raise _Failure(f"expected its exit; it lives after {self._timeout_s:g} s") from None
-        if why := mismatch(step.value, status, self._memory):
+        wanted = status_of("KILL") if step.value == -9 else step.value  # the only signal that a transcript ends with
+        if why := mismatch(wanted, status, self._memory):
             raise _Failure(f"the exit status: {why}; {self._how_it_ended()}")
         if self._open_calls:
             raise _Failure(f"it ended without an outcome of the calls {sorted(self._open_calls)}")

@@ -24,7 +24,7 @@ Every other line is one step. `{"rules": ["F2"], "about": "…"}` is a heading: 
 | `expect_sent` | (client) waits until what the client's workers have seen of it fits |
 | `close` | closes standard input |
 | `close_output` | closes the reading end of standard output |
-| `signal` | sends this signal, `to` the process whose pid was saved under a name |
+| `signal` | sends this signal, `to` the process whose pid was saved under a name; on Windows KILL terminates |
 | `expect_gone` | waits until the process whose pid was saved has ended and been reaped |
 | `expect_exit` | waits for the end; the status must fit, and no answer may be left |
 
@@ -73,7 +73,6 @@ _KINDS = {
 }
 _HEAD = {"drives", "arguments", "environment", "workers", "worker", "options"}
 _CLIENT_ONLY = {"workers", "worker", "options"}
-_NEEDS_POSIX = {"signal", "expect_gone", "close_output"}
 
 
 class TranscriptError(Exception):
@@ -115,9 +114,14 @@ class Transcript:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def needs_posix(self) -> bool:
-        """Whether it cannot be played on Windows: signals, and a fake worker that dies of them."""
-        return self.side is Side.CLIENT or any(step.kind in _NEEDS_POSIX for step in self.steps)
+    def why_not_on_windows(self) -> str:
+        """Why it cannot be played on Windows; empty where it can."""
+        for step in self.steps:
+            if step.kind == "signal" and step.value != "KILL":
+                return f"Windows has no SIG{step.value} from another process"
+            if step.kind == "close_output":
+                return "a read that waits cannot be ended on Windows, so nobody can close the output under it"
+        return ""
 
 
 def read_transcripts(folder: Path) -> list[Transcript]:
