@@ -45,6 +45,10 @@ def load_model(folder: Path, options: ModelOptions, runtime: RuntimeOptions, thr
     backend = choose_backend(cpu, plan, tokenizer, runtime, threads)
     # A graph that pools itself has its Dense modules inside.
     engine = Engine.warm_up(plan, tokenizer, backend, () if backend.is_end_to_end else load_dense(plan))
+    if engine.one_by_one is not None:
+        _log.warning("model=%s each text runs by itself: %s", plan.name, engine.one_by_one)
+    if engine.pad_left != plan.pad_left:
+        _log.warning("model=%s texts are padded on the right: on the left the graph gives other vectors", plan.name)
     model = LoadedModel(name=plan.name, engine=engine, fingerprint=fingerprint(plan, manifest))
     _log.info(
         "model loaded name=%s dimension=%d fingerprint=%s provider=%s ms=%.0f",

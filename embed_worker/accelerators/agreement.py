@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from embed_worker.inference.backend import Backend, TokenBatch
+from embed_worker.inference.backend import TOLERANCES, Backend
 from embed_worker.inference.pooling import Float32, cosine_distances, norms
+from embed_worker.inference.token_batch import TokenBatch
 from embed_worker.inference.tokenizer import TextTokenizer
 
 # The smallest cosine to the CPU's vectors that passes, by the precision that is computed in. The CPU runs a quantised
 # graph as quantised as any provider does, so that is no excuse.
-MIN_COSINE = {"float32": 0.9995, "float16": 0.999, "bfloat16": 0.995}
+MIN_COSINE = {precision: 1 - tolerance for precision, tolerance in TOLERANCES.items()}
 _MIN_NORM = 0.1
 
 _GOLDEN_TEXT = (
@@ -43,18 +44,7 @@ def golden_batches(tokenizer: TextTokenizer, rows: int, tokens: int, *, pad_left
     ids = [text.ids[:tokens] for text in tokenizer.encode(texts, "")]
     lengths = [max(1, tokens * share // 8) for share in (1, 3, 5, 7, 2)][: max(1, rows - 1)]
     shorter = [row[:length] for row, length in zip(ids, lengths, strict=False)]
-    return [_padded(some, tokenizer.pad_id, pad_left=pad_left) for some in (ids, shorter)]
-
-
-def _padded(rows: Sequence[np.ndarray[tuple[int], np.dtype[np.int64]]], pad_id: int, *, pad_left: bool) -> TokenBatch:
-    longest = max(map(len, rows))
-    ids = np.full((len(rows), longest), pad_id, np.int64)
-    mask = np.zeros_like(ids)
-    for place, row in enumerate(rows):
-        here = slice(longest - len(row), None) if pad_left else slice(len(row))
-        ids[place, here] = row
-        mask[place, here] = 1
-    return TokenBatch(ids, mask)
+    return [TokenBatch.of_rows(some, pad_id=tokenizer.pad_id, pad_left=pad_left) for some in (ids, shorter)]
 
 
 def agreement_with_cpu(

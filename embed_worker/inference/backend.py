@@ -5,22 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from embed_worker.inference.pooling import Float32, Int64
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TokenBatch:
-    """Padded token ids of some texts.
-
-    Attributes:
-        ids: (B, T) int64.
-        mask: (B, T) int64, 1 for a token and 0 for padding.
-        skipped: (B,) int64, the leading tokens of each text that pooling leaves out; None where there are none.
-    """
-
-    ids: Int64
-    mask: Int64
-    skipped: Int64 | None = None
+from embed_worker.inference.pooling import Float32
+from embed_worker.inference.token_batch import TokenBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +19,12 @@ class ProviderReport:
     asked: str
     chosen: str
     reason: str
+
+
+# The largest cosine distance to the CPU's float32 vectors with which a model is served, by the precision of computing.
+TOLERANCES = {"double": 5e-4, "float32": 5e-4, "float16": 1e-3, "bfloat16": 5e-3}
+# The same for a float32 graph on the CPU: what is left is the order in which numbers are added.
+CPU_TOLERANCE = 1e-6
 
 
 class Backend(Protocol):
@@ -53,6 +45,14 @@ class Backend(Protocol):
     @property
     def is_end_to_end(self) -> bool:
         """Whether `embed` gives the model's final vectors: `Dense` modules, and perhaps L2, are inside the graph."""
+
+    @property
+    def max_rows(self) -> int | None:
+        """The most texts that a batch may have; None: any number."""
+
+    @property
+    def tolerance(self) -> float | None:
+        """The largest cosine distance to what the graph gives on a CPU for the text alone; None: there is no bound."""
 
     def use_all_cores(self) -> None:
         """Do what makes the model faster and may wait until it serves. It never raises."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embed_worker.errors import ModelError, brief
-from embed_worker.inference.backend import Backend, TokenBatch
+from embed_worker.errors import ModelError, OutOfMemoryError, brief
+from embed_worker.inference.backend import CPU_TOLERANCE, TOLERANCES, Backend
 from embed_worker.inference.dense import DenseLayer
+from embed_worker.inference.ort import CPU
+from embed_worker.inference.pooled_graph import check_pooled_graph
 from embed_worker.inference.pooling import Float32, are_usable, cosine_distances, finish_vectors, norms
+from embed_worker.inference.token_batch import TokenBatch
 from embed_worker.inference.tokenizer import TextTokenizer, TokenizedText
 from embed_worker.machine import release_freed_memory, return_large_blocks
 from embed_worker.model_files.plan import ModelPlan
@@ -24,7 +28,6 @@ _PROSE = (
     "a row for every text and rain on 47 green hills while nobody counts the boats (3.14 € each) down in the harbour"
 )
 _QUANTIZED_WARM_UP = (".", "?!", "42", "東京", *(" ".join(_PROSE.split()[:words]) for words in range(1, 24, 2)))
-_MAX_BATCH_DISTANCE = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -36,6 +39,8 @@ class Engine:
         normalizes_itself: The graph's own vectors have length 1 and cannot be had without.
         is_batch_invariant: At the warm-up a text's vector did not depend on its neighbours, and nothing in the graph
             says that it may.
+        one_by_one: Why each text runs by itself whatever it came with; None where texts share a run.
+        pad_left: Whether padding goes before the text.
     """
 
     plan: ModelPlan
@@ -44,18 +49,19 @@ class Engine:
     dimension: int
     normalizes_itself: bool
     is_batch_invariant: bool
+    one_by_one: str | None = None
+    pad_left: bool = False
     dense: Sequence[DenseLayer] = ()
 
     @classmethod
     def warm_up(
         cls, plan: ModelPlan, tokenizer: TextTokenizer, backend: Backend, dense: Sequence[DenseLayer] = ()
     ) -> Engine:
-        """Run the model once and learn its dimension.
+        """Run the model, and learn its dimension and how its texts may share a run.
 
         Raises:
             ModelError: The model does not run, or what it gives cannot be embeddings of this folder.
         """
-        rows = tokenizer.encode(_WARM_UP, "")
         engine = cls(
             plan=plan,
             tokenizer=tokenizer,
@@ -63,39 +69,81 @@ class Engine:
             dimension=0,
             normalizes_itself=False,
             is_batch_invariant=False,
+            one_by_one=None if backend.max_rows is None else "the graph takes one text at a time",
+            pad_left=plan.pad_left,
             dense=dense,
         )
+        rows = tokenizer.encode(_WARM_UP, "")
         try:
+            engine = engine._learned(rows)
             vectors = engine.embed(rows, exclusive=False)
-            alone = engine.embed(rows[:1], exclusive=False)
-        except ModelError:
+        except (ModelError, OutOfMemoryError):
             raise
         except Exception as error:
-            raise ModelError(f"the model {plan.name!r} does not run: {brief(error)}") from error
+            hint = "; its axes are dynamic by name only: export it again" if _is_about_shapes(error) else ""
+            raise ModelError(f"the model {plan.name!r} does not run: {brief(error)}{hint}") from error
         if not are_usable(vectors).all():
             raise ModelError(f"the model {plan.name!r} gives vectors that are not finite or have no length")
-        lengths = norms(vectors)
-        return replace(
-            engine,
-            dimension=vectors.shape[1],
-            normalizes_itself=backend.is_end_to_end and bool(np.abs(lengths - 1).max() < 1e-3),
-            is_batch_invariant=bool(cosine_distances(vectors[:1], alone)[0] < _MAX_BATCH_DISTANCE)
-            and engine._is_batch_invariant_when_rounded(),
-        )
+        normalizes = backend.is_end_to_end and bool(np.abs(norms(vectors) - 1).max() < 1e-3)
+        if backend.is_end_to_end:
+            check_pooled_graph(plan, vectors.shape[1], normalizes=normalizes)
+        return replace(engine, dimension=vectors.shape[1], normalizes_itself=normalizes)
+
+    def _learned(self, rows: Sequence[TokenizedText]) -> Engine:
+        """Compare a text among others with itself alone, and choose how texts share a run."""
+        if self.one_by_one is not None or self.backend.scales_by_batch:
+            return replace(self, is_batch_invariant=not self.backend.scales_by_batch)
+        alone = self.embed(rows[:1], exclusive=False)
+        other_side = replace(self, pad_left=not self.pad_left)
+        for engine in (self, other_side) if self.pad_left else (self,):
+            distance = engine._dependence(rows, alone)
+            if distance < CPU_TOLERANCE:
+                return replace(engine, is_batch_invariant=engine._is_batch_invariant_when_rounded())
+        return self if self._is_rounded and not math.isinf(distance) else self._in_spite_of(distance)
+
+    @property
+    def _is_rounded(self) -> bool:
+        return self.backend.precision not in TOLERANCES
 
     def _is_batch_invariant_when_rounded(self) -> bool:
         """Look for a text whose vector depends on its neighbours; a float graph is believed after the first."""
-        if self.backend.scales_by_batch:
-            return False
-        if not self.backend.precision.startswith("int"):
+        if not self._is_rounded:
             return True
         rows = self.tokenizer.encode(_QUANTIZED_WARM_UP, "")
         together = self.embed(rows, exclusive=False)
         alone = np.concatenate([self.embed([row], exclusive=False) for row in rows])
-        return bool(cosine_distances(together, alone).max() < _MAX_BATCH_DISTANCE)
+        return bool(cosine_distances(together, alone).max() < CPU_TOLERANCE)
+
+    def _dependence(self, rows: Sequence[TokenizedText], alone: Float32) -> float:
+        """Return the cosine distance between the first text's vector among the others and alone; infinity for none."""
+        try:
+            return float(cosine_distances(self.embed(rows, exclusive=False)[:1], alone)[0])
+        except OutOfMemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the runtime's have no narrower base
+            self._check_lengths(rows, error)
+            return math.inf
+
+    def _check_lengths(self, rows: Sequence[TokenizedText], problem: Exception) -> None:
+        """Find out whether texts that fail together run alone: axes may be dynamic by name only."""
+        for row in rows:
+            try:
+                self.embed([row], exclusive=False)
+            except Exception as error:
+                some = f"runs with some numbers of tokens and not with {len(row.ids)}"
+                what = f"has a graph that {some}; its axes are dynamic by name only: export it again"
+                raise ModelError(f"the model {self.plan.name!r} {what} ({brief(problem)})") from error
+
+    def _in_spite_of(self, distance: float) -> Engine:
+        """Run each text by itself on the CPU; another provider may differ as far as its proof lets it."""
+        allowed = CPU_TOLERANCE if self.backend.provider.chosen == CPU else self.backend.tolerance
+        if allowed is None or distance <= allowed:
+            return self
+        why = "the graph takes one text at a time" if math.isinf(distance) else "neighbours would change its vector"
+        return replace(self, one_by_one=why, is_batch_invariant=True)
 
     def embed(self, rows: Sequence[TokenizedText], *, exclusive: bool) -> Float32:
-        """Embed rows in one run.
+        """Embed rows, in one run or, where neighbours matter, in a run each.
 
         Args:
             rows: At least one. Padded to the longest.
@@ -104,24 +152,22 @@ class Engine:
         Returns:
             (rows, dimension) float32 as pooled: not cut, not normalised, not checked.
         """
-        vectors = self.backend.embed(self._pad(rows), exclusive=exclusive)
-        if vectors.ndim != 2 or len(vectors) != len(rows):
-            problem = f"gives an output of shape {vectors.shape} for {len(rows)} texts"
-            raise ModelError(f"the model {self.plan.name!r} {problem}")
+        if self.one_by_one is None:
+            vectors = self._run(rows, exclusive=exclusive)
+        else:
+            vectors = np.concatenate([self._run([row], exclusive=exclusive) for row in rows])
         for layer in self.dense:
             vectors = layer(vectors)
         return vectors
 
-    def _pad(self, rows: Sequence[TokenizedText]) -> TokenBatch:
-        longest = max(len(row.ids) for row in rows)
-        ids = np.full((len(rows), longest), self.tokenizer.pad_id, np.int64)
-        mask = np.zeros((len(rows), longest), np.int64)
-        for place, row in enumerate(rows):
-            here = slice(longest - len(row.ids), None) if self.plan.pad_left else slice(len(row.ids))
-            ids[place, here] = row.ids
-            mask[place, here] = 1
-        skipped = np.array([row.skipped for row in rows], np.int64) if any(row.skipped for row in rows) else None
-        return TokenBatch(ids, mask, skipped)
+    def _run(self, rows: Sequence[TokenizedText], *, exclusive: bool) -> Float32:
+        ids, skipped = [row.ids for row in rows], [row.skipped for row in rows]
+        batch = TokenBatch.of_rows(ids, pad_id=self.tokenizer.pad_id, pad_left=self.pad_left, skipped=skipped)
+        vectors = self.backend.embed(batch, exclusive=exclusive)
+        if vectors.ndim != 2 or len(vectors) != len(rows):
+            problem = f"gives an output of shape {vectors.shape} for {len(rows)} texts"
+            raise ModelError(f"the model {self.plan.name!r} {problem}")
+        return vectors
 
     def are_usable(self, vectors: Float32) -> NDArray[np.bool_]:
         """Tell which vectors are finite and have a length: (B, D) → (B,)."""
@@ -130,6 +176,12 @@ class Engine:
     def new_matrix(self, rows: int) -> Float32:
         """Make room for the vectors of a request: (rows, dimension) float32, not filled."""
         return np.empty((rows, self.dimension), np.float32)
+
+
+def _is_about_shapes(error: Exception) -> bool:
+    """Tell a graph that insists on a shape from one that does not run at all; onnxruntime has no type for it."""
+    message = str(error).lower()
+    return any(sign in message for sign in ("broadcast", "dimension", "reshape", "shape mismatch"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embed_worker.errors import ModelError
-from embed_worker.inference.backend import TokenBatch
-from embed_worker.inference.pooling import Int64
+from embed_worker.inference.token_batch import TokenBatch, position_ids
+from embed_worker.model_files.onnx_outline import HIDDEN_OUTPUTS, SENTENCE_OUTPUT
+from embed_worker.model_files.plan import ModelPlan
 
-HIDDEN_OUTPUTS = ("last_hidden_state", "token_embeddings")
 KNOWN_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 _INTEGER_TYPES: dict[str, Any] = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
 _TYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16, **_INTEGER_TYPES}
@@ -20,63 +20,92 @@ _TYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.flo
 Feed: TypeAlias = Callable[[TokenBatch], NDArray[Any]]
 
 
-def hidden_output(outputs: Mapping[str, Any], name: str) -> str:
-    """Find the output with the token vectors, (B, T, D).
+class Described(Protocol):
+    """An input or an output as onnxruntime describes it, or as `graph_summary` does."""
 
-    Args:
-        outputs: By name, as onnxruntime describes them.
-        name: The model's, for messages.
+    @property
+    def name(self) -> str:
+        """Its name."""
 
-    Raises:
-        ModelError: There is none, or it has another rank.
-    """
-    found = next((output for output in HIDDEN_OUTPUTS if output in outputs), None)
-    if found is None:
-        raise ModelError(
-            f"the model {name!r} has a graph without an output {' or '.join(HIDDEN_OUTPUTS)}: "
-            f"it has {', '.join(outputs)}"
-        )
-    rank = len(outputs[found].shape)
-    if rank != 3:
-        raise ModelError(f"the model {name!r} has a graph whose {found} has {rank} dimensions, not batch, tokens, size")
-    return found
+    @property
+    def type(self) -> str:
+        """The type of its elements, in words."""
+
+    @property
+    def shape(self) -> Sequence[int | str | None]:
+        """Its dimensions: numbers, names, or nothing."""
 
 
-def check_is_dynamic(inputs: Sequence[Any], name: str) -> None:
-    """Check that texts of any length and any number fit.
+def choose_output(outputs: Sequence[Described], plan: ModelPlan) -> Described:
+    """Choose what is taken of a graph: the token vectors, (B, T, D), or its own sentence vector, (B, D).
+
+    Token vectors go through the folder's own modules, as in sentence-transformers, and so come first wherever all of
+    them are at hand. Of vectors in several types the float ones are taken.
 
     Raises:
-        ModelError: The shape of `input_ids` has a fixed dimension.
+        ModelError: There is neither, in floats and of its rank.
     """
-    shape: Sequence[object] = next((node.shape for node in inputs if node.name == "input_ids"), ())
+    named = {output.name: output for output in outputs}
+    known = [named[name] for name in (*HIDDEN_OUTPUTS, SENTENCE_OUTPUT) if name in named]
+    if not known:
+        problem = f"without an output {' or '.join((*HIDDEN_OUTPUTS, SENTENCE_OUTPUT))}: it has {', '.join(named)}"
+        raise ModelError(f"the model {plan.name!r} has a graph {problem}")
+    floats = [output for output in known if "float" in output.type or "double" in output.type]
+    if not floats:
+        kinds = ", ".join(f"{output.name} as {output.type}" for output in known)
+        raise ModelError(f"the model {plan.name!r} has a graph that gives integers alone: {kinds}")
+    hidden = [output for output in floats if output.name in HIDDEN_OUTPUTS]
+    tokens = next((output for output in hidden if len(output.shape) == 3), None)
+    sentence = next((output for output in floats if output.name == SENTENCE_OUTPUT), None)
+    if tokens is not None and (sentence is None or plan.takes_tokens):
+        return tokens
+    if sentence is not None:
+        return sentence
+    rank = f"{hidden[0].name} has {len(hidden[0].shape)} dimensions"
+    raise ModelError(f"the model {plan.name!r} has a graph whose {rank}, not batch, tokens, size")
+
+
+def fixed_rows(inputs: Sequence[Described], name: str) -> int | None:
+    """Return how many texts a batch must have: 1, or None for any number.
+
+    Raises:
+        ModelError: Not every length fits, or a batch has some other fixed number of texts.
+    """
+    shape = next((node.shape for node in inputs if node.name == "input_ids"), ())
+    if list(shape[:1]) == [1] and not any(isinstance(size, int) for size in shape[1:]):
+        return 1
     if any(isinstance(size, int) for size in shape):
         problem = f"has a graph for texts of one fixed shape, {list(shape)}: export it with dynamic axes"
         raise ModelError(f"the model {name!r} {problem}")
+    return None
 
 
-def feeder(node: Any, batch_axis: object, name: str) -> tuple[str, Feed]:
+def feeder(node: Described, batch_axis: object, plan: ModelPlan) -> tuple[str, Feed]:
     """Pair an input of the graph with the function that makes it from a batch.
 
     Args:
         node: Name, type and shape, as onnxruntime describes an input.
         batch_axis: What the graph calls the first axis of `input_ids`.
-        name: The model's, for messages.
+        plan: Its model.
 
     Raises:
         ModelError: Nothing is known to feed it with.
     """
     if node.name in KNOWN_INPUTS:
-        dtype = _INTEGER_TYPES.get(node.type)
+        # Some exporters multiply with the mask as it comes, and so take it in floats.
+        dtype = (_TYPES if node.name == "attention_mask" else _INTEGER_TYPES).get(node.type)
         if dtype is None:
-            raise ModelError(f"the model {name!r} has a graph whose {node.name} is {node.type}, not integers")
-        return node.name, _FEEDS[node.name](dtype)
+            raise ModelError(f"the model {plan.name!r} has a graph whose {node.name} is {node.type}, not integers")
+        return node.name, _feed(node.name, dtype, plan.padding_position)
     # What a decoder carries from one token to the next is empty here, and so are images and sounds; the graph says in
     # which dimension. The batch's own is not it.
     dtype = _TYPES.get(node.type)
     follows_batch = bool(node.shape) and not isinstance(node.shape[0], int) and node.shape[0] == batch_axis
     shape = [size if isinstance(size, int) else 0 for size in node.shape]
     if dtype is None or 0 not in (shape[1:] if follows_batch else shape):
-        raise ModelError(f"the model {name!r} has a graph with an input that is not known: {node.name} {node.type}")
+        raise ModelError(
+            f"the model {plan.name!r} has a graph with an input that is not known: {node.name} {node.type}"
+        )
 
     def feed(batch: TokenBatch) -> NDArray[Any]:
         return np.zeros([len(batch.ids), *shape[1:]] if follows_batch else shape, dtype)
@@ -84,15 +113,13 @@ def feeder(node: Any, batch_axis: object, name: str) -> tuple[str, Feed]:
     return node.name, feed
 
 
-def _positions(mask: Int64) -> Int64:
-    """Count the tokens of each text from 0, wherever its padding is; padding gets 0."""
-    positions: Int64 = np.maximum(mask.cumsum(axis=1) - 1, 0) * mask
-    return positions
-
-
-_FEEDS: dict[str, Callable[[Any], Feed]] = {
-    "input_ids": lambda dtype: lambda batch: batch.ids.astype(dtype, copy=False),
-    "attention_mask": lambda dtype: lambda batch: batch.mask.astype(dtype, copy=False),
-    "token_type_ids": lambda dtype: lambda batch: np.zeros(batch.ids.shape, dtype),
-    "position_ids": lambda dtype: lambda batch: _positions(batch.mask).astype(dtype, copy=False),
-}
+def _feed(name: str, dtype: Any, padding_position: int | None) -> Feed:
+    match name:
+        case "input_ids":
+            return lambda batch: batch.ids.astype(dtype, copy=False)
+        case "attention_mask":
+            return lambda batch: batch.mask.astype(dtype, copy=False)
+        case "token_type_ids":
+            return lambda batch: np.zeros(batch.ids.shape, dtype)
+        case _:
+            return lambda batch: position_ids(batch.ids, batch.mask, padding_position).astype(dtype, copy=False)

@@ -16,18 +16,17 @@ from numpy.typing import NDArray
 from embed_worker.config import RuntimeOptions
 from embed_worker.errors import ConfigError, ModelError, OutOfMemoryError, brief
 from embed_worker.inference import ort
-from embed_worker.inference.backend import ProviderReport, TokenBatch
-from embed_worker.inference.graph_io import check_is_dynamic, feeder, hidden_output
+from embed_worker.inference.backend import CPU_TOLERANCE, TOLERANCES, ProviderReport
+from embed_worker.inference.graph_io import choose_output, feeder, fixed_rows
 from embed_worker.inference.ort import CPU
 from embed_worker.inference.pooling import Float32, pool
+from embed_worker.inference.token_batch import TokenBatch
 from embed_worker.model_files.damage import damage_of
 from embed_worker.model_files.external_data import external_files, map_linked
-from embed_worker.model_files.onnx_outline import Outline, read_outline
+from embed_worker.model_files.onnx_outline import SENTENCE_OUTPUT, Outline, read_outline
 from embed_worker.model_files.plan import ModelPlan
 
 _log = logging.getLogger(__name__)
-
-_POOLED_OUTPUT = "sentence_embedding"
 
 # Beyond some threads a batch of one text is all synchronisation.
 _MAX_THREADS_OF_ONE_BATCH = 8
@@ -56,16 +55,16 @@ class OnnxBackend:
         self._lane = open_session(1 if provider.chosen == CPU else threads)
         self._alone = self._lane
         self.provider = _as_chosen(provider, self._lane.get_providers())
-        outputs = {output.name: output for output in self._lane.get_outputs()}
-        self.is_end_to_end = _POOLED_OUTPUT in outputs
-        self._output = _POOLED_OUTPUT if self.is_end_to_end else hidden_output(outputs, plan.name)
+        output = choose_output(self._lane.get_outputs(), plan)
+        self._output = output.name
+        self.is_end_to_end = output.name == SENTENCE_OUTPUT
         # "tensor(float)" is 32 bits wide.
-        kind = outputs[self._output].type.removeprefix("tensor(").removesuffix(")")
+        kind = output.type.removeprefix("tensor(").removesuffix(")")
         self.precision = outline.quantization or ("float32" if kind == "float" else kind)
         inputs = self._lane.get_inputs()
-        check_is_dynamic(inputs, plan.name)
+        self.max_rows = fixed_rows(inputs, plan.name)
         batch_axis = next((node.shape[0] for node in inputs if node.name == "input_ids" and node.shape), None)
-        self._inputs = [feeder(node, batch_axis, plan.name) for node in inputs]
+        self._inputs = [feeder(node, batch_axis, plan) for node in inputs]
 
     @classmethod
     def load(cls, plan: ModelPlan, options: RuntimeOptions, *, threads: int, provider: str = CPU) -> OnnxBackend:
@@ -110,6 +109,12 @@ class OnnxBackend:
             what = f"cannot be used: {brief(error)}" if damage is None else f"is {damage}"
             problem = f"has a graph {graph.name!r} that {what}"
             raise ModelError(f"the model {name!r} {problem}") from error
+
+    @property
+    def tolerance(self) -> float | None:
+        """See `Backend`: another provider was compared with the CPU, and not every CPU computes 16 bits alike."""
+        is_exact = self.precision == "float32" and self.provider.chosen == CPU
+        return CPU_TOLERANCE if is_exact else TOLERANCES.get(self.precision)
 
     def use_all_cores(self) -> None:
         """Open the session for batches that run alone; until then they run on one thread. It never raises.

@@ -30,11 +30,18 @@ def pool(hidden: Float32, mask: Int64, modes: tuple[PoolingMode, ...], skipped: 
 
     Reference: sentence-transformers, the module `Pooling`.
     """
-    positions = mask.cumsum(axis=1) * mask  # 1, 2, 3 … within each text, 0 for padding
-    if skipped is not None:
-        positions = positions * (positions > skipped[:, None])
+    positions = token_counts(mask, skipped)
     pooled = [_pool_one(mode, hidden, mask, positions) for mode in modes]
     return pooled[0] if len(pooled) == 1 else np.concatenate(pooled, axis=1)
+
+
+def token_counts(mask: Int64, skipped: Int64 | None = None) -> Int64:
+    """Count the tokens of each text from 1, wherever its padding is: (B, T) → (B, T).
+
+    Padding gets 0, and so do the first `skipped` tokens of each text, (B,).
+    """
+    counts: Int64 = mask.cumsum(axis=1) * mask
+    return counts if skipped is None else counts * (counts > skipped[:, None])
 
 
 def _pool_one(mode: PoolingMode, hidden: Float32, mask: Int64, positions: Int64) -> Float32:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from embed_worker.model_files.external_data import external_files
 from embed_worker.model_files.manifest import Manifest, file_sha256
-from embed_worker.model_files.onnx_outline import read_outline
+from embed_worker.model_files.onnx_outline import HIDDEN_OUTPUTS, SENTENCE_OUTPUT, read_outline
 from embed_worker.model_files.plan import ModelPlan
 
 
@@ -17,7 +17,8 @@ def fingerprint(plan: ModelPlan, manifest: Manifest | None) -> str:
 
     The provider, the precision it computes in and the machine have no part in it.
     """
-    data = external_files(plan.graph, read_outline(plan.graph).external)
+    outline = read_outline(plan.graph)
+    data = external_files(plan.graph, outline.external)
     files = [
         plan.graph,
         *data,
@@ -37,6 +38,11 @@ def fingerprint(plan: ModelPlan, manifest: Manifest | None) -> str:
     }
     if plan.lowercase:
         shape["lowercase"] = True
+    # Members that are there only where they shape a vector, so that other models keep their names.
+    if plan.padding_position is not None and "position_ids" in outline.inputs:
+        shape["padding_position"] = plan.padding_position
+    if SENTENCE_OUTPUT in outline.outputs and not outline.outputs.isdisjoint(HIDDEN_OUTPUTS) and plan.takes_tokens:
+        shape["output"] = "tokens"
     canonical = json.dumps(shape, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 

@@ -1,6 +1,6 @@
 """The resolved plan of a model folder: every decision with its value and where it comes from. Nothing is guessed.
 
-Reads small JSON files and looks at names; it opens no graph and imports nothing heavy. What the folder does not say and
+Reads small JSON files and looks at names; it loads no graph and imports nothing heavy. What the folder does not say and
 no option settles is a `ModelError` that names the option.
 """
 
@@ -18,7 +18,8 @@ from typing import Any
 from embed_worker.config import ModelOptions
 from embed_worker.errors import ModelError
 from embed_worker.model_files.known_models import KnownModel, find_known_model
-from embed_worker.model_files.plan import Decision, DensePlan, ModelPlan, PoolingMode
+from embed_worker.model_files.onnx_outline import SENTENCE_OUTPUT, read_outline
+from embed_worker.model_files.plan import Decision, DensePlan, ModelPlan, PoolingMode, PoolingSource
 from embed_worker.model_files.search import model_name
 
 # What sentence-transformers has called the file of its `Transformer` module, in the order in which it looks.
@@ -93,16 +94,20 @@ class _Reader:
         modules = list(self._modules())
         pooling_config = self._pooling_config(modules)
         prompts = self._prompts()
+        graph = self._graph()
+        pooling = self._pooling(pooling_config, graph)
         return ModelPlan(
             name=self._name,
             folder=self._folder,
-            graph=self._graph(),
-            pooling=self._pooling(pooling_config),
+            graph=graph,
+            pooling=pooling,
+            pooling_source=self._pooling_source(pooling_config, pooling),
             pooling_dimension=self._pooling_dimension(pooling_config),
             include_prompt=self._include_prompt(pooling_config),
             dense=tuple(self._dense(module) for module in modules if module.kind == "Dense"),
             normalize=self._normalize(modules),
             lowercase=self._lowercase(),
+            padding_position=self._padding_position(),
             max_tokens=self._max_tokens(),
             prompts=prompts,
             default_prompt_name=self._default_prompt_name(prompts),
@@ -218,11 +223,14 @@ class _Reader:
             raise self._error(f"has no {_config_of(path)}, which says how to pool")
         return config
 
-    def _pooling(self, config: dict[str, Any]) -> tuple[PoolingMode, ...]:
+    def _pooling(self, config: dict[str, Any], graph: Path) -> tuple[PoolingMode, ...]:
         if self._options.pooling is not None:
             return self._pooling_modes(self._options.pooling.split(","), "--pooling")
         if not config and (known := self._known()) is not None:
             return self._pooling_modes(known.pooling, f"known_models.toml: {known.name}")
+        if not config and SENTENCE_OUTPUT in read_outline(graph).outputs:
+            self._decide("pooling", "the graph's own", f"the graph: its output {SENTENCE_OUTPUT}")
+            return ()
         if not config:
             raise self._error("does not say how to pool; settle it with --pooling, for instance --pooling mean")
         if "pooling_mode" in config:
@@ -230,6 +238,13 @@ class _Reader:
             return self._pooling_modes(named if isinstance(named, list) else [named], "1_Pooling: pooling_mode")
         names = [mode for boolean, mode in _POOLING_BOOLEANS.items() if self._boolean(config, boolean, "1_Pooling")]
         return self._pooling_modes(names, "1_Pooling: the pooling_mode_* booleans")
+
+    def _pooling_source(self, config: dict[str, Any], pooling: tuple[PoolingMode, ...]) -> PoolingSource:
+        if self._options.pooling is not None:
+            return PoolingSource.OPTION
+        if config:
+            return PoolingSource.FOLDER
+        return PoolingSource.TABLE if pooling else PoolingSource.GRAPH
 
     def _pooling_modes(self, names: Sequence[object], source: str) -> tuple[PoolingMode, ...]:
         try:
@@ -262,7 +277,10 @@ class _Reader:
         weights = self._folder / module.path / "model.safetensors"  # not needed where the graph pools itself
         activation = str(config.get("activation_function", "Tanh")).rpartition(".")[2]
         self._decide("dense", activation, f"modules.json: {module.path}")
-        return DensePlan(weights=weights, activation=activation, use_residual=config.get("use_residual") is True)
+        sizes = {key: config[key] for key in ("in_features", "out_features") if isinstance(config.get(key), int)}
+        return DensePlan(
+            weights=weights, activation=activation, use_residual=config.get("use_residual") is True, **sizes
+        )
 
     def _normalize(self, modules: list[_Module]) -> bool:
         if self._options.normalize is not None:
@@ -318,6 +336,14 @@ class _Reader:
 
     def _position_offset(self) -> int:
         return _POSITION_OFFSETS.get(str(self._config.get("model_type")), 0)
+
+    def _padding_position(self) -> int | None:
+        if not self._position_offset():
+            return None
+        padding_id = self._config.get("pad_token_id", 1)
+        # MPNet's is no matter of configuration.
+        is_stated = isinstance(padding_id, int) and self._config.get("model_type") != "mpnet"
+        return padding_id if is_stated else 1
 
     def _position_table(self) -> int | None:
         kind, rows = self._config.get("model_type"), self._config.get("max_position_embeddings")

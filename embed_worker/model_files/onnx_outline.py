@@ -12,6 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+# What graphs call their outputs: a vector a token, by either name, and a vector a text.
+HIDDEN_OUTPUTS = ("last_hidden_state", "token_embeddings")
+SENTENCE_OUTPUT = "sentence_embedding"
+
 _MIN_TABLE_BYTES = 2**20
 _EXTERNAL = 1  # TensorProto.DataLocation
 _ITEM_BYTES = {1: 4, 10: 2}  # TensorProto.FLOAT, FLOAT16
@@ -23,8 +27,9 @@ _QUANTIZING = ("quantize", "qlinear", "qattention", "integer", "nbits")
 
 _IR_VERSION_TAG = 0x08  # a number in field 1, which every writer puts first
 _MODEL_GRAPH = 7
-_GRAPH_NODE, _GRAPH_INITIALIZER = 1, 5
-_NODE_INPUT, _NODE_OPERATOR = 1, 4
+_GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 5, 11, 12
+_NODE_INPUT, _NODE_OUTPUT, _NODE_OPERATOR = 1, 2, 4
+_VALUE_NAME = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,15 @@ class ExternalTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Node:
+    """An operator with the names of what it reads and makes."""
+
+    operator: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Outline:
     """What a graph's file says without being loaded.
 
@@ -64,12 +78,16 @@ class Outline:
         tables: Those that are worth sharing.
         external: Tensors in other files.
         rounded: The types of weights that were rounded to fewer bits than float16 has.
+        inputs: Their names.
+        outputs: Their names.
     """
 
     operators: frozenset[str] = frozenset()
     tables: tuple[Table, ...] = ()
     external: tuple[ExternalTensor, ...] = ()
     rounded: frozenset[str] = frozenset()
+    inputs: frozenset[str] = frozenset()
+    outputs: frozenset[str] = frozenset()
 
     @property
     def quantization(self) -> str | None:
@@ -118,13 +136,14 @@ def _outline(data: mmap.mmap) -> Outline:
     tables: list[Table] = []
     external: list[ExternalTensor] = []
     rounded: set[str] = set()
+    ends: dict[int, set[str]] = {_GRAPH_INPUT: set(), _GRAPH_OUTPUT: set()}
     for field, span in _fields(data, graph.start, graph.stop):
         if field == _GRAPH_NODE and isinstance(span, range):
-            inputs, operator = _node(data, span)
-            operators.add(operator)
-            first = 1 if operator == "Gather" else 0
-            gathered.update(inputs[:first])
-            used_otherwise.update(inputs[first:])
+            node = _node(data, span)
+            operators.add(node.operator)
+            first = 1 if node.operator == "Gather" else 0
+            gathered.update(node.inputs[:first])
+            used_otherwise.update(node.inputs[first:])
         elif field == _GRAPH_INITIALIZER and isinstance(span, range):
             kind, shape, tensor = _initializer(data, span)
             if kind in _ROUNDED and len(shape) > 1 and math.prod(shape) >= _MIN_WEIGHTS:
@@ -136,21 +155,41 @@ def _outline(data: mmap.mmap) -> Outline:
                     external.append(tensor)
                 case None:
                     pass
+        elif field in ends and isinstance(span, range):
+            ends[field].add(_text(data, span, _VALUE_NAME))
     shared = gathered - used_otherwise
     found = tuple(table for table in tables if table.name in shared)
-    return Outline(frozenset(operators), found, tuple(external), frozenset(rounded))
+    return Outline(
+        frozenset(operators),
+        found,
+        tuple(external),
+        frozenset(rounded),
+        inputs=frozenset(ends[_GRAPH_INPUT]),
+        outputs=frozenset(ends[_GRAPH_OUTPUT]),
+    )
 
 
-def _node(data: mmap.mmap, span: range) -> tuple[list[str], str]:
-    inputs, operator = [], ""
+def read_nodes(path: Path) -> tuple[Node, ...]:
+    """Read the nodes of a graph in their order; empty where the file is not understood."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            graph = next(span for field, span in _fields(data, 0, len(data)) if field == _MODEL_GRAPH)
+            assert isinstance(graph, range)
+            return tuple(
+                _node(data, span)
+                for field, span in _fields(data, graph.start, graph.stop)
+                if field == _GRAPH_NODE and isinstance(span, range)
+            )
+    except (OSError, ValueError, IndexError, StopIteration):
+        return ()
+
+
+def _node(data: mmap.mmap, span: range) -> Node:
+    names: dict[int, list[str]] = {_NODE_INPUT: [], _NODE_OUTPUT: [], _NODE_OPERATOR: []}
     for field, value in _fields(data, span.start, span.stop):
-        if isinstance(value, range) and field in (_NODE_INPUT, _NODE_OPERATOR):
-            text = data[value.start : value.stop].decode("utf-8")
-            if field == _NODE_INPUT:
-                inputs.append(text)
-            else:
-                operator = text
-    return inputs, operator
+        if isinstance(value, range) and field in names:
+            names[field].append(data[value.start : value.stop].decode("utf-8"))
+    return Node("".join(names[_NODE_OPERATOR]), tuple(names[_NODE_INPUT]), tuple(names[_NODE_OUTPUT]))
 
 
 def _initializer(data: mmap.mmap, span: range) -> tuple[int, list[int], Table | ExternalTensor | None]:
@@ -186,6 +225,12 @@ def _initializer(data: mmap.mmap, span: range) -> tuple[int, list[int], Table | 
     if item_bytes is None or len(raw) < _MIN_TABLE_BYTES or math.prod(shape) * item_bytes != len(raw):
         return kind, shape, None  # another type, or kept elsewhere
     return kind, shape, Table(name, tuple(shape), item_bytes, raw.start)
+
+
+def _text(data: mmap.mmap, span: range, wanted: int) -> str:
+    """Read a field of a message that is text; empty where it is not there."""
+    found = (value for field, value in _fields(data, span.start, span.stop) if field == wanted)
+    return next((data[value.start : value.stop].decode("utf-8") for value in found if isinstance(value, range)), "")
 
 
 def _entry(data: mmap.mmap, span: range) -> tuple[str, str]:

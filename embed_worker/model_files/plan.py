@@ -30,11 +30,22 @@ class Decision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DensePlan:
-    """A `Dense` module: `activation` is the last component of its class's name."""
+    """A `Dense` module: `activation` is the last component of its class's name; sizes are None where none is stated."""
 
     weights: Path
     activation: str
     use_residual: bool
+    in_features: int | None = None
+    out_features: int | None = None
+
+
+class PoolingSource(StrEnum):
+    """What settles how token vectors are pooled."""
+
+    FOLDER = "folder"
+    OPTION = "option"
+    TABLE = "table"  # of known models
+    GRAPH = "graph"  # nothing: the graph pools by itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,11 +55,14 @@ class ModelPlan:
     Attributes:
         name: The folder's name, by which requests call the model.
         graph: The ONNX file to run.
-        pooling: The modes whose vectors are concatenated, in order.
+        pooling: The modes whose vectors are concatenated, in order; none where only the graph knows.
+        pooling_source: What settles it.
         pooling_dimension: What the pooling configuration says the token vectors have; None where it does not.
         include_prompt: Whether the prompt's tokens take part in the pooling.
         dense: Linear layers after the pooling, in order.
         normalize: Whether answers are L2-normalised unless the request says otherwise.
+        padding_position: Positions of the architecture are counted over the tokens with other ids than this one, and
+            begin behind it; None: over all tokens, from 0.
         max_tokens: Longer texts are cut, special tokens included.
         prompts: By name; `query` and `document` always exist.
         pad_token: The tokenizer's own; None where the folder names none.
@@ -63,10 +77,12 @@ class ModelPlan:
     folder: Path
     graph: Path
     pooling: tuple[PoolingMode, ...]
+    pooling_source: PoolingSource = PoolingSource.FOLDER
     pooling_dimension: int | None
     include_prompt: bool
     dense: tuple[DensePlan, ...]
     normalize: bool
+    padding_position: int | None = None
     max_tokens: int
     prompts: Mapping[str, str]
     default_prompt_name: str | None
@@ -76,6 +92,12 @@ class ModelPlan:
     lowercase: bool
     decisions: tuple[Decision, ...]
     warnings: tuple[str, ...] = ()
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether token vectors are taken where the graph gives a sentence vector, too: all that follows is at hand."""
+        is_settled = self.pooling_source in (PoolingSource.FOLDER, PoolingSource.OPTION)
+        return is_settled and all(layer.weights.is_file() for layer in self.dense)
 
     @property
     def tokenizer_file(self) -> Path:

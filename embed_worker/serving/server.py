@@ -460,6 +460,8 @@ class Server:
             "machine": describe_machine(),
             "threads": dataclasses.asdict(self._around.threads),
             "batch_invariant": engine.is_batch_invariant or self._config.runtime.batch_invariant,
+            "one_by_one": engine.one_by_one,
+            "tolerance": engine.backend.tolerance,
             "limits": {
                 "max_line_bytes": self._limits.max_line_bytes,
                 "max_inputs": self._limits.max_inputs,

@@ -100,6 +100,8 @@ class Report:
     fingerprint: str
     dimension: int
     precision: str
+    tolerance: float | None
+    one_by_one: str | None
     provider: dict[str, Any]
     cores: int
     is_known: bool
@@ -172,6 +174,8 @@ def check(args: argparse.Namespace) -> Report:
         fingerprint=info["fingerprint"],
         dimension=info["dimension"],
         precision=info["precision"],
+        tolerance=info["tolerance"],
+        one_by_one=info["one_by_one"],
         provider=info["provider"],
         cores=info["threads"]["value"],
         is_known=quality is not None,
@@ -253,6 +257,8 @@ def _readable(report: Report) -> str:
         f"{report.model}: {report.graph}, {report.precision}, dimension {report.dimension}, {report.fingerprint}",
         f"provider: {chosen}, asked for {asked}: {reason}; {report.cores} cores",
     ]
+    if report.one_by_one is not None:
+        lines.append(f"each text runs by itself: {report.one_by_one}")
     for name, value in provider.items():
         members = value if isinstance(value, list) else [value]
         lines += [f"  {name}: {member if isinstance(member, str) else json.dumps(member)}" for member in members]

@@ -31,9 +31,9 @@ from embed_worker.accelerators.coreml import gate as coreml_gate
 from embed_worker.accelerators.coreml.child import ChildFailedError, ChildRunner, Job
 from embed_worker.accelerators.coreml.gate import Host, Surroundings
 from embed_worker.accelerators.coreml.static_session import StaticSession
-from embed_worker.inference.backend import TokenBatch
 from embed_worker.inference.onnx_backend import OnnxBackend
 from embed_worker.inference.pooling import Float32
+from embed_worker.inference.token_batch import TokenBatch
 
 CPU, COREML = "CPUExecutionProvider", "CoreMLExecutionProvider"
 COREML_S, CPU_S = 0.002, 0.010  # what a run takes on the fake clock: a fifth

@@ -120,6 +120,7 @@ class FakeEngine:
     dimension = DIMENSION
     normalizes_itself = False
     is_batch_invariant = True
+    one_by_one = None
 
     def __init__(self) -> None:
         self.gate = _open_gate()
@@ -127,7 +128,7 @@ class FakeEngine:
         self.runs: list[int] = []
         self.tokenizer = FakeTokenizer(_open_gate(), queue.SimpleQueue())
         report = SimpleNamespace(asked="auto", chosen="FakeProvider", reason="it is a fake")
-        self.backend = SimpleNamespace(provider=report, precision="float32")
+        self.backend = SimpleNamespace(provider=report, precision="float32", tolerance=1e-6)
 
     def embed(self, rows: Sequence[FakeText], **_: Any) -> Float32:
         self.runs.append(len(rows))

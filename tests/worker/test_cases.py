@@ -35,10 +35,6 @@ PENDING = {
     "07-config-strip-accents": "strip_accents of tokenizer_config.json is not read",
     "09-config-prefix-space": "add_prefix_space of tokenizer_config.json is not read",
     "11-bge-m3-trailing-space": "the class of the tokenizer is not read",
-    "12-roberta-position-ids": "position_ids begin at 0",
-    "13-no-attention-mask": "neighbours matter, and texts are run together",
-    "14-left-padding-absolute": "neighbours matter, and texts are run together",
-    "16-pooled-graph-without-dense": "the graph's own sentence vector is taken",
     "19-hidden-states": "method_output_name is not read",
     "20-own-pooling-class": "only the last part of a class's name is read",
     "21-export-legacy-limit": "export leaves out the file with the limit",
@@ -47,7 +43,6 @@ PENDING = {
     "26-bpe-dropout": "dropout is applied",
     "28-vocab-txt-only": "vocab.txt is not read",
     "29-null-prompt": "a null prompt is refused",
-    "31-pooled-graph-other-pooling": "the graph's own sentence vector is taken",
 }
 PARAMETERS = [
     pytest.param(name, marks=[pytest.mark.xfail(strict=True, reason=PENDING[name])] if name in PENDING else [])

@@ -36,9 +36,10 @@ from embed_worker.accelerators.coreml.gate import Surroundings, gate
 from embed_worker.accelerators.coreml.proof import SHAPES, Shape, is_worth, shape_for
 from embed_worker.config import CoremlPrecision, CoremlUnits, ModelOptions, RuntimeOptions
 from embed_worker.errors import ConfigError, ModelError
-from embed_worker.inference.backend import Backend, TokenBatch
+from embed_worker.inference.backend import Backend
 from embed_worker.inference.onnx_backend import OnnxBackend
 from embed_worker.inference.pooling import Float32
+from embed_worker.inference.token_batch import TokenBatch
 from embed_worker.inference.tokenizer import TextTokenizer
 from embed_worker.loading import load_model
 from embed_worker.model_files.folder import read_model_folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,13 @@ import pytest
 
 from embed_worker.config import ModelOptions, RuntimeOptions
 from embed_worker.errors import ModelError
-from embed_worker.inference.backend import ProviderReport, TokenBatch
+from embed_worker.inference.backend import CPU_TOLERANCE, ProviderReport
 from embed_worker.inference.engine import Engine, LoadedModel
 from embed_worker.inference.pooling import Float32
+from embed_worker.inference.token_batch import TokenBatch
 from embed_worker.inference.tokenizer import TextTokenizer
 from embed_worker.loading import load_model
+from embed_worker.model_files.plan import PoolingSource
 from tests.worker.harness import cosines
 from tests.worker.test_model_folder import EXPECTED, MODELS
 from tests.worker.test_tokenizer import plan_for, prompt_of
@@ -74,13 +77,6 @@ def test_a_text_does_not_depend_on_its_neighbours(name: str) -> None:
     assert (1 - cosines(embed(model, case, together=True), embed(model, case, together=False))).max() < 1e-6
 
 
-def test_a_graph_that_normalises_by_itself_is_recognised() -> None:
-    model = model_of("gemma-graph-pooled")
-    assert model.engine.normalizes_itself
-    assert model.normalizes
-    assert not model_of("bert-mean").engine.normalizes_itself
-
-
 def test_a_fingerprint_names_the_space_and_not_the_machine() -> None:
     names = ("bert-mean", "e5-prefix", "qwen3-last", "no-normalize-dot")
     assert len({model_of(name).fingerprint for name in names}) == len(names)
@@ -101,6 +97,8 @@ class FakeBackend:
     provider = ProviderReport(asked="cpu", chosen="Fake", reason="it is a fake")
     precision = "float32"
     scales_by_batch = False
+    max_rows: int | None = None
+    tolerance: float | None = CPU_TOLERANCE
 
     def __init__(
         self,
@@ -155,20 +153,32 @@ def test_what_cannot_be_embeddings_is_refused_at_warm_up(backend: FakeBackend, w
 
 @pytest.mark.parametrize(("value", "normalizes"), [(0.5, True), (0.6, False)])
 def test_finished_vectors_of_length_one_cannot_be_had_without(value: float, normalizes: bool) -> None:
-    engine = warm_up(FakeBackend(("B", 4), value, is_end_to_end=True))
+    engine = warm_up(FakeBackend(("B", 4), value, is_end_to_end=True), pooling_source=PoolingSource.TABLE)
     assert (engine.dimension, engine.normalizes_itself) == (4, normalizes)
 
 
 @pytest.mark.parametrize(
     ("dependence", "scales_by_batch", "expected"),
-    [(0.0, False, True), (1e-5, False, True), (0.1, False, False), (0.0, True, False)],
+    [(0.0, False, (True, True)), (1e-5, False, (True, True)), (0.1, False, (True, False)), (0.1, True, (False, True))],
 )
 def test_batch_invariance_is_measured_and_a_graph_that_scales_by_batch_never_has_it(
-    dependence: float, scales_by_batch: bool, expected: bool
+    dependence: float, scales_by_batch: bool, expected: tuple[bool, bool]
 ) -> None:
     backend = FakeBackend(("B", 4), dependence=dependence)
     backend.scales_by_batch = scales_by_batch
-    assert warm_up(backend).is_batch_invariant is expected
+    engine = warm_up(backend)
+    assert (engine.is_batch_invariant, engine.one_by_one is None) == expected
+    if engine.one_by_one is not None:
+        assert {len(batch.ids) for batch in backend.batches[-3:]} == {1}
+
+
+def test_another_provider_may_differ_as_far_as_its_proof_lets_it_and_shares_runs() -> None:
+    backend = FakeBackend(("B", 4), dependence=0.01)
+    backend.tolerance = 1e-3
+    engine = warm_up(backend)
+    assert (engine.is_batch_invariant, engine.one_by_one) == (False, None)
+    backend.provider = replace(backend.provider, chosen="CPUExecutionProvider")
+    assert warm_up(backend).one_by_one == "neighbours would change its vector"
 
 
 class RoundingBackend(FakeBackend):

@@ -26,18 +26,21 @@ from embed_worker.encoders.activation_functions import ACTIVATIONS
 from embed_worker.encoders.bert import Bert
 from embed_worker.encoders.qwen3 import Qwen3
 from embed_worker.errors import ConfigError, ModelError, OutOfMemoryError
-from embed_worker.inference.backend import ProviderReport, TokenBatch
+from embed_worker.inference.backend import ProviderReport
 from embed_worker.inference.engine import LoadedModel
 from embed_worker.inference.onnx_backend import OnnxBackend
 from embed_worker.inference.pooling import Float32, Int64
+from embed_worker.inference.token_batch import TokenBatch
 from embed_worker.inference.tokenizer import TextTokenizer
 from embed_worker.loading import load_model
+from embed_worker.model_files.folder import read_model_folder
 from tests.worker import test_export_qwen3
 from tests.worker.export_fixtures import CONFIG, published_tensors, random_tensors, write_folder, write_shards
 from tests.worker.harness import ROOT, WorkerProcess, cosines, matrix_of
 from tests.worker.test_boundaries import loaded_after
 from tests.worker.test_families import ask_all, request_of
 from tests.worker.test_golden import GOLDEN, TEXTS
+from tests.worker.test_graphs import remade, without_tokens
 from tests.worker.test_model_folder import EXPECTED, MODELS
 from tests.worker.test_tokenizer import plan_for, prompt_of
 
@@ -54,7 +57,7 @@ needs_mlx = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "it is there")
 
 DEFAULT = ROOT / "models" / "all-MiniLM-L6-v2"
 GRAPH_POOLED = "gemma-graph-pooled"
-FAMILIES = [name for name in EXPECTED if name != GRAPH_POOLED]
+FAMILIES = list(EXPECTED)
 
 
 def load(folder: Path, precision: MlxPrecision = MlxPrecision.FLOAT32, **options: Any) -> LoadedModel:
@@ -150,15 +153,20 @@ def test_info_tells_of_mlx_and_the_space_is_that_of_the_cpu(worker: WorkerProces
     assert (info["fingerprint"], info["dimension"]) == (on_cpu.fingerprint, on_cpu.engine.dimension)
 
 
+@pytest.fixture(scope="module")
+def graph_pooled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a folder whose graph gives a sentence vector alone."""
+    return remade(MODELS / GRAPH_POOLED, tmp_path_factory.mktemp("pooled") / GRAPH_POOLED, without_tokens)
+
+
 @needs_mlx
-def test_a_model_that_cannot_run_is_refused_with_one_sentence_and_the_others_serve(worker: WorkerProcess) -> None:
-    refused = worker.ask({"method": "load_model", "model": GRAPH_POOLED})
-    assert refused["code"] == "model_load_failed"
-    assert refused["message"] == (
+def test_a_model_that_cannot_run_is_refused_with_one_sentence(graph_pooled: Path) -> None:
+    with pytest.raises(ModelError) as refused:
+        load(graph_pooled)
+    assert str(refused.value) == (
         "--provider mlx: the model 'gemma-graph-pooled' cannot be run by MLX: "
         "its graph pools by itself, and the weights do not say how"
     )
-    assert worker.ask({"inputs": "a", "model": "bert-mean"})["status"] == "ok"
 
 
 def test_the_precision_is_chosen_on_the_command_line() -> None:
@@ -506,14 +514,14 @@ def test_without_onnx_a_folder_of_safetensors_runs_and_another_names_the_extra(m
     assert refused.endswith("reading them needs the package onnx: pip install 'embed-bridge[mlx]'")
 
 
-def test_a_forecast_needs_no_mlx_and_agrees_with_the_load(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forecast_needs_no_mlx_and_agrees_with_the_load(monkeypatch: pytest.MonkeyPatch, graph_pooled: Path) -> None:
     monkeypatch.setitem(sys.modules, "mlx.core", None)
     assert forecast_model(plan_for("bert-mean")) == {
         "weights": "model.safetensors",
         "sentences": ["MLX can run it, with the weights of model.safetensors"],
     }
     for plan in (
-        plan_for(GRAPH_POOLED),
+        read_model_folder(graph_pooled, ModelOptions()),
         plan_for("xenova-bare", graph=MODELS / "xenova-bare/onnx/model_quantized.onnx"),
     ):
         found = forecast_model(plan)

@@ -19,9 +19,10 @@ from embed_worker.accelerators.choose import choose_backend
 from embed_worker.arguments import make_config, make_parser
 from embed_worker.config import CoremlPrecision, CoremlUnits, RuntimeOptions
 from embed_worker.errors import ConfigError, ModelError
-from embed_worker.inference.backend import Backend, TokenBatch
+from embed_worker.inference.backend import Backend
 from embed_worker.inference.onnx_backend import OnnxBackend
 from embed_worker.inference.pooling import Float32
+from embed_worker.inference.token_batch import TokenBatch
 from embed_worker.inference.tokenizer import TextTokenizer
 from tests.worker.harness import ROOT, TINY_MODEL
 from tests.worker.test_tokenizer import plan_for

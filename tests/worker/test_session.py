@@ -17,9 +17,11 @@ from embed_worker.config import RuntimeOptions
 from embed_worker.errors import ConfigError, ModelError, OutOfMemoryError
 from embed_worker.inference import graph_io as graph_inputs
 from embed_worker.inference import onnx_backend as session
-from embed_worker.inference.backend import TokenBatch
 from embed_worker.inference.onnx_backend import OnnxBackend, choose_provider
 from embed_worker.inference.ort import is_out_of_memory
+from embed_worker.inference.token_batch import TokenBatch
+from embed_worker.model_files.onnx_outline import HIDDEN_OUTPUTS, SENTENCE_OUTPUT
+from embed_worker.model_files.plan import DensePlan, PoolingSource
 from tests.worker.test_model_folder import EXPECTED, MODELS
 from tests.worker.test_tokenizer import plan_for
 
@@ -98,7 +100,7 @@ def test_every_family_runs_alone_and_in_lanes(name: str, threads: int) -> None:
     before = backend.embed(TokenBatch(ids, mask), exclusive=True)
     backend.use_all_cores()
     outputs = [backend.embed(TokenBatch(ids, mask), exclusive=exclusive) for exclusive in (True, False)]
-    assert backend.is_end_to_end == (name == "gemma-graph-pooled")
+    assert not backend.is_end_to_end  # also where there is a sentence vector: the folder's own modules come first
     assert (before.ndim, len(before)) == (2, 2)
     assert {output.dtype for output in (before, *outputs)} == {np.dtype(np.float32)}
     np.testing.assert_allclose(outputs[0], before, atol=1e-5)
@@ -162,7 +164,7 @@ BATCH = TokenBatch(np.array([[0, 7, 8], [9, 7, 8]]), np.array([[0, 1, 1], [1, 1,
 
 
 def feed(described: Any) -> np.ndarray[Any, Any]:
-    name, make = graph_inputs.feeder(described, "B", "m")
+    name, make = graph_inputs.feeder(described, "B", plan_for("bert-mean"))
     assert name == described.name
     return make(BATCH)
 
@@ -193,6 +195,7 @@ def test_what_belongs_to_other_senses_is_empty(images: int | str | None) -> None
     [
         node("input_ids", "tensor(float)"),
         node("attention_mask", "tensor(bool)"),
+        node("token_type_ids", "tensor(float)"),
         node("mystery", "tensor(float)", ("B", 4)),
         node("mystery", "tensor(string)", ("B", "T")),
         node("scalar", "tensor(float)", ()),
@@ -200,20 +203,62 @@ def test_what_belongs_to_other_senses_is_empty(images: int | str | None) -> None
 )
 def test_an_input_that_is_not_known_is_refused(described: Any) -> None:
     with pytest.raises(ModelError, match=described.name):
-        graph_inputs.feeder(described, "B", "m")
+        graph_inputs.feeder(described, "B", plan_for("bert-mean"))
+
+
+@pytest.mark.parametrize("kind", ["tensor(float)", "tensor(float16)", "tensor(int32)"])
+def test_a_mask_may_be_wanted_in_floats(kind: str) -> None:
+    value = feed(node("attention_mask", kind))
+    assert value.tolist() == BATCH.mask.tolist()
+    assert value.dtype == {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int32)": np.int32}[kind]
+
+
+def test_positions_begin_behind_the_paddings_own_where_the_architecture_has_it_so() -> None:
+    batch = TokenBatch(np.array([[1, 7, 8, 9], [7, 1, 8, 1]]), np.array([[0, 1, 1, 1], [1, 1, 1, 0]]))
+    plan = replace(plan_for("bert-mean"), padding_position=1)
+    _, make = graph_inputs.feeder(node("position_ids"), "B", plan)
+    # A text that spells out the padding token has no position for it, as in transformers.
+    assert make(batch).tolist() == [[1, 2, 3, 4], [2, 1, 3, 1]]
+
+
+def output_of(*outputs: Any, **changes: Any) -> str:
+    return graph_inputs.choose_output(outputs, replace(plan_for("bert-mean"), name="m", **changes)).name
+
+
+HIDDEN, TOKENS = (node(name, "tensor(float)", ("B", "T", 4)) for name in HIDDEN_OUTPUTS)
+SENTENCE, POOLER = (node(name, "tensor(float)", ("B", 4)) for name in (SENTENCE_OUTPUT, "pooler_output"))
 
 
 def test_the_output_is_the_hidden_state_or_its_other_name() -> None:
-    hidden, tokens = (node(name, "tensor(float)", ("B", "T", 4)) for name in graph_inputs.HIDDEN_OUTPUTS)
-    pooler = node("pooler_output", "tensor(float)", ("B", 4))
-    both = {"pooler_output": pooler, "last_hidden_state": hidden}
-    assert graph_inputs.hidden_output(both, "m") == "last_hidden_state"
-    assert graph_inputs.hidden_output({"token_embeddings": tokens}, "m") == "token_embeddings"
+    assert output_of(POOLER, HIDDEN) == "last_hidden_state"
+    assert output_of(TOKENS) == "token_embeddings"
+    assert output_of(SENTENCE) == "sentence_embedding"
     with pytest.raises(ModelError, match="it has pooler_output"):
-        graph_inputs.hidden_output({"pooler_output": pooler}, "m")
-    flat = node("last_hidden_state", "tensor(float)", ("B", 4))
+        output_of(POOLER)
     with pytest.raises(ModelError, match="has 2 dimensions"):
-        graph_inputs.hidden_output({"last_hidden_state": flat}, "m")
+        output_of(node("last_hidden_state", "tensor(float)", ("B", 4)))
+
+
+def test_token_vectors_come_first_where_all_that_follows_them_is_at_hand(tmp_path: Path) -> None:
+    assert output_of(SENTENCE, TOKENS) == "token_embeddings"
+    assert output_of(SENTENCE, TOKENS, pooling_source=PoolingSource.OPTION) == "token_embeddings"
+    # A bare folder of the table: the table speaks of the graph's own vector.
+    assert output_of(SENTENCE, TOKENS, pooling_source=PoolingSource.TABLE) == "sentence_embedding"
+    dense = DensePlan(weights=tmp_path / "model.safetensors", activation="Tanh", use_residual=False)
+    assert output_of(SENTENCE, TOKENS, dense=(dense,)) == "sentence_embedding"
+    dense.weights.write_bytes(b"")
+    assert output_of(SENTENCE, TOKENS, dense=(dense,)) == "token_embeddings"
+
+
+def test_of_outputs_the_float_one_is_taken_and_integers_alone_are_refused() -> None:
+    bytes_of_tokens = node("last_hidden_state", "tensor(uint8)", ("B", "T", 4))
+    bytes_of_text = node("sentence_embedding", "tensor(int8)", ("B", 4))
+    assert output_of(bytes_of_tokens, TOKENS, bytes_of_text) == "token_embeddings"
+    assert output_of(bytes_of_tokens, SENTENCE) == "sentence_embedding"
+    with pytest.raises(
+        ModelError, match=r"integers alone: last_hidden_state as tensor\(uint8\), sentence_embedding as"
+    ):
+        output_of(bytes_of_tokens, bytes_of_text)
 
 
 def test_the_report_says_what_really_runs() -> None:

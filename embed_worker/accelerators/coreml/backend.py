@@ -34,9 +34,10 @@ from embed_worker.accelerators.coreml.proof import (
 from embed_worker.accelerators.coreml.static_session import SessionClosedError
 from embed_worker.config import CoremlPrecision, RuntimeOptions
 from embed_worker.errors import ConfigError, ModelError, brief
-from embed_worker.inference.backend import Backend, ProviderReport, TokenBatch
+from embed_worker.inference.backend import TOLERANCES, Backend, ProviderReport
 from embed_worker.inference.onnx_backend import OnnxBackend
 from embed_worker.inference.pooling import Float32, are_usable
+from embed_worker.inference.token_batch import TokenBatch
 from embed_worker.inference.tokenizer import TextTokenizer
 from embed_worker.model_files.plan import ModelPlan
 
@@ -153,6 +154,17 @@ class CoremlBackend:
             )
 
     @property
+    def max_rows(self) -> int | None:
+        """That of the CPU's graph."""
+        return self._cpu.max_rows
+
+    @property
+    def tolerance(self) -> float | None:
+        """That of the proof where CoreML serves, else the CPU's."""
+        proved = TOLERANCES["float16" if self._changes_precision else "float32"]
+        return proved if self._serving() else self._cpu.tolerance
+
+    @property
     def precision(self) -> str:
         """The type that is computed in: that of the CPU's graph, unless CoreML serves in another."""
         return "float16" if self._changes_precision and self._serving() else self._cpu.precision
@@ -166,13 +178,13 @@ class CoremlBackend:
         """Run a padded batch and pool it, on CoreML as far as that is proved; see `Backend.embed`."""
         rows = len(batch.ids)
         pieces = [np.arange(first, min(first + BATCHES[-1], rows)) for first in range(0, rows, BATCHES[-1])]
-        parts = [(piece, self._accelerated(_take(batch, piece))) for piece in pieces]
+        parts = [(piece, self._accelerated(batch.only(piece))) for piece in pieces]
         left = [piece for piece, vectors in parts if vectors is None]
         if len(left) == len(parts):
             return self._cpu.embed(batch, exclusive=exclusive)
         if left:
             rest = np.concatenate(left)
-            parts.append((rest, self._cpu.embed(_take(batch, rest), exclusive=exclusive)))
+            parts.append((rest, self._cpu.embed(batch.only(rest), exclusive=exclusive)))
         done = [(piece, vectors) for piece, vectors in parts if vectors is not None]
         order = np.concatenate([piece for piece, _ in done])
         pooled: Float32 = np.concatenate([vectors for _, vectors in done])[np.argsort(order)]
@@ -331,12 +343,6 @@ def _work(backend: weakref.ref[CoremlBackend], tasks: queue.SimpleQueue[_Bucket 
         if (alive := backend()) is not None:
             alive.process(bucket)
         del alive, bucket
-
-
-def _take(batch: TokenBatch, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> TokenBatch:
-    if len(rows) == len(batch.ids):
-        return batch
-    return TokenBatch(batch.ids[rows], batch.mask[rows], None if batch.skipped is None else batch.skipped[rows])
 
 
 def _reason(serving: Iterable[Shape], asked_for: Sequence[_Bucket]) -> str:

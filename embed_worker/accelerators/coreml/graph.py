@@ -16,7 +16,8 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from embed_worker.inference.pooling import Float32, Int64
+from embed_worker.inference.pooling import Float32, Int64, token_counts
+from embed_worker.inference.token_batch import position_ids
 from embed_worker.model_files.manifest import file_sha256
 from embed_worker.model_files.plan import PoolingMode
 
@@ -207,17 +208,8 @@ class CoremlModel:
     def _embeddings(self, ids: Int64, mask: Int64) -> Float32:
         embeddings = np.take(self.words, ids, axis=0).astype(np.float32, copy=False)
         if self.positions is not None:
-            embeddings += np.take(self.positions, self._position_rows(ids, mask), axis=0)
+            embeddings += np.take(self.positions, position_ids(ids, mask, self.description.padding_id), axis=0)
         return embeddings
-
-    def _position_rows(self, ids: Int64, mask: Int64) -> Int64:
-        """Count the tokens of each text, wherever its padding is; padding gets the first row."""
-        padding_id = self.description.padding_id
-        # A text may spell out the padding token.
-        counted = mask if padding_id is None else mask * (ids != padding_id)
-        before_first = -1 if padding_id is None else padding_id
-        rows: Int64 = np.maximum(counted.cumsum(axis=1) * counted + before_first, 0)
-        return rows
 
     def _attention_bias(self, mask: Int64) -> Float32:
         is_attended = mask[:, None, None, :] > 0
@@ -266,9 +258,7 @@ def pooling_weights(mask: Int64, mode: PoolingMode, skipped: Int64 | None = None
     Returns:
         (B, T), 0 for padding; None for the largest of each component, which is no weighted sum.
     """
-    positions = mask.cumsum(axis=1) * mask  # 1, 2, 3 … within each text, 0 for padding
-    if skipped is not None:
-        positions = positions * (positions > skipped[:, None])
+    positions = token_counts(mask, skipped)
     match mode:
         case PoolingMode.CLS:
             weights = _only(np.sign(positions).argmax(axis=1), mask)

@@ -31,9 +31,10 @@ from embed_worker.accelerators.coreml.graph import (
 from embed_worker.accelerators.coreml.static_session import StaticSession, Subgraph
 from embed_worker.config import CoremlPrecision, RuntimeOptions
 from embed_worker.errors import brief
-from embed_worker.inference.backend import Backend, TokenBatch
+from embed_worker.inference.backend import Backend
 from embed_worker.inference.ort import is_out_of_memory
 from embed_worker.inference.pooling import Float32
+from embed_worker.inference.token_batch import TokenBatch
 from embed_worker.inference.tokenizer import TextTokenizer
 from embed_worker.model_files.manifest import file_sha256
 from embed_worker.model_files.plan import ModelPlan, PoolingMode

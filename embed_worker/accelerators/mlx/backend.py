@@ -22,10 +22,11 @@ import numpy as np
 from embed_worker.accelerators.agreement import ProofError, agreement_with_cpu, golden_batches
 from embed_worker.config import MlxPrecision, RuntimeOptions
 from embed_worker.errors import ConfigError, ModelError, OutOfMemoryError, brief
-from embed_worker.inference.backend import Backend, ProviderReport, TokenBatch
+from embed_worker.inference.backend import TOLERANCES, Backend, ProviderReport
 from embed_worker.inference.onnx_backend import OnnxBackend
 from embed_worker.inference.ort import is_out_of_memory
 from embed_worker.inference.pooling import Float32, Int64, pool
+from embed_worker.inference.token_batch import TokenBatch
 from embed_worker.inference.tokenizer import TextTokenizer
 from embed_worker.model_files.plan import ModelPlan
 from embed_worker.model_files.safetensors import Tensor
@@ -75,10 +76,12 @@ class MlxBackend:
 
     scales_by_batch = False
     is_end_to_end = False
+    max_rows = None
 
     def __init__(self, model: MlxModel, plan: ModelPlan, precision: MlxPrecision, provider: ProviderReport) -> None:
         self.provider = provider
         self.precision = str(precision)
+        self.tolerance = TOLERANCES[self.precision]
         self._model = model
         self._plan = plan
 
@@ -264,12 +267,14 @@ def forecast_model(plan: ModelPlan) -> dict[str, Any]:
     Returns:
         `weights`: The file that they would be read from, None where it cannot. `sentences`: The same for people.
     """
+    from embed_worker.inference.graph_io import choose_output
     from embed_worker.model_files.graph_summary import SummaryError, summarize
+    from embed_worker.model_files.onnx_outline import SENTENCE_OUTPUT
 
     try:
         graph = summarize(plan.graph, sessions=1)
         _check_graph(
-            is_end_to_end=any(output.name == "sentence_embedding" for output in graph.outputs),
+            is_end_to_end=choose_output(graph.outputs, plan).name == SENTENCE_OUTPUT,
             scales_by_batch=any(operator.startswith("DynamicQuantize") for operator in graph.operators),
         )
         weights = _read_weights(plan)

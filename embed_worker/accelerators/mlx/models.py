@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from embed_worker.encoders.bert import Bert
 from embed_worker.encoders.qwen3 import Qwen3
 from embed_worker.inference.pooling import Int64
+from embed_worker.inference.token_batch import position_ids
 from embed_worker.model_files.safetensors import Tensor
 
 _Activation: TypeAlias = Callable[[mx.array], mx.array]
@@ -171,7 +172,7 @@ _WORDS, _POSITIONS, _TYPES = (f"embeddings.{table}_embeddings.weight" for table 
 
 
 class _MlxBert:
-    """BERT, RoBERTa and DistilBERT. Reference: Devlin et al., BERT; `Bert.hidden` is the same in numpy."""
+    """BERT, RoBERTa and DistilBERT. Reference: Devlin et al., BERT; `Bert.forward` is the same in numpy."""
 
     def __init__(self, bert: Bert, dtype: mx.Dtype) -> None:
         tensors = bert.tensors
@@ -209,18 +210,14 @@ class _MlxBert:
 
     def _position_rows(self, ids: Int64, mask: Int64) -> NDArray[np.int32]:
         """Count the tokens of each text, wherever its padding is; RoBERTa begins behind the padding's own row."""
-        padding_id = self._padding_id
-        # A text may spell out the padding token, and RoBERTa does not count it.
-        counted = mask if padding_id is None else mask * (ids != padding_id)
-        before_first = -1 if padding_id is None else padding_id
-        rows = np.maximum(counted.cumsum(axis=1) * counted + before_first, 0).astype(np.int32)
+        rows = position_ids(ids, mask, self._padding_id).astype(np.int32)
         if rows.max() >= len(self._positions):
-            raise ValueError(f"a text of {counted.sum(axis=1).max()} tokens has no positions in the model")
+            raise ValueError(f"a text of {mask.sum(axis=1).max()} tokens has no positions in the model")
         return rows
 
 
 class _MlxQwen3:
-    """Qwen3 as an encoder. Reference: the Qwen3 technical report; `Qwen3.hidden` is the same in numpy."""
+    """Qwen3 as an encoder. Reference: the Qwen3 technical report; `Qwen3.forward` is the same in numpy."""
 
     def __init__(self, qwen3: Qwen3, dtype: mx.Dtype) -> None:
         tensors = qwen3.tensors

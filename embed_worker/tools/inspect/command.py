@@ -13,12 +13,14 @@ from typing import Any
 
 from embed_worker import machine
 from embed_worker.errors import ModelError
+from embed_worker.inference.graph_io import choose_output
 from embed_worker.inference.tokenizer import TextTokenizer
 from embed_worker.model_files.fingerprint import fingerprint
 from embed_worker.model_files.folder import read_model_folder
 from embed_worker.model_files.graph_summary import GraphSummary, SummaryError, summarize
 from embed_worker.model_files.known_models import find_known_model
 from embed_worker.model_files.manifest import Manifest, ManifestError
+from embed_worker.model_files.onnx_outline import SENTENCE_OUTPUT
 from embed_worker.model_files.plan import Decision, ModelPlan
 from embed_worker.tools.inspect.model_card import licence_of
 from embed_worker.tools.model_options import add_model_arguments, model_folder, model_options
@@ -78,7 +80,7 @@ def describe(plan: ModelPlan) -> dict[str, Any]:
     try:
         graph = summarize(plan.graph, sessions=min(2, machine.choose_threads(None, os.environ).value))
         warnings += _graph_warnings(graph, tokenizer.vocabulary)
-        decisions += _graph_decisions(graph)
+        decisions += _graph_decisions(graph, plan)
     except SummaryError as error:
         warnings.append(f"nothing is told of the graph: {error}")
     return {
@@ -123,20 +125,29 @@ def _ignored(tokenizer_file: Path) -> dict[str, Any]:
     return {key: document[key] for key in ("truncation", "padding") if document.get(key) is not None}
 
 
-def _graph_decisions(graph: GraphSummary) -> Iterator[Decision]:
-    if any(tensor.name == "sentence_embedding" for tensor in graph.outputs):
+def _graph_decisions(graph: GraphSummary, plan: ModelPlan) -> Iterator[Decision]:
+    output = choose_output(graph.outputs, plan).name
+    if output == SENTENCE_OUTPUT:
+        yield Decision("vectors", "the graph's own", f"its output {output}: pooling and Dense modules are inside")
+    elif any(tensor.name == SENTENCE_OUTPUT for tensor in graph.outputs):
         yield Decision(
-            "vectors",
-            "the graph's own",
-            "its output sentence_embedding: pooling and Dense modules are inside, and maybe L2",
+            "vectors", "of tokens", f"its output {output}: the folder's own modules come before {SENTENCE_OUTPUT}"
         )
+    if plan.padding_position is not None and any(tensor.name == "position_ids" for tensor in graph.inputs):
+        first = plan.padding_position + 1
+        yield Decision("position_ids", f"from {first}", "config.json: the architecture begins behind the padding's own")
 
 
 def _graph_warnings(graph: GraphSummary, vocabulary: int) -> Iterator[str]:
     if graph.table_rows is not None and vocabulary > graph.table_rows:
         yield f"the tokenizer has {vocabulary} tokens, the graph a table of {graph.table_rows}: some texts would fail"
-    if not graph.is_batch_dynamic:
+    inputs = {tensor.name for tensor in graph.inputs}
+    if graph.inputs and graph.inputs[0].shape[:1] == (1,):
+        yield "the graph takes one text at a time: each runs by itself"
+    elif not graph.is_batch_dynamic:
         yield f"the graph's inputs have a fixed shape, {list(graph.inputs[0].shape)}: export it with dynamic axes"
+    elif "attention_mask" not in inputs:
+        yield "the graph has no attention_mask: neighbours change a vector, unless each text runs by itself, as it will"
     if any(operator.startswith("DynamicQuantize") for operator in graph.operators):
         yield "activations are quantised by batch: vectors depend on their neighbours; --batch-invariant prevents it"
     elif graph.quantization is not None:

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from embed_worker.inference import ort
-from embed_worker.inference.backend import ProviderReport, TokenBatch
+from embed_worker.inference.backend import ProviderReport
 from embed_worker.inference.onnx_backend import OnnxBackend
+from embed_worker.inference.token_batch import TokenBatch
 from embed_worker.inference.tokenizer import TextTokenizer
 from embed_worker.model_files.onnx_outline import Outline
 from embed_worker.model_files.plan import ModelPlan
