@@ -118,13 +118,14 @@ def test_a_quantised_graph_is_flagged(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def changed(tmp_path: Path, change: str) -> Path:
-    """Copy a folder whose graph has inputs of a fixed shape, or a smaller table than the tokenizer."""
+    """Copy a folder whose graph has inputs of a fixed shape, for one text, or a smaller table than the tokenizer."""
     folder = tmp_path / "changed"
     shutil.copytree(MODELS / "bert-mean", folder)
     model = onnx.load(folder / "onnx/model.onnx")
-    if change == "fixed":
+    if change in ("fixed", "single"):
         for tensor in model.graph.input:
-            tensor.type.tensor_type.shape.dim[0].dim_value = 1
+            axis, size = (1, 128) if change == "fixed" else (0, 1)
+            tensor.type.tensor_type.shape.dim[axis].dim_value = size
     else:
         table = max(model.graph.initializer, key=lambda tensor: tensor.dims[0] if len(tensor.dims) == 2 else 0)
         width = table.dims[1]
@@ -134,7 +135,9 @@ def changed(tmp_path: Path, change: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("change", "words"), [("fixed", "fixed shape"), ("table", "a table of 900")])
+@pytest.mark.parametrize(
+    ("change", "words"), [("fixed", "fixed shape"), ("single", "one text at a time"), ("table", "a table of 900")]
+)
 def test_what_would_fail_later_is_warned_of(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, change: str, words: str
 ) -> None:

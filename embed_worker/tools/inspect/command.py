@@ -142,7 +142,8 @@ def _graph_warnings(graph: GraphSummary, vocabulary: int) -> Iterator[str]:
     if graph.table_rows is not None and vocabulary > graph.table_rows:
         yield f"the tokenizer has {vocabulary} tokens, the graph a table of {graph.table_rows}: some texts would fail"
     inputs = {tensor.name for tensor in graph.inputs}
-    if graph.inputs and graph.inputs[0].shape[:1] == (1,):
+    shape = graph.inputs[0].shape if graph.inputs else ()
+    if shape[:1] == (1,) and not any(isinstance(size, int) for size in shape[1:]):
         yield "the graph takes one text at a time: each runs by itself"
     elif not graph.is_batch_dynamic:
         yield f"the graph's inputs have a fixed shape, {list(graph.inputs[0].shape)}: export it with dynamic axes"
