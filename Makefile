@@ -31,8 +31,10 @@ clients: $(VENV)/.installed-test
 	  RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked --quiet; \
 	  cargo publish --dry-run --locked --allow-dirty --quiet; \
 	fi
-	@if command -v go >/dev/null; then set -ex; cd examples/go; test -z "$$(gofmt -l .)"; go vet ./...; \
-	  go build -o bin/conformance-adapter ./cmd/conformance-adapter; go test -count=1 -parallel 8 ./...; \
+	@if command -v go >/dev/null; then set -ex; cd examples/go; test -z "$$(gofmt -l .)"; \
+	  for system in linux darwin windows freebsd; do GOOS=$$system go vet ./...; done; \
+	  go build -o bin/conformance-adapter ./cmd/conformance-adapter; \
+	  race=; if command -v "$$(go env CC)" >/dev/null; then race=-race; fi; go test $$race -count=1 -parallel 8 ./...; \
 	else echo "clients: no go, so no Go client"; fi
 	@if command -v node >/dev/null; then set -ex; cd examples/node; node --test; \
 	else echo "clients: no node, so no Node client"; fi

@@ -8,6 +8,8 @@ from typing import Any
 
 from embed_worker.protocol import PROTOCOL_VERSION, Limits
 
+MAX_DIMENSION = 65_536  # no model is near it, and nothing is allocated for more
+
 
 class Unusable(Exception):
     """This client cannot use the worker; the message says why in one clause."""
@@ -36,7 +38,7 @@ class Served:
         model, fingerprint, dimension = info.get("model"), info.get("fingerprint"), info.get("dimension")
         if not (isinstance(model, str) and isinstance(fingerprint, str) and model and fingerprint):
             raise Unusable("its `info` names no model or no fingerprint")
-        if type(dimension) is not int or dimension < 1:
+        if type(dimension) is not int or not 1 <= dimension <= MAX_DIMENSION:
             raise Unusable("its `info` names no dimension")
         told = info.get("limits")
         limits = told if isinstance(told, dict) else {}

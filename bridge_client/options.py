@@ -54,7 +54,8 @@ class ClientOptions:
 
     Attributes:
         model: A model's name or folder, for the default command.
-        worker_command: The whole command instead of the default one, `model` then being its own business.
+        worker_command: The command instead of the default one, `model` then being its own business. `--supervised`
+            is added where it is missing: such a worker leaves when its host has died.
         worker_args: Added to the command.
         env: Set in the worker's environment, beside the allow-list; kept as an unchangeable copy.
         cwd: The worker's working directory; the host's by default.
@@ -118,7 +119,7 @@ class ClientOptions:
     def argv(self) -> tuple[str, ...]:
         """Return the worker's command line."""
         if self.worker_command is not None:
-            return (*self.worker_command, *self.worker_args)
+            return supervised((*self.worker_command, *self.worker_args))
         # -P: a file named numpy.py in the host's working directory is not the worker's numpy.
         python = (sys.executable, "-P", "-X", "utf8", "-X", "faulthandler", "-m", "embed_worker")
         return (*python, "--supervised", "--model", os.fspath(self.model), *self.worker_args)
@@ -168,6 +169,11 @@ class OptionKeywords(TypedDict, total=False):
     max_queued_bytes: int
     on_state_change: Callable[[int, State], None] | None
     timing: Timing
+
+
+def supervised(command: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a command that makes the worker watch its host."""
+    return command if "--supervised" in command else (*command, "--supervised")
 
 
 def check_timeout(timeout_s: float | None) -> None:

@@ -1,165 +1,18 @@
 package embedbridge
 
 import (
-	"encoding/base64"
+	"math"
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 )
 
-// What decides without doing: restarts, health, pieces, answers.
+// What decides without doing. policy_test.go has what the clients of all languages decide alike.
 
 func defaults() *Options {
 	options, _ := Options{}.withDefaults()
 	return &options
-}
-
-var epoch = time.Unix(1_000_000, 0)
-
-// crashesUntilOpen lets a worker crash again and again after so much useful service; 0 means that it may go on for ever.
-func crashesUntilOpen(service time.Duration) int {
-	r, now := restarts{options: defaults()}, epoch
-	for crashes := 1; crashes <= 1000; crashes++ {
-		started := now
-		now = now.Add(service)
-		wait, isOpen := r.after(life{readySince: started, usefulSince: started}, now, 0)
-		if isOpen {
-			return crashes
-		}
-		now = now.Add(wait)
-	}
-	return 0
-}
-
-func TestTheBudgetIsALeakyBucket(t *testing.T) {
-	for _, each := range []struct {
-		service time.Duration
-		crashes int
-	}{{0, 5}, {30 * time.Second, 9}, {45 * time.Second, 17}, {time.Minute, 0}, {time.Hour, 0}} {
-		if crashes := crashesUntilOpen(each.service); crashes != each.crashes {
-			t.Errorf("open after %d crashes with %v of service, not %d", crashes, each.service, each.crashes)
-		}
-	}
-}
-
-func TestAReadyWorkerThatIsOfNoUseHealsNothing(t *testing.T) {
-	r, now := restarts{options: defaults()}, epoch
-	for crash := 1; crash <= 5; crash++ {
-		started := now
-		now = now.Add(time.Hour)
-		if _, isOpen := r.after(life{readySince: started}, now, 0); isOpen != (crash == 5) {
-			t.Errorf("open: %v at crash %d", isOpen, crash)
-		}
-	}
-}
-
-func TestTheBackoffDoublesUpToItsMaximum(t *testing.T) {
-	options := defaults()
-	options.RestartBudget = 1000
-	r := restarts{options: options}
-	want := []time.Duration{200, 400, 800, 1600, 3200, 6400, 12800, 25600, 30000, 30000}
-	for i, milliseconds := range want {
-		if wait, _ := r.after(life{}, epoch, 0); wait != milliseconds*time.Millisecond {
-			t.Errorf("failure %d waits %v", i, wait)
-		}
-	}
-	if low, _ := r.after(life{}, epoch, -1); low != 24*time.Second {
-		t.Errorf("with jitter %v", low)
-	}
-	if wait, _ := r.after(life{readySince: epoch}, epoch.Add(time.Minute), 0); wait != 0 {
-		t.Errorf("after a healthy minute %v", wait)
-	}
-	if wait, _ := r.after(life{}, epoch, 0); wait != 200*time.Millisecond {
-		t.Errorf("then %v", wait)
-	}
-}
-
-func TestHalfOpenAttemptsComeLaterEachTime(t *testing.T) {
-	r := restarts{options: defaults()}
-	for range 4 {
-		r.after(life{}, epoch, 0)
-	}
-	for _, minutes := range []time.Duration{1, 2, 4, 8, 10, 10} {
-		if wait, isOpen := r.after(life{}, epoch, 0); !isOpen || wait != minutes*time.Minute {
-			t.Errorf("%v, open: %v", wait, isOpen)
-		}
-	}
-}
-
-func TestARecycleIsFreeOnceAMinute(t *testing.T) {
-	options := defaults()
-	options.RestartBudget = 2
-	r := restarts{options: options}
-	for _, each := range []struct {
-		at     time.Duration
-		isOpen bool
-	}{{0, false}, {61 * time.Second, false}, {62 * time.Second, false}, {63 * time.Second, true}} {
-		if _, isOpen := r.after(life{isRecycle: true}, epoch.Add(each.at), 0); isOpen != each.isOpen {
-			t.Errorf("at %v open: %v", each.at, isOpen)
-		}
-	}
-}
-
-func at(seconds float64) time.Time { return epoch.Add(time.Duration(seconds * float64(time.Second))) }
-
-func TestTwoPingsWithoutASignOfLifeAreAHang(t *testing.T) {
-	h := newHealth(at(0), defaults())
-	for _, each := range []struct {
-		seconds float64
-		ping    bool
-		isHung  bool
-	}{{4, false, false}, {5, true, false}, {14, false, false}, {15, true, false}, {25, false, true}} {
-		if ping, hung := h.check(at(each.seconds), false); ping != each.ping || (hung != "") != each.isHung {
-			t.Errorf("at %v: ping %v, %q", each.seconds, ping, hung)
-		}
-	}
-}
-
-func TestAnySignOfLifeForgivesAMiss(t *testing.T) {
-	h := newHealth(at(0), defaults())
-	h.check(at(5), true)
-	h.check(at(15), true)
-	h.received(at(16))
-	if ping, hung := h.check(at(25), true); !ping || hung != "" {
-		t.Errorf("ping %v, %q", ping, hung)
-	}
-}
-
-// pong lets a ping be sent and answered at once.
-func pong(h *health, seconds float64, microBatches int64) (hung string) {
-	h.check(at(seconds), true)
-	h.received(at(seconds))
-	h.ponged(at(seconds), microBatches, true)
-	_, hung = h.check(at(seconds), true)
-	return hung
-}
-
-func TestPongsWithoutProgressAreAHang(t *testing.T) {
-	h := newHealth(at(0), defaults())
-	h.workBegan(at(0))
-	for seconds := 5.0; seconds <= 60; seconds += 5 {
-		if hung := pong(h, seconds, 3); hung != "" {
-			t.Fatalf("at %v: %s", seconds, hung)
-		}
-	}
-	if hung := pong(h, 65, 3); hung == "" { // a minute after the first pong told of what was done before
-		t.Error("it is not noticed")
-	}
-}
-
-func TestProgressIsNoHangHoweverSlow(t *testing.T) {
-	h := newHealth(at(0), defaults())
-	h.workBegan(at(0))
-	for seconds := 5.0; seconds <= 600; seconds += 5 {
-		if hung := pong(h, seconds, int64(seconds/50)); hung != "" {
-			t.Fatalf("at %v: %s", seconds, hung)
-		}
-	}
-	for seconds := 605.0; seconds <= 700; seconds += 5 { // micro-batches of 50 s: twenty times that is a hang
-		if hung := pong(h, seconds, 12); hung != "" {
-			t.Fatalf("at %v: %s", seconds, hung)
-		}
-	}
 }
 
 func TestPiecesAreBoundedAndCoverTheCall(t *testing.T) {
@@ -192,44 +45,94 @@ func TestPiecesAreBoundedAndCoverTheCall(t *testing.T) {
 	}
 }
 
-func TestLinesThatAreNoAnswersAreRefused(t *testing.T) {
-	nan := base64.StdEncoding.EncodeToString([]byte{0, 0, 0xc0, 0x7f})
+func TestNoLineOfAHostileWorkerIsAPanic(t *testing.T) {
 	for _, line := range []string{
 		"", "null", "7", "[]", "Segmentation fault", `{"id":1}`, `{"id":1,"status":"fine"}`, `{"id":1,"status":"ok"`,
-		`{"id":1,"status":"ok","count":"1"}`, `{"id":1,"status":"ok","embeddings_base64":"AAAA"}`,
-		`{"id":1,"status":"ok","embeddings_base64":"AAAAAA*="}`, `{"id":1,"status":"ok","embeddings_base64":"` + nan + `"}`,
+		`{"id":1,"STATUS":"ok"}`, "{\"id\":1,\"status\":\"ok\",\"x\":\"\xff\"}",
 	} {
-		if _, err := decodeLine([]byte(line)); err == nil {
+		if _, err := parseLine([]byte(line)); err == nil {
 			t.Errorf("%s was accepted", line)
 		}
 	}
 	for _, line := range []string{`{"id":"x","status":"ok"}`, `{"id":null,"status":"error"}`, `{"id":1.5,"status":"ok","new":{}}`} {
-		if r, err := decodeLine([]byte(line)); err != nil || r.id != 0 {
+		if m, err := parseLine([]byte(line)); err != nil || m.id() != 0 {
 			t.Errorf("%s: %v", line, err)
 		}
 	}
 }
 
-func TestAnswersThatDoNotFitAreRefused(t *testing.T) {
-	good := func() *response {
-		return &response{Info: Info{Dimension: 2}, Count: 2, vectors: make([]float32, 4), Tokens: []int{1, 1}, Truncated: []int{1}}
-	}
-	if err := good().check(2, 2); err != nil {
-		t.Error(err)
-	}
-	for name, spoil := range map[string]func(*response){
-		"count":     func(r *response) { r.Count = 3 },
-		"dimension": func(r *response) { r.Dimension = 3 },
-		"zero":      func(r *response) { r.Dimension, r.vectors = 0, nil },
-		"length":    func(r *response) { r.vectors = r.vectors[:3] },
-		"tokens":    func(r *response) { r.Tokens = r.Tokens[:1] },
-		"truncated": func(r *response) { r.Truncated = []int{2} },
-		"negative":  func(r *response) { r.Truncated = []int{-1} },
-	} {
-		r := good()
-		spoil(r)
-		if r.check(2, 2) == nil || name != "dimension" && r.check(2, 0) == nil {
-			t.Errorf("a wrong %s was accepted", name)
+func FuzzLines(f *testing.F) {
+	f.Add([]byte(`{"id":1,"status":"ok","model":"m","fingerprint":"f","count":1,"dimension":1,"embeddings_base64":"AACAPw==","tokens":[1],"truncated":[0]}`))
+	f.Add([]byte(`{"id":1,"status":"error","code":"c","message":"m","retryable":true,"index":0}`))
+	f.Add([]byte(`{"id":1,"status":"ok","protocol":1,"limits":{"max_inputs":4611686018427387904},"prompts":{"query":null}}`))
+	f.Add([]byte(`{"id":1,"status":"ok","count":4,"dimension":4611686018427387904,"embeddings_base64":"\u0041"}`))
+	f.Fuzz(func(t *testing.T, line []byte) {
+		m, err := parseLine(line)
+		if err != nil {
+			return
 		}
+		if a, err := m.answer(1, 0); err == nil && (len(a.vectors) != a.dimension || len(a.tokens) != 1) {
+			t.Errorf("%d numbers of dimension %d", len(a.vectors), a.dimension)
+		}
+		if refused, err := m.refusal(7, 1); err == nil && refused.Index != -1 && refused.Index != 7 {
+			t.Errorf("input %d", refused.Index)
+		}
+		if info, err := m.info(); err == nil && (info.Dimension < 1 || info.Limits.MaxInputs < 1) {
+			t.Errorf("%+v", info)
+		}
+	})
+}
+
+func TestDurationsWithoutEndAreAccepted(t *testing.T) {
+	never := time.Duration(math.MaxInt64)
+	options, err := Options{
+		StartTimeout: never, RequestTimeout: never, RestartForgive: never, BackoffInitial: never, BackoffMax: never,
+		HalfOpenAfter: never, HalfOpenMax: never, PingEvery: never, PongTimeout: never, StuckAfter: never,
+		DrainTimeout: never, TerminateTimeout: never,
+	}.withDefaults()
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	if wait := options.DrainTimeout + 3*options.TerminateTimeout; wait < longestWait {
+		t.Errorf("a sum of waits is %v", wait)
+	}
+	if at := newHealth(now, &options).nextCheck(false); at.Before(now) {
+		t.Errorf("the next check is at %v", at)
+	}
+	r := restarts{options: &options}
+	for range 10 {
+		if wait, _ := r.after(life{}, now, 1); wait < options.BackoffInitial {
+			t.Errorf("a wait of %v", wait)
+		}
+	}
+}
+
+func TestOptionsThatMeanNothingAreRefused(t *testing.T) {
+	for _, options := range []Options{
+		{Command: []string{}}, {Command: []string{""}}, {DrainTimeout: -1}, {MaxAttempts: -1}, {RestartBudget: -1},
+		{RestartBudget: math.NaN()},
+	} {
+		if _, err := New(options); err == nil {
+			t.Errorf("%+v was accepted", options)
+		}
+	}
+}
+
+func TestWhatNoLineCanCarryIsRefused(t *testing.T) {
+	wrong, zero := "not \xff UTF-8", 0
+	for _, options := range []EmbedOptions{{Model: wrong}, {Prompt: &wrong}, {PromptName: &wrong}, {Dimensions: &zero}} {
+		if _, _, err := newJob([]string{"a"}, &options); err == nil || !utf8.ValidString(err.Error()) {
+			t.Errorf("%+v: %v", options, err)
+		}
+	}
+}
+
+func TestAListThatIsChangedAfterTheCallIsNotRead(t *testing.T) {
+	inputs := []string{"a"}
+	j, _, err := newJob(inputs, nil)
+	inputs[0] = "b" // a call that was cancelled may still be written
+	if err != nil || j.inputs[0] != "a" {
+		t.Error(err, j.inputs)
 	}
 }

@@ -1,15 +1,17 @@
 package embedbridge
 
 import (
+	"bytes"
 	"fmt"
 	"time"
 )
 
-// A call's way to the worker and back. Everything here runs under the client's lock; what begins with "on" takes it.
+// A call's way to the worker and back. Everything here runs under the client's lock, but for what begins with "on",
+// which takes it. Lines are made and read outside of it: they are large.
 
 // begin refuses a call that cannot be served, and starts the first worker.
 func (c *Client) begin() error {
-	if c.isClosing {
+	if c.closing {
 		return ErrClosed
 	}
 	if c.failure == nil && c.spawned == 0 {
@@ -20,7 +22,7 @@ func (c *Client) begin() error {
 
 // end settles a call; the worker is told to drop what it has of it. Late answers are ignored.
 func (c *Client) end(j *job, err error) {
-	if j.isOver {
+	if j.over {
 		return
 	}
 	j.settle(err)
@@ -28,6 +30,7 @@ func (c *Client) end(j *job, err error) {
 	if w := c.worker; w != nil {
 		for id, p := range w.pieces {
 			if p.job == j {
+				p.stopTimer()
 				c.control(w, controlRequest{Method: "cancel", Target: id})
 			}
 		}
@@ -36,33 +39,24 @@ func (c *Client) end(j *job, err error) {
 
 func (c *Client) dispatch() {
 	w := c.worker
-	for w != nil && w.info != nil && !w.isDoomed {
+	for w.accepts() {
 		p := c.queue.next(w)
-		if p == nil {
+		switch {
+		case p == nil:
+			if len(c.queue.suspects) == 0 && w.onTrial == nil {
+				c.investigated = false
+			}
 			return
+		case p.count() > w.info.Limits.MaxInputs:
+			c.queue.pushFront(p.halves())
+		default:
+			c.send(w, p)
 		}
-		c.send(w, p)
 	}
 }
 
 func (c *Client) send(w *worker, p *piece) {
 	j := p.job
-	c.lastID++
-	inputs := j.texts[p.start:p.stop]
-	if inputs == nil {
-		inputs = []string{} // null is not a list
-	}
-	line := encodeLine(embedRequest{c.lastID, "embed", inputs, "base64", j.options})
-	limits := w.info.Limits
-	switch isLong := len(line)-1 > limits.MaxLineBytes; {
-	case len(inputs) > 1 && (isLong || len(inputs) > limits.MaxInputs):
-		c.queue.pushFront(p.halves())
-		return
-	case isLong:
-		message := fmt.Sprintf("a line of %d bytes for text %d, the limit is %d", len(line), p.start, limits.MaxLineBytes)
-		c.end(j, &RequestError{Code: "input_too_long", Message: message, Index: p.start})
-		return
-	}
 	p.attempts++
 	if p.timer == nil && !j.hasDeadline {
 		p.timer = time.AfterFunc(c.options.RequestTimeout, func() { c.onTimeout(j) })
@@ -70,169 +64,221 @@ func (c *Client) send(w *worker, p *piece) {
 	if len(w.pieces) == 0 {
 		w.health.workBegan(time.Now())
 	}
-	if p.isSuspect {
-		w.onTrial = p
+	c.lastID++
+	w.load(c.lastID, p)
+	c.write(w, outgoing{id: c.lastID, piece: p})
+}
+
+// onTooLong takes back a piece that is too long for a line: halved, or refused if it is one input.
+func (c *Client) onTooLong(w *worker, id int64, p *piece, length int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if w.pieces[id] != p {
+		return
 	}
-	w.pieces[c.lastID] = p
-	w.load(p, 1)
-	c.write(w, line)
+	w.unload(id, p)
+	p.attempts--
+	if !p.job.over && p.count() > 1 {
+		c.queue.pushFront(p.halves())
+	} else {
+		limit := w.info.Limits.MaxLineBytes
+		message := fmt.Sprintf("a line of %d bytes for input %d, the limit is %d", length, p.start, limit)
+		p.stopTimer()
+		c.end(p.job, &RequestError{Code: "input_too_long", Message: message, Index: p.start})
+	}
+	c.dispatch()
 }
 
 func (c *Client) onTimeout(j *job) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.end(j, timeoutError())
+	c.dispatch()
 }
 
-func (c *Client) ping(w *worker, pong chan struct{}) {
-	w.pings[c.control(w, controlRequest{Method: "ping"})] = pong
+func (c *Client) ping(w *worker) {
+	w.questions[c.control(w, controlRequest{Method: "ping"})] = nil
 }
 
 // control sends a request that waits in no queue, and returns its id.
 func (c *Client) control(w *worker, request controlRequest) int64 {
 	c.lastID++
 	request.ID = c.lastID
-	c.write(w, encodeLine(request))
+	var line bytes.Buffer
+	encodeLine(&line, request)
+	c.write(w, outgoing{line: line.Bytes()})
 	return request.ID
 }
 
-func (c *Client) write(w *worker, line []byte) {
-	if !w.send(line) {
-		c.kill(w, &WorkerError{Kind: ErrWorkerHung, Detail: "it stopped reading"})
+func (c *Client) write(w *worker, out outgoing) {
+	if !w.send(out) {
+		c.kill(w, hungError("it stopped reading"))
 	}
 }
 
 // Answers -----------------------------------------------------------------------------------------------------------
 
 func (c *Client) onLine(w *worker, line []byte) {
-	r, err := decodeLine(line) // large, so before the lock
+	m, err := parseLine(line)
+	var a *answer
+	if p, dimension := c.wanted(w, m); err == nil && p != nil && !m.isError() {
+		a, err = m.answer(p.count(), dimension)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.worker != w || w.cause != nil { // nothing that it still says counts
+	if c.worker != w || w.killedFor != nil { // nothing that it still says counts
 		return
 	}
 	if err != nil {
-		if w.nonsense++; w.info != nil || w.nonsense > mostNonsense {
-			c.distrust(w, err.Error())
-		}
+		c.strange(w, line, err)
 		return
 	}
 	now := time.Now()
 	if w.health != nil {
 		w.health.received(now)
 	}
-	if p, isPiece := w.pieces[r.id]; isPiece {
-		c.answered(w, p, r, now)
-	} else if pong, isPing := w.pings[r.id]; isPing {
-		delete(w.pings, r.id)
-		w.health.ponged(now, r.MicroBatches, len(w.pieces) > 0)
-		if pong != nil {
-			close(pong)
-		}
-		c.checkHealth(w, now)
-	} else if r.id == w.infoID && w.info == nil {
-		c.introduced(w, r, now)
+	id := m.id()
+	if p := w.pieces[id]; p != nil {
+		c.answered(w, id, p, m, a, now)
+	} else if caller, isQuestion := w.questions[id]; isQuestion {
+		delete(w.questions, id)
+		c.told(w, caller, m, now)
+	} else if w.infoIDs[id] && w.info == nil {
+		c.introduced(w, m, now)
 	} // else: an answer to a cancel, a duplicate, or nobody's
 	c.dispatch()
 }
 
-func (c *Client) answered(w *worker, p *piece, r *response, now time.Time) {
+// wanted returns the piece that a line answers, if somebody still wants it, and the dimension that it must have: 0 where
+// any will do. It takes the lock.
+func (c *Client) wanted(w *worker, m members) (*piece, int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p := w.pieces[m.id()]
+	switch {
+	case p == nil || p.job.over:
+		return nil, 0
+	case p.job.options.Dimensions != nil:
+		return p, *p.job.options.Dimensions
+	case p.job.options.Model == "" || p.job.options.Model == w.info.Model:
+		return p, w.info.Dimension
+	case p.job.result != nil:
+		return p, p.job.result.Dimension
+	default:
+		return p, 0
+	}
+}
+
+// strange decides about a line that is no answer: before the worker is ready a library or a wrapper script may print.
+func (c *Client) strange(w *worker, line []byte, why error) {
+	if w.nonsense++; w.info != nil || w.nonsense > mostNonsense {
+		c.kill(w, brokenProtocolError(why.Error()))
+		return
+	}
+	_, _ = w.stdout.Write(append(bytes.TrimSpace(line), '\n'))
+	c.askInfo(w) // a banner without a newline has swallowed the answer, perhaps
+}
+
+func (c *Client) answered(w *worker, id int64, p *piece, m members, a *answer, now time.Time) {
 	j := p.job
-	if !j.isOver && r.Status == "ok" {
-		if err := c.checkAnswer(w, p, r); err != nil {
-			c.distrust(w, err.Error())
-			return
-		}
+	var refused *RequestError
+	err := error(nil)
+	switch {
+	case j.over:
+	case m.isError():
+		refused, err = m.refusal(p.start, p.count())
+	case a != nil:
+		err = c.sameSpace(w, p, a)
+	}
+	if err != nil {
+		c.kill(w, brokenProtocolError(err.Error()))
+		return
+	}
+	w.unload(id, p)
+	w.health.embedded(now)
+	switch {
+	case j.over:
+	case refused == nil:
 		if w.usefulSince.IsZero() {
 			w.usefulSince = now
 		}
-	}
-	delete(w.pieces, r.id)
-	w.load(p, -1)
-	w.health.embedded(now)
-	if w.onTrial == p {
-		w.onTrial = nil
-	}
-	switch {
-	case j.isOver:
-	case r.Status == "ok":
 		p.stopTimer()
-		j.take(p, r)
-	case r.Code == "shutting_down": // no answer about the request: it was not begun, and the worker is about to leave
+		j.take(p, a)
+	case refused.Code == "shutting_down": // it was not begun, and the worker is about to leave
 		c.doom(w, longestDrain, "it said that it would end, and did not")
 		p.attempts--
 		c.queue.pushFront(p)
 	default:
 		p.stopTimer()
-		index := -1
-		if r.Index != nil {
-			index = p.start + *r.Index
-		}
-		c.end(j, &RequestError{Code: r.Code, Message: r.Message, Retryable: r.Retryable, Index: index})
+		c.end(j, refused)
 	}
 }
 
-// checkAnswer compares an answer with what was asked for, and with what was promised.
-func (c *Client) checkAnswer(w *worker, p *piece, r *response) error {
-	dimension := 0
-	if p.job.result != nil {
-		dimension = p.job.result.Dimension // of another model, as of the call's first piece
+// sameSpace compares an answer with what was promised: vectors of two spaces must not be mixed.
+func (c *Client) sameSpace(w *worker, p *piece, a *answer) error {
+	if p.job.options.Model == "" && a.model != w.info.Model {
+		return fmt.Errorf("an answer of the model %q", a.model)
 	}
-	if p.job.options.Dimensions != nil {
-		dimension = *p.job.options.Dimensions
-	} else if r.Model == w.info.Model {
-		dimension = w.info.Dimension
+	if known, isKnown := c.fingerprints[a.model]; isKnown && known != a.fingerprint {
+		return fmt.Errorf("the fingerprint %q instead of %q", a.fingerprint, known)
 	}
-	if err := r.check(p.stop-p.start, dimension); err != nil {
-		return err
+	if r := p.job.result; r != nil && (r.Dimension != a.dimension || r.Fingerprint != a.fingerprint) {
+		return fmt.Errorf("%s of dimension %d behind %s of %d", a.fingerprint, a.dimension, r.Fingerprint, r.Dimension)
 	}
-	if p.job.options.Model == "" && r.Model != w.info.Model {
-		return fmt.Errorf("an answer of the model %q", r.Model)
-	}
-	if known, isKnown := c.fingerprints[r.Model]; isKnown && known != r.Fingerprint {
-		return fmt.Errorf("the fingerprint %q instead of %q", r.Fingerprint, known)
-	}
-	c.fingerprints[r.Model] = r.Fingerprint
+	c.fingerprints[a.model] = a.fingerprint
 	return nil
 }
 
-// introduced compares what a new worker is with what it has to be.
-func (c *Client) introduced(w *worker, r *response, now time.Time) {
-	info := r.Info
-	info.Limits = info.Limits.withDefaults()
-	refuse := func(kind error, detail string, isPermanent bool) {
-		c.kill(w, &WorkerError{Kind: kind, Detail: detail, isPermanent: isPermanent})
+// told passes an answer on to the caller who asked, and notes what a pong tells of progress.
+func (c *Client) told(w *worker, caller chan members, m members, now time.Time) {
+	if m.isError() {
+		if _, err := m.refusal(0, 0); err != nil {
+			c.kill(w, brokenProtocolError(err.Error()))
+			return
+		}
 	}
-	switch {
-	case r.Status == "error":
-		refuse(ErrWorkerStart, r.Code+": "+r.Message, !r.Retryable)
+	var microBatches int64
+	if m.read("micro_batches", &microBatches) == nil {
+		w.health.ponged(now, microBatches, len(w.pieces) > 0)
+		c.checkHealth(w, now)
+	}
+	if caller != nil {
+		caller <- m // it has room for one
+	}
+}
+
+func (c *Client) askInfo(w *worker) {
+	w.infoIDs[c.control(w, controlRequest{Method: "info"})] = true
+}
+
+// introduced compares what a new worker is with what it has to be.
+func (c *Client) introduced(w *worker, m members, now time.Time) {
+	if m.isError() {
+		refused, err := m.refusal(0, 0)
+		if err != nil {
+			c.kill(w, startError("it answered info with an error that is none: "+err.Error()))
+			return
+		}
+		c.kill(w, &WorkerError{Kind: ErrWorkerStart, Detail: refused.Code + ": " + refused.Message, permanent: !refused.Retryable})
 		return
-	case info.Protocol != protocolVersion:
-		refuse(ErrProtocolMismatch, fmt.Sprintf("it speaks protocol %d, not %d", info.Protocol, protocolVersion), true)
-		return
-	case info.Model == "" || info.Fingerprint == "" || info.Dimension < 1:
-		refuse(ErrProtocolMismatch, "its info names no model, fingerprint or dimension", true)
+	}
+	info, err := m.info()
+	if err != nil {
+		c.kill(w, &WorkerError{Kind: ErrProtocolMismatch, Detail: err.Error(), permanent: true})
 		return
 	}
 	if c.expected == nil {
-		c.expected = &info
+		c.expected = info
 		c.fingerprints[info.Model] = info.Fingerprint
 	}
 	if e := c.expected; info.Model != e.Model || info.Fingerprint != e.Fingerprint || info.Dimension != e.Dimension {
-		refuse(ErrModelChanged, fmt.Sprintf("%s %s of dimension %d instead of %s %s of %d",
-			info.Model, info.Fingerprint, info.Dimension, e.Model, e.Fingerprint, e.Dimension), true)
+		c.kill(w, modelChangedError(info, e))
 		return
 	}
 	w.startTimer.Stop()
-	w.info = &info
+	w.info = info
 	w.readySince = now
 	w.health = newHealth(now, &c.options)
 	go c.watch(w)
 	c.announce()
-}
-
-func (p *piece) stopTimer() {
-	if p.timer != nil {
-		p.timer.Stop()
-	}
 }

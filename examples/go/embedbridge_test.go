@@ -235,7 +235,7 @@ func TestConcurrentCallsShareOneWorker(t *testing.T) {
 		}()
 	}
 	calls.Wait()
-	if stats := client.Stats(); stats.Restarts != 0 || stats.InFlight != 0 || stats.Queued != 0 || !stats.IsReady {
+	if stats := client.Stats(); stats.Restarts != 0 || stats.InFlight != 0 || stats.Queued != 0 || !stats.Ready {
 		t.Errorf("%+v", stats)
 	}
 }
@@ -364,7 +364,7 @@ func TestAWorkerThatIsAboutToLeaveGetsNothingNew(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { _, err := client.Embed(within(t), texts(1), nil); ended <- err }()
 	until(t, "it is refused and waits", func() bool { return client.Stats().Queued == 1 })
-	if client.Stats().IsReady {
+	if client.Stats().Ready {
 		t.Error("it may get something new")
 	}
 	until(t, "the worker leaves", func() bool { return syscall.Kill(client.Stats().PID, syscall.SIGKILL) == nil })
@@ -497,7 +497,7 @@ func killUnderLoad(t *testing.T, client *Client, kills int, embed func(caller in
 		until(t, "calls succeed", func() bool { return succeeded.Load() >= before+50 })
 		until(t, "a worker is there", func() bool {
 			stats := client.Stats()
-			return stats.IsReady && syscall.Kill(stats.PID, syscall.SIGKILL) == nil
+			return stats.Ready && syscall.Kill(stats.PID, syscall.SIGKILL) == nil
 		})
 		until(t, "it is replaced", func() bool { return client.Stats().Restarts > kill })
 	}
@@ -624,7 +624,7 @@ func TestAFloodOnStandardErrorHoldsNothingUp(t *testing.T) {
 	}
 }
 
-func TestPrintsBeforeItIsReadyAreForgiven(t *testing.T) {
+func TestPrintsBeforeItReadyAreForgiven(t *testing.T) {
 	t.Parallel()
 	assertEmbeds(t, start(t, Options{}, "--garbage-before-ready=20"))
 	client := start(t, Options{RestartBudget: 1}, "--garbage-before-ready=21")
@@ -668,9 +668,6 @@ func TestACommandThatIsNotThereIsAStartError(t *testing.T) {
 	client := start(t, Options{Command: []string{"/nowhere/embed-worker"}})
 	if _, err := client.Embed(within(t), texts(1), nil); !errors.Is(err, ErrWorkerStart) {
 		t.Error(err)
-	}
-	if _, err := New(Options{Command: []string{}}); err == nil {
-		t.Error("an empty command was accepted")
 	}
 }
 
@@ -903,4 +900,303 @@ func dot(a, b []float32) (sum float64) {
 		sum += float64(a[i]) * float64(b[i])
 	}
 	return sum
+}
+
+// What must not be lost by accident --------------------------------------------------------------------------------
+
+func TestAGroupIsOnlySignalledWhileItsWorkerIsNotReaped(t *testing.T) {
+	if _, err := os.Stat("/proc/self/stat"); err != nil {
+		t.Skip("needs /proc")
+	}
+	original := killGroup
+	defer func() { killGroup = original }()
+	var reaped atomic.Int64
+	killGroup = func(process *os.Process) { // not parallel: the others wait
+		if _, err := os.Stat(fmt.Sprintf("/proc/%d", process.Pid)); err != nil {
+			reaped.Add(1) // the number is free, and may be another group's
+		}
+		original(process)
+	}
+	for _, faults := range [][]string{{"--kill-after=0"}, {"--exit-after=0"}, {}} {
+		client := start(t, Options{MaxAttempts: 1}, faults...)
+		_, _ = client.Embed(within(t), texts(1), nil)
+		if err := client.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if count := reaped.Load(); count > 0 {
+		t.Errorf("%d signals to a number that was free", count)
+	}
+}
+
+func TestAHostThatReapsAnyChildLosesNothing(t *testing.T) {
+	client := start(t, Options{}, once(t, "--kill-after=1")...) // not parallel: it would steal the others' ends
+	done := make(chan struct{})
+	var thief sync.WaitGroup
+	thief.Add(1)
+	go func() {
+		defer thief.Done()
+		for {
+			var status syscall.WaitStatus
+			_, _ = syscall.Wait4(-1, &status, syscall.WNOHANG, nil)
+			select {
+			case <-done:
+				return
+			case <-time.After(time.Millisecond):
+			}
+		}
+	}()
+	for range 3 {
+		if _, err := client.Embed(within(t), texts(3), nil); err != nil {
+			t.Error(err)
+		}
+	}
+	if client.Stats().Restarts != 1 {
+		t.Errorf("%+v", client.Stats())
+	}
+	if err := client.Close(); err != nil && !errors.Is(err, errImmortal) { // nobody knows its end
+		t.Error(err)
+	}
+	close(done)
+	thief.Wait()
+}
+
+func TestAStartThatIsTooLateQuotesWhatWasOnThePipe(t *testing.T) {
+	t.Parallel()
+	const program = "import sys, time; sys.stdout.write('Downloading 100%'); sys.stdout.flush(); time.sleep(3600)"
+	client := start(t, Options{
+		Command: []string{python(), "-c", program}, StartTimeout: time.Second, RestartBudget: 1, DrainTimeout: time.Millisecond,
+	})
+	if err := client.Ready(within(t)); !errors.Is(err, ErrCircuitOpen) || !strings.Contains(err.Error(), `"Downloading 100%"`) {
+		t.Error(err)
+	}
+}
+
+func TestAThousandCallsWithContextsThatEndLoseNothing(t *testing.T) {
+	t.Parallel()
+	client := start(t, Options{RestartBudget: 100, PingEvery: time.Hour}, "--latency=0.001")
+	if err := client.Ready(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	var calls sync.WaitGroup
+	var ended [3]atomic.Int64
+	for number := range 1000 {
+		calls.Add(1)
+		go func() {
+			defer calls.Done()
+			ctx, cancel := within(t), func() {}
+			switch number % 4 {
+			case 1:
+				ctx, cancel = context.WithTimeout(ctx, time.Duration(number)*time.Millisecond)
+			case 2:
+				ctx, cancel = context.WithCancel(ctx)
+				time.AfterFunc(time.Duration(number)*time.Millisecond, cancel)
+			}
+			defer cancel()
+			embeddings, err := client.Embed(ctx, []string{fmt.Sprintf("text %d", number%100)}, nil)
+			switch {
+			case err == nil:
+				ended[0].Add(1)
+				assertRow(t, embeddings.Vector(0), number%100)
+			case errors.Is(err, ErrTimeout) && number%4 == 1:
+				ended[1].Add(1)
+			case errors.Is(err, context.Canceled) && number%4 == 2:
+				ended[2].Add(1)
+			default:
+				t.Errorf("call %d: %v", number, err)
+			}
+		}()
+	}
+	calls.Wait()
+	if sum := ended[0].Load() + ended[1].Load() + ended[2].Load(); sum != 1000 {
+		t.Errorf("%d calls ended as they should", sum)
+	}
+	assertEmbeds(t, client)
+	if stats := client.Stats(); stats.Restarts != 0 || stats.Queued != 0 {
+		t.Errorf("%+v", stats)
+	}
+}
+
+func TestTheDeathsOfOnePoisonedCallCostTheBudgetTwice(t *testing.T) {
+	t.Parallel()
+	// Once with others, and once alone, however often: as for every client that looks for the guilty.
+	client := start(t, Options{MaxAttempts: 5, RestartBudget: 2.5}, "--poison=bad")
+	if _, err := client.Embed(within(t), append(texts(5), "bad"), nil); !errors.Is(err, ErrWorkerDied) {
+		t.Error(err)
+	}
+	assertEmbeds(t, client)
+	if restarts := client.Stats().Restarts; restarts != 5 {
+		t.Errorf("%d restarts", restarts)
+	}
+}
+
+func TestShutdownEndsWithItsContext(t *testing.T) {
+	t.Parallel()
+	client := start(t, Options{DrainTimeout: time.Hour, TerminateTimeout: time.Hour}, "--ignore-eof", "--ignore-term")
+	info, err := client.Info(within(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- client.Shutdown(ctx) }()
+	select {
+	case err := <-ended:
+		if err != nil || isAlive(info.PID) {
+			t.Errorf("%v, alive: %v", err, isAlive(info.PID))
+		}
+	case <-within(t).Done():
+		t.Error("it waits for the worker")
+		_ = syscall.Kill(info.PID, syscall.SIGKILL)
+	}
+}
+
+// Prompts -----------------------------------------------------------------------------------------------------------
+
+func TestQueriesAndDocumentsGetTheModelsPrompts(t *testing.T) {
+	t.Parallel()
+	client := start(t, Options{
+		Command: []string{python(), "-m", "embed_worker", "--model", filepath.Join(root, "tests/models/extra-prompt-options")},
+	})
+	info, err := client.Info(within(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	query, document, empty := "query", "document", ""
+	if info.Prompts[query] == info.Prompts[document] || info.DefaultPromptName != document {
+		t.Fatalf("the model has no prompts of its own: %+v", info)
+	}
+	inputs := []string{"a cat"}
+	for _, each := range []struct {
+		embed   func(context.Context, []string, *EmbedOptions) (*Embeddings, error)
+		options EmbedOptions
+	}{
+		{client.EmbedQuery, EmbedOptions{PromptName: &query}},
+		{client.EmbedDocuments, EmbedOptions{PromptName: &document}},
+	} {
+		got, err := each.embed(within(t), inputs, &EmbedOptions{Model: info.Model})
+		want, wantErr := client.Embed(within(t), inputs, &each.options)
+		if err != nil || wantErr != nil || !slices.Equal(got.Vectors, want.Vectors) {
+			t.Errorf("other vectors than with the prompt %s: %v, %v", *each.options.PromptName, err, wantErr)
+		}
+		_, err = each.embed(within(t), inputs, &EmbedOptions{Prompt: &empty})
+		assertRequestError(t, err, "invalid_request", -1)
+		_, err = each.embed(within(t), inputs, &EmbedOptions{Model: "another"})
+		assertRequestError(t, err, "model_not_found", -1)
+	}
+}
+
+func TestAModelWithoutPromptsGetsNone(t *testing.T) {
+	t.Parallel()
+	client := start(t, Options{})
+	embeddings, err := client.EmbedQuery(within(t), []string{"text 3"}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	assertRow(t, embeddings.Vector(0), 3)
+}
+
+// Hostile workers ---------------------------------------------------------------------------------------------------
+
+func TestNoHostileAnswerIsAPanicAHangOrASuccess(t *testing.T) {
+	t.Parallel()
+	const program = "import json; from bridge_client.testing.hostile_worker import cases; " +
+		"print(json.dumps([[name, case.get('inputs', 1), case.get('request', {}), case['then']] for name, case in cases('answers')]))"
+	command := exec.Command(python(), "-c", program)
+	command.Env = append(os.Environ(), "PYTHONPATH="+root)
+	told, err := command.Output()
+	var cases [][4]json.RawMessage
+	if err = errors.Join(err, json.Unmarshal(told, &cases)); err != nil {
+		t.Fatal(err)
+	}
+	client := start(t, Options{
+		Command: []string{python(), "-m", "bridge_client.testing.hostile_worker"}, MaxAttempts: 1, RestartBudget: 10_000,
+		BackoffInitial: time.Millisecond, BackoffMax: time.Millisecond, PingEvery: 100 * time.Millisecond,
+	})
+	for _, each := range cases {
+		var name string
+		var count int
+		var options EmbedOptions
+		var then []string
+		for i, into := range []any{&name, &count, &options, &then} {
+			if err := json.Unmarshal(each[i], into); err != nil {
+				t.Fatal(err)
+			}
+		}
+		inputs := make([]string, count)
+		for i := range inputs {
+			inputs[i] = name
+		}
+		embeddings, err := client.Embed(within(t), inputs, &options)
+		end, refused := "ok", (*RequestError)(nil)
+		switch {
+		case errors.As(err, &refused):
+			end = refused.Code
+		case errors.Is(err, ErrWorkerDied):
+			end = "worker_died"
+		case err != nil:
+			end = err.Error()
+		case len(embeddings.Vectors) != 8*count || embeddings.Vectors[0] != 1:
+			end = "other vectors"
+		}
+		if !slices.Contains(then, end) {
+			t.Errorf("%s: %s instead of %v: %v", name, end, then, err)
+		}
+	}
+}
+
+// The module --------------------------------------------------------------------------------------------------------
+
+func TestTheModuleCanBeUsedByReplaceAndByAWorkspace(t *testing.T) {
+	t.Parallel()
+	here, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const program = `package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"embedbridge"
+)
+
+func main() {
+	client, err := embedbridge.New(embedbridge.Options{Command: os.Args[1:], Env: []string{"PYTHONPATH=" + os.Getenv("ROOT")}})
+	if err != nil {
+		panic(err)
+	}
+	defer client.Close()
+	embeddings, err := client.EmbedQuery(context.Background(), []string{"text 0"}, nil)
+	fmt.Print(embeddings.Dimension, err)
+}
+`
+	for name, steps := range map[string][][]string{ // as the README says
+		"replace":   {{"mod", "init", "host"}, {"mod", "edit", "-require=embedbridge@v0.0.0", "-replace=embedbridge=" + here}},
+		"workspace": {{"mod", "init", "host"}, {"work", "init", ".", here}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			folder := t.TempDir()
+			if err := os.WriteFile(filepath.Join(folder, "main.go"), []byte(program), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			steps := append(steps, []string{"run", ".", python(), "-m", "bridge_client.testing.fake_worker"})
+			var told []byte
+			for _, step := range steps {
+				command := exec.Command("go", step...)
+				command.Dir = folder
+				command.Env = append(os.Environ(), "ROOT="+root, "GOFLAGS=", "GOPROXY=off")
+				if told, err = command.Output(); err != nil {
+					t.Fatalf("go %v: %v: %s", step, err, err.(*exec.ExitError).Stderr)
+				}
+			}
+			if string(told) != "8 <nil>" {
+				t.Errorf("%s", told)
+			}
+		})
+	}
 }

@@ -29,6 +29,8 @@ var (
 	ErrModelChanged = errors.New("embedbridge: the worker came back with another model")
 	// ErrCircuitOpen: the worker failed too often; calls are refused for a while (a *CircuitOpenError).
 	ErrCircuitOpen = errors.New("embedbridge: the worker failed too often")
+
+	errImmortal = errors.New("embedbridge: the worker does not die")
 )
 
 // RequestError is the worker's own answer to a request that it cannot serve.
@@ -36,7 +38,7 @@ type RequestError struct {
 	Code      string // one of the protocol's error codes, or one of a newer worker
 	Message   string
 	Retryable bool // whether the same request may succeed when it is sent again
-	Index     int  // the text that is to blame, -1 where it is not known
+	Index     int  // the input that is to blame, -1 where it is not known
 }
 
 func (e *RequestError) Error() string { return "embedbridge: " + e.Code + ": " + e.Message }
@@ -48,7 +50,11 @@ type WorkerError struct {
 	Process    *os.ProcessState // how it ended; nil when there was no process
 	StderrTail string           // the end of what it wrote to standard error
 
-	isPermanent bool // another start cannot help
+	// BlamesInput: what was being computed can be the reason, as it cannot for a signal from outside. A host that sees
+	// it again and again for one input does well to leave that out.
+	BlamesInput bool
+
+	permanent bool // another start cannot help
 }
 
 func (e *WorkerError) Error() string {
@@ -89,4 +95,36 @@ func contextError(ctx context.Context) error {
 		return timeoutError()
 	}
 	return ctx.Err()
+}
+
+// What workers are killed for.
+
+func hungError(detail string) *WorkerError {
+	return &WorkerError{Kind: ErrWorkerHung, Detail: detail, BlamesInput: true}
+}
+
+func brokenProtocolError(why string) *WorkerError {
+	return &WorkerError{Kind: ErrWorkerDied, Detail: "it was killed because it broke the protocol: " + why}
+}
+
+func startError(detail string) *WorkerError {
+	return &WorkerError{Kind: ErrWorkerStart, Detail: detail}
+}
+
+func modelChangedError(info, expected *Info) *WorkerError {
+	detail := fmt.Sprintf("%s %s of dimension %d instead of %s %s of %d",
+		info.Model, info.Fingerprint, info.Dimension, expected.Model, expected.Fingerprint, expected.Dimension)
+	return &WorkerError{Kind: ErrModelChanged, Detail: detail, permanent: true}
+}
+
+// errorOfEnd tells of an end; what the worker was killed for counts unless it had ended in its own way before.
+func errorOfEnd(ended cause, killedFor *WorkerError, wasReady bool) *WorkerError {
+	if killedFor != nil && (ended == killed || ended == unknown) {
+		return killedFor
+	}
+	kind := ErrWorkerStart
+	if wasReady {
+		kind = ErrWorkerDied
+	}
+	return &WorkerError{Kind: kind, permanent: ended.permanent(), BlamesInput: ended.blamesInput()}
 }

@@ -22,7 +22,7 @@ func Example() {
 	var refused *embedbridge.RequestError
 	switch {
 	case errors.As(err, &refused):
-		log.Fatalf("text %d: %s", refused.Index, refused.Code)
+		log.Fatalf("input %d: %s", refused.Index, refused.Code)
 	case errors.Is(err, embedbridge.ErrTimeout):
 		log.Fatal("later, perhaps")
 	case err != nil:

@@ -22,7 +22,7 @@ type health struct {
 	microBatches int64     // as of the last pong since the work began; -1: none yet
 	countedAt    time.Time
 	microBatch   time.Duration // moving average of one
-	isStuck      bool
+	stuck        bool
 }
 
 func newHealth(now time.Time, options *Options) *health {
@@ -38,7 +38,7 @@ func (h *health) received(now time.Time) { h.receivedAt, h.misses = now, 0 }
 // embedded notes an answer to embed, which is progress.
 func (h *health) embedded(now time.Time) { h.progressAt, h.seenAt = now, now }
 
-func (h *health) ponged(now time.Time, microBatches int64, isBusy bool) {
+func (h *health) ponged(now time.Time, microBatches int64, busy bool) {
 	before, pingedAt := h.microBatches, h.pingedAt
 	h.microBatches, h.pingedAt, h.seenAt = microBatches, time.Time{}, now
 	if microBatches != before {
@@ -47,19 +47,19 @@ func (h *health) ponged(now time.Time, microBatches int64, isBusy bool) {
 			h.microBatch += time.Duration(averageWeight * float64(each-h.microBatch))
 		}
 		h.progressAt, h.countedAt = now, now
-	} else if isBusy && !pingedAt.IsZero() {
+	} else if busy && !pingedAt.IsZero() {
 		// As of the ping: a host that slept has answers lying in the pipe behind this pong.
 		patience := max(h.options.StuckAfter, slowFactor*h.microBatch)
-		h.isStuck = pingedAt.Sub(h.progressAt) >= patience
+		h.stuck = pingedAt.Sub(h.progressAt) >= patience
 	}
 }
 
 // check returns whether a ping is due, and a reason if the worker hangs. A ping that is due counts as sent.
-func (h *health) check(now time.Time, isBusy bool) (ping bool, hung string) {
-	if h.isStuck {
+func (h *health) check(now time.Time, busy bool) (ping bool, hung string) {
+	if h.stuck {
 		return false, "it made no progress with what it had"
 	}
-	if now.Before(h.nextCheck(isBusy)) {
+	if now.Before(h.nextCheck(busy)) {
 		return false, ""
 	}
 	if !h.pingedAt.IsZero() && h.receivedAt.Before(h.pingedAt) {
@@ -71,11 +71,13 @@ func (h *health) check(now time.Time, isBusy bool) (ping bool, hung string) {
 	return true, ""
 }
 
-func (h *health) nextCheck(isBusy bool) time.Time {
+func (h *health) nextCheck(busy bool) time.Time {
 	switch {
+	case h.stuck:
+		return h.receivedAt
 	case !h.pingedAt.IsZero():
 		return h.pingedAt.Add(h.options.PongTimeout)
-	case isBusy && h.seenAt.Before(h.receivedAt):
+	case busy && h.seenAt.Before(h.receivedAt):
 		return h.seenAt.Add(h.options.PingEvery)
 	default:
 		return h.receivedAt.Add(h.options.PingEvery)

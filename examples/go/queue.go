@@ -12,9 +12,9 @@ func (q *queue) lists() []*[]*piece { return []*[]*piece{&q.suspects, &q.short, 
 
 func (q *queue) lane(p *piece) *[]*piece {
 	switch {
-	case p.isSuspect:
+	case p.suspect:
 		return &q.suspects
-	case p.isShort():
+	case p.short():
 		return &q.short
 	default:
 		return &q.bulk

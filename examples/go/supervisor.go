@@ -1,6 +1,7 @@
 package embedbridge
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -13,27 +14,33 @@ import (
 // take it.
 
 const (
-	longestDrain  = 15 * time.Second // a supervised worker allows itself 10
-	lostPipeGrace = time.Second
+	longestDrain = 15 * time.Second // a supervised worker allows itself 10
+	pipeLost     = time.Second      // a process whose pipe is gone should be gone, too
 )
 
 func (c *Client) spawn() {
 	c.failure = nil
 	c.spawned++
-	w, err := startWorker(&c.options, c.onLine, c.onEndOfOutput, c.onGone)
+	w, pipes, err := startWorker(&c.options)
 	if err != nil {
 		// What cannot be executed never will be; a system without memory or processes may recover.
 		isMissing := errors.Is(err, exec.ErrNotFound) || errors.Is(err, os.ErrNotExist)
 		isPermanent := isMissing || errors.Is(err, os.ErrPermission)
-		c.lost(life{}, &WorkerError{Kind: ErrWorkerStart, Detail: err.Error(), isPermanent: isPermanent})
+		c.after(life{}, &WorkerError{Kind: ErrWorkerStart, Detail: err.Error(), permanent: isPermanent})
 		return
 	}
 	c.worker = w
-	w.startTimer = time.AfterFunc(c.options.StartTimeout, func() {
-		detail := fmt.Sprintf("not ready after %v", c.options.StartTimeout)
-		c.onOverdue(w, &WorkerError{Kind: ErrWorkerStart, Detail: detail})
-	})
-	w.infoID = c.control(w, controlRequest{Method: "info"})
+	w.startTimer = time.AfterFunc(c.options.StartTimeout, func() { c.onNotReady(w) })
+	w.listen(pipes, events{c.onLine, c.onEndOfOutput, c.onTooLong, c.onGone})
+	c.askInfo(w)
+}
+
+func (c *Client) onNotReady(w *worker) {
+	detail := fmt.Sprintf("not ready after %v", c.options.StartTimeout)
+	if said := w.stdout.String(); said != "" {
+		detail += fmt.Sprintf("; its standard output holds something else than answers: %q", said)
+	}
+	c.onOverdue(w, startError(detail))
 }
 
 // watch pings a ready worker when it is silent, and kills it when it hangs.
@@ -49,41 +56,36 @@ func (c *Client) watch(w *worker) {
 		now := time.Now()
 		c.checkHealth(w, now)
 		wait = w.health.nextCheck(len(w.pieces) > 0).Sub(now)
-		isDoomed := w.isDoomed
+		doomed := w.doomed
 		c.mu.Unlock()
-		if isDoomed { // its end is on the way, and has a time limit of its own
+		if doomed { // its end is on the way, and has a time limit of its own
 			return
 		}
 	}
 }
 
 func (c *Client) checkHealth(w *worker, now time.Time) {
-	if w.isDoomed {
+	if w.doomed {
 		return
 	}
 	ping, hung := w.health.check(now, len(w.pieces) > 0)
 	if ping {
-		c.ping(w, nil)
+		c.ping(w)
 	}
 	if hung != "" {
-		c.kill(w, &WorkerError{Kind: ErrWorkerHung, Detail: hung})
+		c.kill(w, hungError(hung))
 	}
-}
-
-// distrust kills a worker that broke the protocol.
-func (c *Client) distrust(w *worker, why string) {
-	c.kill(w, &WorkerError{Kind: ErrWorkerDied, Detail: "it was killed because it broke the protocol: " + why})
 }
 
 func (c *Client) onEndOfOutput(w *worker, why string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.doom(w, lostPipeGrace, why)
+	c.doom(w, pipeLost, why)
 }
 
 // doom sends nothing more to a worker that is about to end, and kills it if it does not.
 func (c *Client) doom(w *worker, grace time.Duration, why string) {
-	w.isDoomed = true
+	w.doomed = true
 	time.AfterFunc(grace, func() { c.onOverdue(w, &WorkerError{Kind: ErrWorkerDied, Detail: why}) })
 }
 
@@ -93,41 +95,58 @@ func (c *Client) onOverdue(w *worker, cause *WorkerError) {
 	c.kill(w, cause)
 }
 
-// kill ends a worker; onGone will follow. The first cause counts.
+// kill ends a worker; onGone will follow, for a process that does not die, too. The first cause counts.
 func (c *Client) kill(w *worker, cause *WorkerError) {
-	if w.cause == nil {
-		w.cause = cause
+	w.doomed = true
+	if w.killedFor != nil || w.lost {
+		return
 	}
-	w.isDoomed = true
+	w.killedFor = cause
 	w.signal(killGroup)
+	time.AfterFunc(c.options.TerminateTimeout+pipeGrace, func() { c.onGone(w) })
 }
 
 func (c *Client) onGone(w *worker) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	w.err = w.describe()
+	if w.lost {
+		return
+	}
+	w.lost = true
+	ended, err := w.describe()
+	w.err = err
 	w.startTimer.Stop()
 	w.endInput()
 	close(w.gone)
 	pieces := w.inFlight()
 	c.worker = nil
-	if c.isClosing {
+	if c.closing {
 		for _, p := range pieces {
+			p.stopTimer()
 			c.end(p.job, ErrClosed)
+		}
+		if ended == unknown {
+			c.closeError = errImmortal
 		}
 		close(c.closed)
 		return
 	}
-	isRecycle := w.cause == nil && w.err.Process.ExitCode() == exitRecycled
-	c.takeBack(pieces, w.err, isRecycle)
-	c.lost(life{readySince: w.readySince, usefulSince: w.usefulSince, isRecycle: isRecycle}, w.err)
+	was := life{readySince: w.readySince, usefulSince: w.usefulSince}
+	was.recycle = ended == recycled
+	was.investigation = len(pieces) == 1 && !pieces[0].job.over && err.BlamesInput && c.options.MaxAttempts > 1
+	if was.investigation {
+		was.free = c.investigated
+		c.investigated = true
+	}
+	c.takeBack(pieces, err, was.recycle)
+	c.after(was, err)
 }
 
 // takeBack puts what was in flight in front of the queue, or fails what was sent often enough.
 func (c *Client) takeBack(pieces []*piece, err *WorkerError, isRecycle bool) {
 	for i := len(pieces) - 1; i >= 0; i-- {
 		switch p := pieces[i]; {
-		case p.job.isOver:
+		case p.job.over:
 		case isRecycle:
 			p.attempts--
 			c.queue.pushFront(p)
@@ -135,26 +154,26 @@ func (c *Client) takeBack(pieces []*piece, err *WorkerError, isRecycle bool) {
 			p.stopTimer()
 			c.end(p.job, err)
 		default:
-			p.isSuspect = true
+			p.suspect = true
 			c.queue.pushFront(p)
 		}
 	}
 }
 
-// lost decides what follows on a worker that is gone, or did not start.
-func (c *Client) lost(was life, err *WorkerError) {
-	if err.isPermanent {
+// after decides what follows on a worker that is gone, or did not start.
+func (c *Client) after(was life, err *WorkerError) {
+	if err.permanent {
 		c.refuseAll(err)
 		return
 	}
-	wait, isOpen := c.restarts.after(was, time.Now(), 2*rand.Float64()-1)
-	if isOpen {
+	wait, open := c.restarts.after(was, time.Now(), 2*rand.Float64()-1)
+	if open {
 		c.refuseAll(&CircuitOpenError{RetryAt: time.Now().Add(wait), Last: err})
 	}
 	c.wakeUp = time.AfterFunc(wait, func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		if !c.isClosing {
+		if !c.closing {
 			c.spawn()
 		}
 	})
@@ -167,6 +186,7 @@ func (c *Client) refuseAll(err error) {
 	c.queue = queue{}
 	for _, list := range waiting.lists() {
 		for _, p := range *list {
+			p.stopTimer()
 			c.end(p.job, err)
 		}
 	}
@@ -179,21 +199,22 @@ func (c *Client) announce() {
 	c.changed = make(chan struct{})
 }
 
-// climbLadder ends a worker: the end of its input, SIGTERM, SIGKILL.
-func (c *Client) climbLadder(w *worker) {
+// climbLadder ends a worker: the end of its input, SIGTERM, SIGKILL; at once when the context ends.
+func (c *Client) climbLadder(ctx context.Context, w *worker) {
 	c.mu.Lock()
-	w.isDoomed = true
+	w.doomed = true
 	w.endInput()
 	c.mu.Unlock()
-	for _, rung := range []struct {
-		patience time.Duration
-		signal   func(*os.Process)
-	}{{c.options.DrainTimeout, terminateGroup}, {c.options.TerminateTimeout, killGroup}} {
+	select {
+	case <-w.gone:
+	case <-ctx.Done():
+	case <-time.After(c.options.DrainTimeout):
+		w.signal(terminateGroup)
 		select {
 		case <-w.gone:
-			return
-		case <-time.After(rung.patience):
-			w.signal(rung.signal)
+		case <-ctx.Done():
+		case <-time.After(c.options.TerminateTimeout):
 		}
 	}
+	c.onOverdue(w, &WorkerError{Kind: ErrWorkerDied, Detail: "it did not leave when it was asked to"})
 }

@@ -2,51 +2,52 @@ package embedbridge
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"strconv"
+	"unicode/utf8"
 )
 
 // The wire: one JSON object a line. docs/protocol.md is the whole of it.
 
-const protocolVersion = 1
+const (
+	protocolVersion = 1
+	maxDimension    = 1 << 16 // no model is near it, and nothing is allocated for more
+)
 
-// Info is what a worker says of itself once its model has run.
+// Info is what a worker says of itself and of its model once that has run.
 type Info struct {
-	Protocol    int    `json:"protocol"`
-	Version     string `json:"version"`
-	PID         int    `json:"pid"`
-	Model       string `json:"model"`
-	Fingerprint string `json:"fingerprint"` // names the vector space: never mix vectors of two
-	Dimension   int    `json:"dimension"`
-	MaxTokens   int    `json:"max_tokens"`
-	Limits      Limits `json:"limits"`
+	Protocol          int
+	Version           string
+	PID               int
+	Model             string
+	Fingerprint       string // names the vector space: never mix vectors of two
+	Dimension         int
+	MaxTokens         int
+	Prompts           map[string]string // by the names that EmbedOptions.PromptName takes
+	DefaultPromptName string            // the one that is used when none is asked for; empty: none
+	Limits            Limits
 }
 
 // Limits are what the worker accepts; the client keeps within them.
 type Limits struct {
-	MaxLineBytes     int `json:"max_line_bytes"`
-	MaxInputs        int `json:"max_inputs"`
-	MaxTextBytes     int `json:"max_text_bytes"`
-	MaxInFlight      int `json:"max_in_flight"`
-	MaxInFlightBytes int `json:"max_in_flight_bytes"`
+	MaxLineBytes     int
+	MaxInputs        int
+	MaxTextBytes     int
+	MaxInFlight      int
+	MaxInFlightBytes int
 }
 
-func (l Limits) withDefaults() Limits {
-	for _, each := range []struct {
-		value     *int
-		byDefault int
-	}{
-		{&l.MaxLineBytes, 32 << 20}, {&l.MaxInputs, 16384}, {&l.MaxTextBytes, 1 << 20},
-		{&l.MaxInFlight, 1024}, {&l.MaxInFlightBytes, 64 << 20},
-	} {
-		if *each.value <= 0 {
-			*each.value = each.byDefault
-		}
-	}
-	return l
+var defaultLimits = Limits{
+	MaxLineBytes:     32 << 20,
+	MaxInputs:        16384,
+	MaxTextBytes:     1 << 20,
+	MaxInFlight:      1024,
+	MaxInFlightBytes: 64 << 20,
 }
 
 type embedRequest struct {
@@ -60,80 +61,201 @@ type embedRequest struct {
 type controlRequest struct {
 	ID     int64  `json:"id"`
 	Method string `json:"method"`
+	Model  string `json:"model,omitempty"`
 	Target int64  `json:"target,omitempty"` // ids begin at 1
 }
 
-// encodeLine returns a request with its newline.
-func encodeLine(request any) []byte {
-	var line bytes.Buffer
-	encoder := json.NewEncoder(&line)
+// encodeLine appends a request and its newline to a buffer.
+func encodeLine(line *bytes.Buffer, request any) {
+	encoder := json.NewEncoder(line)
 	encoder.SetEscapeHTML(false) // six bytes for each "<" of a web page
 	if err := encoder.Encode(request); err != nil {
 		panic(err) // numbers and valid strings only
 	}
-	return line.Bytes()
 }
 
-// response is one line of the worker, whatever it answers. An embedded Info reads its members.
-type response struct {
-	Info
-	RawID        json.RawMessage `json:"id"`
-	Status       string          `json:"status"`
-	Code         string          `json:"code"`
-	Message      string          `json:"message"`
-	Retryable    bool            `json:"retryable"`
-	Index        *int            `json:"index"`
-	Count        int             `json:"count"`
-	Matrix       []byte          `json:"embeddings_base64"`
-	Tokens       []int           `json:"tokens"`
-	Truncated    []int           `json:"truncated"`
-	MicroBatches int64           `json:"micro_batches"`
+// members are those of one line of the worker, not read yet: which of them count depends on what they answer, and the
+// others may be of a later version of the protocol.
+type members map[string]json.RawMessage
 
-	id      int64 // 0 for what is not an id of ours
-	vectors []float32
-}
-
-// decodeLine reads one line and the vectors in it. An error means that the line is not an answer of this protocol.
-func decodeLine(line []byte) (*response, error) {
-	var r response
-	if err := json.Unmarshal(line, &r); err != nil {
+// parseLine reads one line. An error means that it is not an answer of this protocol.
+func parseLine(line []byte) (members, error) {
+	if !utf8.Valid(line) {
+		return nil, errors.New("a line that is not UTF-8")
+	}
+	var m members
+	if err := json.Unmarshal(line, &m); err != nil {
 		return nil, fmt.Errorf("a line that is no answer: %w", err)
 	}
-	if r.Status != "ok" && r.Status != "error" {
-		return nil, fmt.Errorf("a line without a status")
+	if status := m.text("status"); status != "ok" && status != "error" {
+		return nil, errors.New("a line without a status")
 	}
-	r.id, _ = strconv.ParseInt(string(r.RawID), 10, 64)
-	if len(r.Matrix)%4 != 0 {
-		return nil, fmt.Errorf("a matrix of %d bytes", len(r.Matrix))
-	}
-	r.vectors = make([]float32, len(r.Matrix)/4)
-	for i := range r.vectors {
-		bits := binary.LittleEndian.Uint32(r.Matrix[4*i:])
-		if bits&0x7f800000 == 0x7f800000 {
-			return nil, fmt.Errorf("a vector that is not finite")
-		}
-		r.vectors[i] = math.Float32frombits(bits)
-	}
-	r.Matrix = nil
-	return &r, nil
+	return m, nil
 }
 
-// check tells what is wrong with an answer to count texts; dimension is 0 where any will do.
-func (r *response) check(count, dimension int) error {
-	switch {
-	case r.Count != count:
-		return fmt.Errorf("an answer of %d vectors to %d texts", r.Count, count)
-	case r.Dimension < 1 || (dimension != 0 && r.Dimension != dimension):
-		return fmt.Errorf("vectors of dimension %d instead of %d", r.Dimension, dimension)
-	case len(r.vectors) != count*r.Dimension:
-		return fmt.Errorf("%d bytes of vectors instead of %d x %d x 4", 4*len(r.vectors), count, r.Dimension)
-	case len(r.Tokens) != count:
-		return fmt.Errorf("%d token counts for %d texts", len(r.Tokens), count)
+// id is 0 for what is not an id of ours.
+func (m members) id() int64 {
+	id, _ := strconv.ParseInt(string(m["id"]), 10, 64)
+	return id
+}
+
+func (m members) isError() bool { return m.text("status") == "error" }
+
+// read decodes a member of that type; null and absent are an error, as is any other type.
+func (m members) read(name string, into any) error {
+	raw := m[name]
+	if raw == nil || string(raw) == "null" {
+		return fmt.Errorf("no %s", name)
 	}
-	for _, index := range r.Truncated {
-		if index < 0 || index >= count {
-			return fmt.Errorf("text %d of %d was truncated", index, count)
-		}
+	if err := json.Unmarshal(raw, into); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
 	}
 	return nil
+}
+
+// text is empty for what is not a string.
+func (m members) text(name string) (text string) {
+	_ = m.read(name, &text)
+	return text
+}
+
+// number is 0 for what is not an integer.
+func (m members) number(name string) (number int) {
+	if m.read(name, &number) != nil {
+		return 0
+	}
+	return number
+}
+
+// refusal reads an error that answers a request of count inputs, of which the first is input start of its call.
+func (m members) refusal(start, count int) (*RequestError, error) {
+	refused := &RequestError{Index: -1}
+	err := errors.Join(m.read("code", &refused.Code), m.read("message", &refused.Message))
+	if m["retryable"] != nil {
+		err = errors.Join(err, m.read("retryable", &refused.Retryable))
+	}
+	if index := m["index"]; index != nil && string(index) != "null" {
+		var of int
+		if err = errors.Join(err, m.read("index", &of)); err == nil && (of < 0 || of >= max(1, count)) {
+			err = fmt.Errorf("an error at input %d of %d", of, count)
+		}
+		refused.Index = start + of
+	}
+	return refused, err
+}
+
+// info reads an answer to info.
+func (m members) info() (*Info, error) {
+	i := &Info{
+		Version:           m.text("version"),
+		PID:               m.number("pid"),
+		MaxTokens:         m.number("max_tokens"),
+		DefaultPromptName: m.text("default_prompt_name"),
+		Limits:            m.limits(),
+	}
+	if m.read("prompts", &i.Prompts) != nil {
+		i.Prompts = nil
+	}
+	if err := m.read("protocol", &i.Protocol); err != nil || i.Protocol != protocolVersion {
+		return nil, fmt.Errorf("it speaks protocol %.40s, not %d", m["protocol"], protocolVersion)
+	}
+	err := errors.Join(m.read("model", &i.Model), m.read("fingerprint", &i.Fingerprint), m.read("dimension", &i.Dimension))
+	if err != nil || i.Model == "" || i.Fingerprint == "" || i.Dimension < 1 || i.Dimension > maxDimension {
+		return nil, errors.New("its info names no model, fingerprint or dimension")
+	}
+	return i, nil
+}
+
+// limits are the defaults where the worker tells none.
+func (m members) limits() Limits {
+	var told members
+	_ = m.read("limits", &told)
+	limits := defaultLimits
+	for name, into := range map[string]*int{
+		"max_line_bytes":      &limits.MaxLineBytes,
+		"max_inputs":          &limits.MaxInputs,
+		"max_text_bytes":      &limits.MaxTextBytes,
+		"max_in_flight":       &limits.MaxInFlight,
+		"max_in_flight_bytes": &limits.MaxInFlightBytes,
+	} {
+		if number := told.number(name); number > 0 {
+			*into = number
+		}
+	}
+	return limits
+}
+
+// answer is a checked answer to an embed.
+type answer struct {
+	model, fingerprint string
+	dimension          int
+	vectors            []float32 // of count rows
+	tokens, truncated  []int
+}
+
+// answer reads an answer to count inputs; dimension is 0 where any will do. An error means that nothing of it may be used.
+func (m members) answer(count, dimension int) (*answer, error) {
+	var a answer
+	var told int
+	if err := errors.Join(
+		m.read("count", &told), m.read("dimension", &a.dimension), m.read("model", &a.model),
+		m.read("fingerprint", &a.fingerprint), m.read("tokens", &a.tokens), m.read("truncated", &a.truncated),
+	); err != nil {
+		return nil, err
+	}
+	switch {
+	case bytes.Contains(m["tokens"], []byte("null")) || bytes.Contains(m["truncated"], []byte("null")):
+		return nil, errors.New("a number that is null") // which would be read as 0
+	case told != count:
+		return nil, fmt.Errorf("an answer of %d vectors to %d inputs", told, count)
+	case a.dimension < 1 || a.dimension > maxDimension || dimension != 0 && a.dimension != dimension:
+		return nil, fmt.Errorf("vectors of dimension %d instead of %d", a.dimension, dimension)
+	case len(a.tokens) != count:
+		return nil, fmt.Errorf("%d token counts for %d inputs", len(a.tokens), count)
+	}
+	for _, tokens := range a.tokens {
+		if tokens < 0 {
+			return nil, fmt.Errorf("an input of %d tokens", tokens)
+		}
+	}
+	for _, index := range a.truncated {
+		if index < 0 || index >= count {
+			return nil, fmt.Errorf("input %d of %d was truncated", index, count)
+		}
+	}
+	var err error
+	a.vectors, err = m.vectors(count, a.dimension)
+	return &a, err
+}
+
+// vectors decodes the matrix, whose size was checked to be one of this world.
+func (m members) vectors(count, dimension int) ([]float32, error) {
+	encoded := []byte(m["embeddings_base64"])
+	if len(encoded) < 2 || encoded[0] != '"' {
+		return nil, errors.New("no embeddings_base64")
+	}
+	if encoded = encoded[1 : len(encoded)-1]; bytes.IndexByte(encoded, '\\') >= 0 { // JSON may escape what it likes
+		encoded = []byte(m.text("embeddings_base64"))
+	}
+	want := 4 * uint64(count) * uint64(dimension)
+	if bytes.ContainsAny(encoded, "\r\n") || uint64(base64.StdEncoding.DecodedLen(len(encoded))) < want {
+		return nil, fmt.Errorf("%d characters of vectors for %d x %d x 4 bytes", len(encoded), count, dimension)
+	}
+	matrix := make([]byte, base64.StdEncoding.DecodedLen(len(encoded)))
+	length, err := base64.StdEncoding.Decode(matrix, encoded)
+	if err != nil {
+		return nil, fmt.Errorf("embeddings_base64: %w", err)
+	}
+	if uint64(length) != want {
+		return nil, fmt.Errorf("%d bytes of vectors instead of %d x %d x 4", length, count, dimension)
+	}
+	vectors := make([]float32, length/4)
+	for i := range vectors {
+		bits := binary.LittleEndian.Uint32(matrix[4*i:])
+		if bits&0x7f800000 == 0x7f800000 {
+			return nil, errors.New("a vector that is not finite")
+		}
+		vectors[i] = math.Float32frombits(bits)
+	}
+	return vectors, nil
 }

@@ -49,7 +49,7 @@ def test_nothing_to_execute_is_permanent_and_says_what_was_tried() -> None:
     with EmbedClient(worker_command=("/nonexistent/embed-worker", "--flag")) as client:
         with pytest.raises(WorkerStartError) as caught:
             client.embed(["a"])
-        assert caught.value.argv == ("/nonexistent/embed-worker", "--flag")
+        assert caught.value.argv == ("/nonexistent/embed-worker", "--flag", "--supervised")
         wait_until(lambda: client.stats().state is State.FAILED)
         with pytest.raises(WorkerStartError):
             client.info()

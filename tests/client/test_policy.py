@@ -18,6 +18,7 @@ from bridge_client import (
     calls,
     dispatcher,
     environment,
+    handshake,
     health,
     listener,
     worker_process,
@@ -49,6 +50,7 @@ def test_every_number_is_the_one_of_the_policy() -> None:
         "window_requests": worker_slot._WINDOW_REQUESTS,
         "window_tokens": worker_slot._WINDOW_TOKENS,
         "window_bytes": worker_slot._WINDOW_BYTES,
+        "max_dimension": handshake.MAX_DIMENSION,
         "max_answer_bytes": worker_process._MAX_ANSWER_BYTES,
         "stderr_tail_bytes": worker_process._STDERR_TOLD_BYTES,
         "nonsense_before_ready": listener._INVALID_LINES_BEFORE_READY,
@@ -152,6 +154,11 @@ def test_hangs_are_those_of_the_policy(case: dict[str, Any]) -> None:
                 assert record.check(now, is_busy=is_busy) is Check[event["then"].upper()], event
             case other:
                 raise AssertionError(other)
+
+
+@pytest.mark.parametrize("case", POLICY["commands"]["cases"], ids=str)
+def test_commands_are_those_of_the_policy(case: dict[str, Any]) -> None:
+    assert list(ClientOptions(worker_command=tuple(case["given"])).argv()) == case["started"]
 
 
 @pytest.mark.parametrize("case", cases("pieces"))

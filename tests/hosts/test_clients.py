@@ -37,7 +37,7 @@ def each(languages: list[str]) -> list[Any]:
 
 
 other_languages = pytest.mark.parametrize("language", each(sorted(CLIENTS.keys() - {"Python"})))
-hardened_languages = pytest.mark.parametrize("language", each(["Python", "Rust"]))
+hardened_languages = pytest.mark.parametrize("language", each(["Go", "Python", "Rust"]))
 
 
 @other_languages
@@ -122,7 +122,7 @@ def test_the_worker_sees_of_the_hosts_environment_only_what_it_needs(
 
 HOSTILE_WORKER = (sys.executable, "-m", "bridge_client.testing.hostile_worker", "--supervised")
 HOSTILE_OPTIONS = {"backoff_initial_s": 0.001, "backoff_max_s": 0.001, "max_attempts": 1, "ping_every_s": 0.1}
-STARTS_AT_ONCE = 8
+STARTS_AT_ONCE = 4
 
 
 def complaint_about(case: hostile_worker.Case, outcome: dict[str, Any]) -> str:

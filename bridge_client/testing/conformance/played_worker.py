@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Be the fake worker that the folder asks for."""
-    (name,) = sys.argv[1:] if argv is None else argv
+    (name,) = (each for each in (sys.argv[1:] if argv is None else argv) if each != "--supervised")
     folder = Path(name)
     number = _claim_number(folder)
     sent = folder / f"{number}.sent"

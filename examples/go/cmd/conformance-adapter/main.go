@@ -108,13 +108,13 @@ func options() embedbridge.Options {
 		if s.RestartWindowS != nil {
 			window = *s.RestartWindowS
 		}
-		o.RestartBudget = *s.MaxRestarts + 1
+		o.RestartBudget = float64(*s.MaxRestarts + 1)
 		o.RestartForgive = seconds(window / float64(max(1, *s.MaxRestarts)))
 	}
 	return o
 }
 
-func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
+func seconds(s float64) time.Duration { return time.Duration(min(s*float64(time.Second), 1<<62)) }
 
 // begin starts a call; it ends with one line, whenever that is.
 func (a *adapter) begin(line []byte) {
