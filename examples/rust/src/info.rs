@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use crate::policy;
+
 pub(crate) const PROTOCOL: u64 = 1;
-const LONGEST_VECTOR: usize = 1 << 24; // no machine multiplies longer ones by a count of texts without an overflow
 
 /// What a ready worker says of itself and one of its models.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,7 +50,7 @@ impl Info {
             name.filter(|name| !name.is_empty()).ok_or_else(|| format!("its `info` names no {member}"))
         };
         let (model, fingerprint) = (name("model")?, name("fingerprint")?);
-        let dimension = take(&mut told, "dimension").filter(|dimension| (1..=LONGEST_VECTOR).contains(dimension));
+        let dimension = take(&mut told, "dimension").filter(|dimension| (1..=policy::MAX_DIMENSION).contains(dimension));
         Ok(Info {
             protocol: PROTOCOL,
             pid: take(&mut told, "pid"),

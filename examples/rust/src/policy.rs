@@ -20,6 +20,7 @@ pub(crate) const WINDOW_TOKENS: usize = 65_536; // of bulk work: seconds of it, 
 pub(crate) const WINDOW_BYTES: usize = 16 << 20;
 
 pub(crate) const MAX_ANSWER_BYTES: usize = 256 << 20;
+pub(crate) const MAX_DIMENSION: usize = 1 << 16; // no model is near it, and nothing is allocated for more
 pub(crate) const STDERR_TAIL_BYTES: usize = 8 << 10;
 pub(crate) const NONSENSE_BEFORE_READY: u32 = 20; // lines of a chatty library or wrapper script
 pub(crate) const PIPE_GRACE: Duration = Duration::from_millis(250); // somebody else may hold a dead worker's pipes

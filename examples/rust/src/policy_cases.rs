@@ -76,6 +76,7 @@ fn every_number_is_the_one_of_the_policy() {
         "window_tokens": policy::WINDOW_TOKENS,
         "window_bytes": policy::WINDOW_BYTES,
         "max_answer_bytes": policy::MAX_ANSWER_BYTES,
+        "max_dimension": policy::MAX_DIMENSION,
         "stderr_tail_bytes": policy::STDERR_TAIL_BYTES,
         "nonsense_before_ready": policy::NONSENSE_BEFORE_READY,
         "pipe_grace_s": s(policy::PIPE_GRACE),
