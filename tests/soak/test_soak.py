@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import time
+
 import pytest
 
+from tests.client import interruptions
 from tests.soak.chaos import SLOW_FAKE, is_clean, kill_under_load, measured, random_rounds
+
+STREAMS_S = float(os.environ.get("SOAK_STREAMS_S", "120"))
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 
@@ -30,3 +36,20 @@ def test_random_faults_lose_nothing(seed: int) -> None:
     tally = measured(lambda tally: random_rounds(tally, seed, 20))
     print(tally.describe())
     assert is_clean(tally)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_hundred_forks_at_a_start_hang_nobody() -> None:
+    interruptions.fork_at_a_start(100)
+
+
+def test_a_thousand_signals_into_a_busy_client_hang_nobody() -> None:
+    answered, refused = interruptions.signals_into_a_busy_client(1000)
+    print(f"{answered} calls of handlers were answered, {refused} refused")
+    assert answered + refused >= 1000
+    interruptions.signals_that_close(100)
+
+
+def test_half_read_streams_that_the_collector_frees_hang_nobody() -> None:
+    until = time.monotonic() + STREAMS_S
+    interruptions.collected_iterators(iter(lambda: time.monotonic() < until, False))

@@ -1,0 +1,371 @@
+"""Nothing that interrupts the client may hang it: forks, signal handlers, finalisers, log handlers, a full system."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bridge_client import (
+    AsyncEmbedClient,
+    BridgeError,
+    Cause,
+    CircuitOpenError,
+    ClientOptions,
+    EmbedClient,
+    PoisonedInputError,
+    State,
+    Timing,
+    WorkerStartError,
+    hooks,
+)
+from bridge_client.calls import Parameters
+from bridge_client.child import Child
+from bridge_client.dispatcher import Dispatcher
+from bridge_client.lifecycle import Event, On
+from bridge_client.testing import fake_client, fake_command
+from bridge_client.worker_process import WorkerProcess
+from tests.client import interruptions
+from tests.client.conftest import WAIT_S, wait_until
+from tests.client.test_client import expected
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals and processes")
+forks = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+ROOT = str(Path(__file__).resolve().parents[2])
+QUICK = ClientOptions(backoff_initial_s=0.01, timing=Timing(drain_s=0.3, terminate_s=0.3))
+
+# Forks ------------------------------------------------------------------------------------------------------------
+
+
+def can_spawn() -> bool:
+    """Tell whether another thread than this one could spawn now."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: hooks.spawning.acquire(blocking=False) and not hooks.spawning.release()).result()
+
+
+@posix
+@forks
+def test_a_fork_at_a_start_harms_neither_the_client_nor_the_child() -> None:
+    interruptions.fork_at_a_start(3)
+
+
+def test_a_fork_waits_for_a_spawn_and_a_spawn_for_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    spawn = WorkerProcess.spawn
+
+    def watched(*given: Any, **named: Any) -> WorkerProcess:
+        seen.append(can_spawn())
+        return spawn(*given, **named)
+
+    monkeypatch.setattr(WorkerProcess, "spawn", watched)
+    with fake_client() as client:
+        client.embed("a")
+    assert seen == [False]
+    hooks._before_fork()
+    assert not can_spawn()
+    hooks._before_fork()  # of a signal handler that forks, too
+    hooks._after_fork_in_parent()
+    assert not can_spawn()
+    hooks._after_fork_in_parent()
+    assert can_spawn()
+
+
+@posix
+@forks
+def test_a_spawn_that_does_not_end_cannot_freeze_the_forks_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hooks, "_FORK_WAIT_S", 0.01)
+    with fake_client() as client:
+        client.embed("a")  # the hooks are there
+        held, release = threading.Event(), threading.Event()
+
+        def spawn_for_ever() -> None:
+            with hooks.spawning:
+                held.set()
+                release.wait(WAIT_S)
+
+        thread = threading.Thread(target=spawn_for_ever)
+        thread.start()
+        assert held.wait(WAIT_S)
+        if (child := os.fork()) == 0:
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        release.set()
+        thread.join()
+        assert can_spawn()
+
+
+# Signal handlers and finalisers -----------------------------------------------------------------------------------
+
+
+@posix
+def test_a_handler_that_calls_the_client_is_answered_or_refused_with_a_sentence() -> None:
+    answered, refused = interruptions.signals_into_a_busy_client(60)
+    assert answered + refused >= 60
+
+
+@posix
+def test_a_handler_may_close_the_client_wherever_it_interrupts_it() -> None:
+    interruptions.signals_that_close(5)
+
+
+def test_whoever_interrupts_the_client_itself_may_look_and_close_and_nothing_else() -> None:
+    with fake_client(latency=3600.0) as client:
+        client.info()
+        waiting = client.submit("waiting")
+        with client._core._pool.changing():  # here a handler of this thread, or the collector, may strike
+            assert client.stats().state is State.READY
+            assert repr(client).startswith("<EmbedClient ready")
+            for call in (client.embed, client.submit):
+                with pytest.raises(BridgeError, match="a signal handler, or a finaliser, has called the client"):
+                    call("a")
+            with pytest.raises(BridgeError, match="signal handler"):
+                client.ping()
+            assert waiting.cancel()
+            client.restart()
+            client.close()  # begins to, and does not wait
+        client.close()
+        assert client.stats().state is State.CLOSED
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_half_read_stream_may_be_freed_while_its_thread_is_inside_the_client() -> None:
+    with fake_client(latency=0.01) as client:
+        stream = client.embed_iter(map(str, range(1000)), block_inputs=10)
+        next(stream)
+        with client._core._pool.changing():
+            del stream
+        wait_until(lambda: client.stats().in_flight == client.stats().queued == 0)
+        assert np.array_equal(client.embed("a"), expected("a"))
+
+
+def test_half_read_streams_may_be_collected_anywhere() -> None:
+    interruptions.collected_iterators(iter(range(100)))
+
+
+# Log handlers and callbacks ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def slow_handler() -> Iterator[Any]:
+    """A log handler that waits until it is told, and looks at the client meanwhile."""
+
+    class Handler(logging.Handler):
+        def __init__(self) -> None:
+            super().__init__()
+            self.client: EmbedClient | None = None
+            self.said: list[str] = []
+            self.entered, self.go_on = threading.Event(), threading.Event()
+
+        def handle(self, record: logging.LogRecord) -> bool:
+            self.said.append(record.getMessage())
+            self.entered.set()
+            assert self.go_on.wait(WAIT_S)
+            if self.client is not None:
+                self.client.stats()
+            return True
+
+    handler, logger = Handler(), logging.getLogger("bridge_client")
+    logger.addHandler(handler)
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    yield handler
+    handler.go_on.set()
+    logger.removeHandler(handler)
+    logger.setLevel(level)
+
+
+@posix
+def test_a_log_handler_holds_up_no_answer_and_may_call_the_client(slow_handler: Any) -> None:
+    with fake_client(QUICK, poison="bad", say="of a library") as client:
+        slow_handler.client = client
+        assert slow_handler.entered.wait(WAIT_S)
+        assert client.submit("a").result(WAIT_S).vectors.shape == (1, 8)
+        with pytest.raises(PoisonedInputError):
+            client.embed("bad", timeout_s=WAIT_S)
+        slow_handler.go_on.set()
+    assert any("has killed the worker alone" in said for said in slow_handler.said)
+
+
+def test_a_callback_added_after_the_end_runs_at_once() -> None:
+    with fake_client() as client:
+        future = client.submit("a")
+        future.result(WAIT_S)
+    ran: list[object] = []
+    future.add_done_callback(ran.append)
+    assert ran == [future]
+
+
+# A system that has nothing to spare ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["bridge-supervisor", "bridge-callbacks"])
+def test_a_first_call_without_a_thread_fails_and_the_next_one_is_answered(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+    refused: list[object] = []
+
+    def scarce(thread: threading.Thread) -> None:
+        if thread.name == name and not refused:
+            refused.append(thread)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", scarce)
+    with contextlib.closing(EmbedClient(worker_command=fake_command())) as client:
+        with pytest.raises(WorkerStartError, match="can't start new thread"):
+            client.embed("a")
+        assert np.array_equal(client.embed("a", timeout_s=WAIT_S), expected("a"))
+
+
+@pytest.mark.parametrize("name", ["bridge-stderr-0", "bridge-waiter-0"])
+def test_a_worker_without_threads_for_its_pipes_is_started_again(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+    refused: list[object] = []
+
+    def scarce(thread: threading.Thread) -> None:
+        if thread.name == name and not refused:
+            refused.append(thread)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", scarce)
+    with fake_client(QUICK) as client:
+        assert np.array_equal(client.embed("a", timeout_s=WAIT_S), expected("a"))
+        report = client.stats().last_exit
+        assert report is not None
+        assert (report.cause, "can't start new thread" in report.detail) == (Cause.NOT_SPAWNED, True)
+
+
+# Awaiting callers ---------------------------------------------------------------------------------------------------
+
+
+def test_whoever_waits_for_room_is_queued_once_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    submitted = 0
+    done: list[int] = []
+    submit = Dispatcher.submit
+
+    def counted(dispatcher: Dispatcher, *given: Any) -> None:
+        nonlocal submitted
+        submitted += 1
+        submit(dispatcher, *given)
+
+    monkeypatch.setattr(Dispatcher, "submit", counted)
+
+    async def scenario() -> None:
+        async def ask(number: int) -> None:
+            assert np.array_equal(await client.embed(str(number)), expected(str(number)))
+            done.append(number)
+
+        async with AsyncEmbedClient(worker_command=fake_command(), max_queued_requests=3) as client:
+            await asyncio.gather(*map(ask, range(600)))
+
+    asyncio.run(asyncio.wait_for(scenario(), 3 * WAIT_S))
+    assert submitted == 600
+    assert done == list(range(600))
+
+
+def test_whoever_gives_up_waiting_for_room_leaves_the_line() -> None:
+    with fake_client(ClientOptions(max_queued_requests=1), start_delay=0.5) as client:
+        first = client.submit("first")
+        gone = client._begin("gone", Parameters(), None)
+        last = client._begin("last", Parameters(), None)
+        gone.future.cancel()
+        wait_until(lambda: len(client._core._pool.dispatcher._outside) == 1)
+        assert np.array_equal(last.future.result(WAIT_S).vectors, expected("last"))
+        assert first.done()
+
+
+def test_close_needs_no_thread_of_the_loop() -> None:
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        release = threading.Event()
+        with ThreadPoolExecutor(1) as only:
+            loop.set_default_executor(only)
+            busy = loop.run_in_executor(None, release.wait, WAIT_S)
+            client = AsyncEmbedClient(worker_command=fake_command())
+            await client.embed("a")
+            await client.close()
+            assert client.stats().state is State.CLOSED
+            assert not busy.done()
+            release.set()
+            await busy
+
+    asyncio.run(asyncio.wait_for(scenario(), 3 * WAIT_S))
+
+
+# Ends that are not what they seem -----------------------------------------------------------------------------------
+
+
+@posix
+def test_a_start_that_takes_too_long_quotes_what_came_instead_of_an_answer() -> None:
+    command = (sys.executable, "-c", "import time; print('Welcome to my shell', flush=True); time.sleep(3600)")
+    options = ClientOptions(worker_command=command, start_timeout_s=math.inf, restart_budget=1, timing=QUICK.timing)
+    with EmbedClient(options) as client:
+        slot = client._core._pool.slots[0]
+        wait_until(lambda: slot.generation is not None and slot.generation.invalid_line)
+        supervisor = client._core._supervisor
+        supervisor._mailbox.put(functools.partial(supervisor._advance, slot, Event(On.TIMEOUT)))  # the time is over
+        with pytest.raises(CircuitOpenError, match="it printed something else: 'Welcome to my shell'"):
+            client.embed("a")
+
+
+@posix
+@pytest.mark.parametrize(
+    "habit",
+    [
+        "signal.signal(signal.SIGCHLD, signal.SIG_IGN)",
+        "threading.Thread(target=wait_for_any, daemon=True).start()",
+    ],
+)
+def test_an_exit_status_that_the_host_has_thrown_away_is_not_made_up(habit: str) -> None:
+    source = f"""
+    import os, signal, threading, time
+    from bridge_client import ClientOptions, WorkerDiedError
+    from bridge_client.testing import fake_client
+    def wait_for_any():
+        while True:
+            try:
+                os.wait()
+            except ChildProcessError:
+                time.sleep(0.001)
+    {habit}
+    with fake_client(ClientOptions(replay=False, restart_budget=1), kill_after="0:SEGV") as client:
+        try:
+            client.embed("a")
+        except WorkerDiedError as error:
+            print(error.exit_status, "exit status is lost" in str(error))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(source)], cwd=ROOT, capture_output=True, text=True, timeout=WAIT_S
+    )
+    told = done.stdout.strip()
+    assert told == "None True" or (told == "-11 False" and "wait_for_any" in habit), done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has handles of processes")
+def test_nothing_is_signalled_by_a_number_that_may_be_somebody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
+    signalled: list[int] = []
+    monkeypatch.setattr(os, "killpg", lambda group, number: signalled.append(group))
+    with subprocess.Popen(["true"], start_new_session=True) as popen:
+        child = Child(popen)
+        os.waitpid(popen.pid, 0)  # as a host does that waits for any child
+        child.signal_group(signal.SIGTERM)
+        assert child.wait() is None
+        child.signal_group(signal.SIGTERM)
+    assert signalled == []
