@@ -1,4 +1,4 @@
-"""What a host may do to a client in the middle of its work: fork, signals, the garbage collector. Also for `make soak`."""
+"""What a host may do to a client that is at work: fork, signals, the garbage collector. Also for `make soak`."""
 
 from __future__ import annotations
 

@@ -54,8 +54,15 @@ QUICK = ClientOptions(backoff_initial_s=0.01, timing=Timing(drain_s=0.3, termina
 
 def can_spawn() -> bool:
     """Tell whether another thread than this one could spawn now."""
+
+    def attempt() -> bool:
+        if not hooks.spawning.acquire(blocking=False):
+            return False
+        hooks.spawning.release()
+        return True
+
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(lambda: hooks.spawning.acquire(blocking=False) and not hooks.spawning.release()).result()
+        return pool.submit(attempt).result()
 
 
 @posix
