@@ -29,6 +29,7 @@ from bridge_client import (
     ClientOptions,
     EmbedClient,
     PoisonedInputError,
+    QueueFullError,
     State,
     Timing,
     WorkerStartError,
@@ -144,7 +145,8 @@ def test_whoever_interrupts_the_client_itself_may_look_and_close_and_nothing_els
                 client.ping()
             assert waiting.cancel()
             client.restart()
-            client.close()  # begins to, and does not wait
+            client.close()
+            assert client._core.closing() == (), "it has begun to close, and there is nothing to wait for"
         client.close()
         assert client.stats().state is State.CLOSED
 
@@ -285,6 +287,16 @@ def test_whoever_waits_for_room_is_queued_once_and_in_order(monkeypatch: pytest.
     asyncio.run(asyncio.wait_for(scenario(), 3 * WAIT_S))
     assert submitted == 600
     assert done == list(range(600))
+
+
+def test_nobody_overtakes_those_who_wait_for_room() -> None:
+    with fake_client(ClientOptions(max_queued_bytes=10), start_delay=0.5) as client:
+        queued = client.submit("x" * 6)
+        large = client._begin("y" * 8, Parameters(), None)
+        with pytest.raises(QueueFullError):
+            client.submit("z")  # for which there would be room
+        assert np.array_equal(large.future.result(WAIT_S).vectors, expected("y" * 8))
+        assert queued.done()
 
 
 def test_whoever_gives_up_waiting_for_room_leaves_the_line() -> None:
