@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any, Self, TypeAlias, assert_never
 
 from embed_worker.config import Verify
 from embed_worker.machine import cache_dir
+from embed_worker.model_files.atomic import written_aside
 from embed_worker.model_files.damage import damage_of
 from embed_worker.model_files.layout import OutsideError, inner_path
 
@@ -117,7 +117,7 @@ class Manifest:
                 path: {"sha256": record.sha256, "size": record.size} for path, record in sorted(self.files.items())
             },
         }
-        _replace(folder / MANIFEST_NAME, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        _write_whole(folder / MANIFEST_NAME, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
 
 def verify(folder: Path, manifest: Manifest, mode: Verify) -> None:
@@ -238,14 +238,9 @@ def _write_verified(verified: _Verified) -> None:
     newest = dict(list(verified.items())[-MAX_REMEMBERED_FILES:])
     with suppress(OSError):
         cache.mkdir(parents=True, exist_ok=True)
-        _replace(cache / _VERIFIED_NAME, json.dumps(newest))
+        _write_whole(cache / _VERIFIED_NAME, json.dumps(newest))
 
 
-def _replace(file: Path, content: str) -> None:
-    """Write a file under another name in the same folder, then rename it: a reader sees the old or the new one."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        temporary.write_bytes(content.encode())
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _write_whole(file: Path, content: str) -> None:
+    with written_aside(file) as aside:
+        aside.write_bytes(content.encode())

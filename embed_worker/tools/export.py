@@ -22,7 +22,6 @@ import numpy as np
 from embed_worker.config import path_argument
 from embed_worker.encoders.architectures import Encoder, read_encoder
 from embed_worker.encoders.checkpoint import (
-    WEIGHTS,
     CheckFailedError,
     ExportError,
     Floats,
@@ -31,26 +30,12 @@ from embed_worker.encoders.checkpoint import (
 )
 from embed_worker.encoders.onnx_writer import DEFAULT_OPSET, OPSETS, Storage, open_session
 from embed_worker.model_files.manifest import Manifest, ManifestError, file_sha256
+from embed_worker.tools.exported_folder import compare_folders, files_of, link_graph, original_folder
 
 # A protobuf message ends at 2 GiB; the rest is for nodes, norms and biases. Larger weights get a file of their own.
 MAX_WEIGHTS_IN_GRAPH_BYTES = 2**31 - 2**26
 
 _GRAPH = Path("onnx", "model.onnx")
-# What a worker reads besides the graph, and what a person wants to know of a model.
-_PUBLISHED = (
-    "README.md",
-    "LICENSE",
-    "config.json",
-    "config_sentence_transformers.json",
-    "modules.json",
-    "sentence_bert_config.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.txt",
-    "[0-9]*_*/config.json",
-    f"[0-9]*_*/{WEIGHTS}",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,19 +158,28 @@ def export(folder: Path, *, output: Path, storage: Storage, opset: int, source: 
 
     Raises:
         ExportError: The folder cannot be used, or the output not be written.
-        CheckFailedError: The graph differs from the weights.
+        CheckFailedError: The graph differs from the weights, or what was made is read as another model.
     """
     encoder = read_encoder(folder)
     graph = output / _GRAPH
     try:
         graph.parent.mkdir(parents=True, exist_ok=True)
         # Windows does not delete what onnxruntime has mapped; a session of a failed check may still be there.
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=graph.parent, ignore_cleanup_errors=True) as staging:
-            staged = Path(staging, graph.name)
-            _write_graph(staged, encoder, storage, opset)
-            parity = check(staged, encoder, storage)
-            _put_in_place(staged, graph)
-        _copy_published(folder, output)
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=output, ignore_cleanup_errors=True) as staging:
+            staged = Path(staging, "made", output.resolve().name)
+            _copy(folder, staged, files_of(folder))
+            (staged / _GRAPH).parent.mkdir(exist_ok=True)
+            _write_graph(staged / _GRAPH, encoder, storage, opset)
+            parity = check(staged / _GRAPH, encoder, storage)
+            if output.resolve() != folder.resolve():
+                original = original_folder(folder, Path(staging, "original"), staged / _GRAPH)
+                compare_folders(original, staged)
+                _copy(staged, output, files_of(staged))
+                _put_in_place(staged / _GRAPH, graph)
+                link_graph(graph, original / _GRAPH)
+                compare_folders(original, output)  # another model may have left its files there
+            else:
+                _put_in_place(staged / _GRAPH, graph)
         hashes = [f"{file.name} SHA-256 {file_sha256(file)}" for file in weight_files(folder)]
         manifest = Manifest.of_folder(
             output,
@@ -235,15 +229,12 @@ def _put_in_place(staged: Path, graph: Path) -> None:
         _data_file(graph).unlink(missing_ok=True)
 
 
-def _copy_published(folder: Path, output: Path) -> None:
-    if output.resolve() == folder.resolve():
-        return
-    for pattern in _PUBLISHED:
-        for file in sorted(folder.glob(pattern)):
-            target = output / file.relative_to(folder)
-            target.parent.mkdir(exist_ok=True)
-            # Content only: the modes of a package's files mean nothing here.
-            shutil.copyfile(file, target)
+def _copy(folder: Path, output: Path, names: Sequence[str]) -> None:
+    for name in names:
+        target = output / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Content only: the modes of a package's files mean nothing here.
+        shutil.copyfile(folder / name, target)
 
 
 # The check ----------------------------------------------------------------------------------------------------------
@@ -280,9 +271,9 @@ def check(graph: Path, encoder: Encoder, storage: Storage) -> Parity:
 
 
 def _check_sequences(encoder: Encoder) -> list[tuple[Int64, Int64]]:
-    """Choose token ids and types: one token, a few, and some dozens; the same for the same model."""
+    """Choose token ids and types: one token, a few, some dozens, and more than a window or a bucket of distances."""
     random = np.random.default_rng(0)
-    lengths = [min(length, encoder.max_tokens) for length in (1, 9, 33)]
+    lengths = [min(length, encoder.max_tokens) for length in (1, 9, 33, 150)]
     return [
         (random.integers(0, encoder.vocabulary, length), random.integers(0, max(1, encoder.token_types), length))
         for length in lengths

@@ -37,7 +37,6 @@ PENDING = {
     "11-bge-m3-trailing-space": "the class of the tokenizer is not read",
     "19-hidden-states": "method_output_name is not read",
     "20-own-pooling-class": "only the last part of a class's name is read",
-    "21-export-legacy-limit": "export leaves out the file with the limit",
     "23-pooling-all-false": "no pooling mode is not mean",
     "25-unigram-no-unk": "unk_id is not set",
     "26-bpe-dropout": "dropout is applied",

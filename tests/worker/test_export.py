@@ -11,6 +11,7 @@ import json
 import shutil
 import sys
 import types
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ import onnx
 import pytest
 import tqdm  # type: ignore[import-untyped, unused-ignore]
 
-from embed_worker.config import Verify
+from embed_worker.config import ModelOptions, Verify
 from embed_worker.encoders import bert, onnx_writer
 from embed_worker.encoders.checkpoint import ExportError
 from embed_worker.encoders.onnx_writer import Storage
+from embed_worker.model_files.folder import read_model_folder
+from embed_worker.model_files.layout import TRANSFORMER_CONFIGS, files_of_a_model
 from embed_worker.model_files.manifest import Manifest, verify
-from embed_worker.tools import export
+from embed_worker.tools import export, exported_folder
 from tests.worker.export_fixtures import (
     CONFIG,
     MODELS,
@@ -375,6 +378,70 @@ def test_another_output_gets_tokenizer_configs_and_modules_but_no_published_weig
         "tokenizer.json",
         "tokenizer_config.json",
     ]
+
+
+@pytest.mark.parametrize("limits", TRANSFORMER_CONFIGS)
+def test_another_output_keeps_the_limit_under_each_of_its_names(tmp_path: Path, limits: str) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(MODELS / "bert-cls-new", source)
+    (source / "sentence_bert_config.json").unlink(missing_ok=True)
+    (source / limits).write_text(json.dumps({"max_seq_length": 11}))
+    assert run(source, "--output", tmp_path / "made") == 0
+    assert read_model_folder(tmp_path / "made", ModelOptions()).max_tokens == 11
+
+
+def test_another_output_keeps_modules_wherever_their_folders_are(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(MODELS / "bert-cls-new", source)
+    (source / "1_Pooling").rename(source / "how to pool")
+    modules = json.loads((source / "modules.json").read_bytes())
+    modules[1]["path"] = "how to pool"
+    (source / "modules.json").write_text(json.dumps(modules))
+    assert run(source, "--output", tmp_path / "made") == 0
+    assert [str(mode) for mode in read_model_folder(tmp_path / "made", ModelOptions()).pooling] == ["cls"]
+
+
+def test_files_that_another_model_has_left_in_the_output_are_found_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, output = tmp_path / "source", tmp_path / "made"
+    shutil.copytree(MODELS / "bert-cls-new", source)
+    (source / "sentence_bert_config.json").unlink(missing_ok=True)
+    output.mkdir()
+    (output / "sentence_roberta_config.json").write_text(json.dumps({"max_seq_length": 7}))
+    sentence = refusal(capsys, source, "--output", output, status=1)
+    assert sentence.startswith("What was exported is read as another model than its source: max_tokens is 7 and not ")
+    assert not (output / "manifest.json").exists()
+
+
+def test_a_file_that_would_be_lost_fails_the_export_before_anything_is_in_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, output = tmp_path / "source", tmp_path / "made"
+    shutil.copytree(MODELS / "bert-cls-new", source)
+    (source / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 11}))
+    everything = files_of_a_model
+
+    def without_limits(files: Collection[str], modules: object) -> list[str]:
+        return [name for name in everything(files, modules) if "sentence_bert" not in name]
+
+    monkeypatch.setattr(exported_folder, "files_of_a_model", without_limits)
+    assert "and not 11" in refusal(capsys, source, "--output", output, status=1)
+    assert not any(file.is_file() for file in output.rglob("*"))
+
+
+def test_a_table_of_known_models_that_knows_the_source_by_its_name_must_know_the_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "all-MiniLM-L6-v2"
+    shutil.copytree(MODELS / "bert-cls-new", source)
+    for name in ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"):
+        (source / name).unlink(missing_ok=True)
+    for name in ("1_Pooling", "2_Normalize"):
+        shutil.rmtree(source / name)
+    sentence = refusal(capsys, source, "--output", tmp_path / "renamed", status=1)
+    assert sentence.startswith("What was exported cannot be served, and its source could: ")
+    assert run(source, "--output", tmp_path / "same" / source.name) == 0
 
 
 def test_the_report_in_json_names_what_was_made(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

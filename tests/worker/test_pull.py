@@ -605,14 +605,14 @@ def test_a_folder_that_cannot_be_replaced_is_as_it_was(
 ) -> None:
     pull(hub, target)
     hub.repositories["org/tiny"].commit = "f" * 40
-    rename = os.rename
+    replace = os.replace
 
     def refuse_the_new_one(source: Path, destination: Path) -> None:
         if source.name == "files":
             raise PermissionError(errno.EACCES, "a worker has its files open")
-        rename(source, destination)
+        replace(source, destination)
 
-    monkeypatch.setattr(os, "rename", refuse_the_new_one)
+    monkeypatch.setattr(os, "replace", refuse_the_new_one)
     with pytest.raises(PullError, match="is a worker using it"):
         pull(hub, target)
     assert files_of(target) == NEEDED

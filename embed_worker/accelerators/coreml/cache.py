@@ -9,15 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import shutil
-import sys
-import threading
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import IO
+
+from embed_worker.model_files.atomic import lock, written_aside
 
 _log = logging.getLogger(__name__)
 
@@ -111,7 +109,7 @@ class Entry:
         """
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with self._beside("lock").open("a+b") as file:
-            yield _lock(file, wait=wait)
+            yield lock(file.fileno(), wait=wait)
 
     def verdict(self) -> Verdict | None:
         """Read what a proof found, perhaps of another process; None where there is none that can be read."""
@@ -124,15 +122,12 @@ class Entry:
     def remember(self, verdict: Verdict) -> None:
         """Keep what a proof found, whole or not at all; a verdict that is lost costs one more proof."""
         file = self._beside("json")
-        temporary = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(asdict(verdict)), "utf-8")
-            os.replace(temporary, file)
+            with written_aside(file) as aside:
+                aside.write_text(json.dumps(asdict(verdict)), "utf-8")
         except OSError as error:
             _log.warning("a verdict could not be kept reason=%s", error.strerror)
-            with contextlib.suppress(OSError):
-                temporary.unlink()
 
     def _beside(self, suffix: str) -> Path:
         return self.folder.with_name(f"{self.folder.name}.{suffix}")
@@ -181,25 +176,3 @@ def _bytes_of(folder: Path) -> int:
         with contextlib.suppress(OSError):  # somebody may be removing it
             total += path.lstat().st_size
     return total
-
-
-def _lock(file: IO[bytes], *, wait: bool) -> bool:
-    """Lock a file until it is closed; False if somebody else holds the lock and this must not wait."""
-    if sys.platform == "win32":
-        import msvcrt
-
-        # LK_LOCK gives up after ten seconds; a byte beyond the end may be locked.
-        while True:
-            try:
-                msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
-                return True
-            except OSError:
-                if not wait:
-                    return False
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    return True

@@ -8,7 +8,6 @@ H are the tokens of a text and the hidden size.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +42,7 @@ from embed_worker.encoders.checkpoint import (
 )
 from embed_worker.encoders.onnx_writer import open_session
 from embed_worker.encoders.qwen3 import Qwen3
+from embed_worker.model_files.atomic import replace_folder
 from embed_worker.model_files.manifest import file_sha256
 from embed_worker.model_files.plan import PoolingMode
 from embed_worker.model_files.safetensors import Tensor
@@ -86,7 +86,7 @@ def export_for_coreml(folder: Path, *, output: Path) -> Report:
             staged.mkdir()
             _write(source, staged)
             max_difference, min_cosine = _check(source, staged)
-            _put_in_place(staged, output / FOLDER, Path(staging, "old"))
+            replace_folder(staged, output / FOLDER, Path(staging, "old"))
     except OSError as error:
         raise ExportError(f"{output} cannot be written: {error}") from error
     made = output / FOLDER
@@ -100,17 +100,6 @@ def export_for_coreml(folder: Path, *, output: Path) -> Report:
         max_difference=max_difference,
         min_cosine=min_cosine,
     )
-
-
-def _put_in_place(staged: Path, target: Path, old: Path) -> None:
-    if target.exists():
-        os.replace(target, old)
-    try:
-        os.replace(staged, target)
-    except OSError:
-        if old.exists():
-            os.replace(old, target)
-        raise
 
 
 # What it is made of -------------------------------------------------------------------------------------------------

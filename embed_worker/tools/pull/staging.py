@@ -13,10 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
+from embed_worker.model_files.atomic import lock, recover_folder, replace_folder
 
 
 class BusyError(Exception):
@@ -63,20 +60,11 @@ class Staging:
         Raises:
             OSError: It cannot be; then the folder is as it was.
         """
-        if self.folder.exists():
-            os.rename(self.folder, self._old)
-        try:
-            os.rename(self.files, self.folder)
-        except OSError:
-            self.recover()
-            raise
-        shutil.rmtree(self._old, ignore_errors=True)
+        replace_folder(self.files, self.folder, self._old)
 
     def recover(self) -> None:
         """Undo a replacement that was interrupted between its two renames."""
-        if self._old.exists() and not self.folder.exists():
-            os.rename(self._old, self.folder)
-        shutil.rmtree(self._old, ignore_errors=True)
+        recover_folder(self.folder, self._old)
 
 
 @contextmanager
@@ -124,20 +112,11 @@ def _locked(path: Path) -> Iterator[None]:
 def _open_locked(path: Path) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            _lock(descriptor)
-        except OSError as error:
+        if not lock(descriptor, wait=False):
             os.close(descriptor)
-            raise BusyError(f"{path} is locked") from error
+            raise BusyError(f"{path} is locked")
         # The process before may have removed the file between our opening and our locking it.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return descriptor
         os.close(descriptor)
-
-
-def _lock(descriptor: int) -> None:
-    if sys.platform == "win32":
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-    else:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

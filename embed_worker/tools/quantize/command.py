@@ -26,6 +26,7 @@ from embed_worker.config import RuntimeOptions, Verify, path_argument
 from embed_worker.errors import ModelError, OutOfMemoryError, brief
 from embed_worker.inference.engine import LoadedModel
 from embed_worker.loading import load_model
+from embed_worker.model_files.atomic import written_aside
 from embed_worker.model_files.external_data import external_files
 from embed_worker.model_files.folder import read_model_folder
 from embed_worker.model_files.manifest import FileRecord, Manifest, ManifestError, file_sha256
@@ -285,10 +286,8 @@ def _replacing(file: Path) -> Iterator[Path]:
     """
     folder = file.parents[1]
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        temporary.touch()  # a folder that cannot be written is known before the work
-        yield temporary
+    with written_aside(file) as aside:
+        yield aside
         manifest = Manifest.read(folder)
         path = file.relative_to(folder).as_posix()
         if manifest is not None and path in manifest.files:
@@ -296,12 +295,9 @@ def _replacing(file: Path) -> Iterator[Path]:
             files = {listed: record for listed, record in manifest.files.items() if listed != path}
             manifest = replace(manifest, files=files)
             manifest.write(folder)
-        os.replace(temporary, file)
-        if manifest is not None:
-            record = FileRecord(sha256=file_sha256(file), size=file.stat().st_size)
-            replace(manifest, files={**manifest.files, path: record}).write(folder)
-    finally:
-        temporary.unlink(missing_ok=True)
+    if manifest is not None:
+        record = FileRecord(sha256=file_sha256(file), size=file.stat().st_size)
+        replace(manifest, files={**manifest.files, path: record}).write(folder)
 
 
 # Measuring ----------------------------------------------------------------------------------------------------------
