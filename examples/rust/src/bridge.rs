@@ -96,8 +96,8 @@ impl EmbedBridge {
     }
 
     fn begin(&self, inputs: Vec<String>, parameters: Parameters, is_bounded: bool) -> Result<Pending, Error> {
-        let job = self.shared.embed(inputs, parameters, is_bounded)?;
-        Ok(Pending::new(&self.shared, job.number, Arc::clone(&job.promise)))
+        let call = self.shared.embed(inputs, parameters, is_bounded)?;
+        Ok(Pending::new(&self.shared, call.number, Arc::clone(&call.promise)))
     }
 
     // The worker

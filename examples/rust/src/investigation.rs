@@ -1,18 +1,18 @@
-//! Who killed the worker? Which requests are sent again when it died, how, and which input is guilty.
+//! Who killed the worker? Which requests are sent again when it died, how, and which input is to blame.
 //!
-//! What was in flight is suspected and sent again alone, one piece at a time. A piece of many inputs that is alone when
-//! the worker dies is halved; one input that was alone twice, by itself or inside what it was cut from, is convicted. A
-//! signal from outside convicts nobody.
+//! What was in flight is isolated: sent again alone, one chunk at a time. A chunk of many inputs that is alone when
+//! the worker dies is halved; one input that was alone twice, by itself or inside what it was cut from, is blamed. A
+//! signal from outside blames nobody.
 
 use std::collections::hash_map::RandomState;
 use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasher;
 use std::time::{Duration, Instant};
 
+use crate::chunk::Chunk;
 use crate::exit::{Cause, Exit};
-use crate::piece::Piece;
 
-const DEATHS_THAT_CONVICT: u32 = 2;
+const DEATHS_TO_BLAME: u32 = 2;
 const OUT_OF_MEMORY_DIVISOR: usize = 4;
 const CEILING_REMEMBERED: Duration = Duration::from_secs(600);
 const QUARANTINE: Duration = Duration::from_secs(3600);
@@ -21,89 +21,89 @@ const QUARANTINE_TEXTS: usize = 1024;
 /// What follows from one death.
 #[derive(Default)]
 pub(crate) struct Verdict {
-    pub again: Vec<Piece>,   // to be sent before everything else, in order, without suspicion
-    pub suspected: Vec<u64>, // the call of each piece that is to be sent alone
-    pub convicted: Option<Piece>,
-    pub failed: Vec<Piece>, // the whole call fails with the death
+    pub again: Vec<Chunk>, // to be sent before everything else, in order, as if nothing had happened
+    pub isolated_of: Vec<u64>, // the call of each chunk that is to be sent alone
+    pub blamed: Option<Chunk>,
+    pub failed: Vec<Chunk>, // the whole call fails with the death
     pub is_uncharged: bool,
     pub is_investigation: bool,
 }
 
-/// The suspects, and what the deaths of workers have taught.
+/// The isolated chunks, and what the deaths of workers have taught.
 #[derive(Default)]
 pub(crate) struct Investigation {
-    pub suspects: VecDeque<Piece>, // to be sent alone, before anything else
-    on_trial: Option<u64>,         // the request of the suspect that is alone with the worker
-    is_charged: bool,              // for deaths with a suspect alone
+    pub isolated: VecDeque<Chunk>, // to be sent alone, before anything else
+    probed: Option<u64>,           // the request of the chunk that is alone with the worker
+    is_charged: bool,              // for deaths with one chunk alone
     ceiling: Option<(usize, Instant)>,
 }
 
 impl Investigation {
-    /// Whether a suspect is alone with the worker: nothing else may be sent.
-    pub(crate) fn is_trial(&self) -> bool {
-        self.on_trial.is_some()
+    /// Whether an isolated chunk is alone with the worker: nothing else may be sent.
+    pub(crate) fn is_probing(&self) -> bool {
+        self.probed.is_some()
     }
 
-    /// Return the most inputs that a piece may have since memory was short.
+    /// Return the most inputs that a chunk may have since memory was short.
     pub(crate) fn most_inputs(&self, now: Instant) -> usize {
         self.ceiling.filter(|(_, until)| now < *until).map_or(usize::MAX, |(inputs, _)| inputs)
     }
 
-    pub(crate) fn begin_trial(&mut self, request: u64) {
-        self.on_trial = Some(request);
+    pub(crate) fn probe(&mut self, request: u64) {
+        self.probed = Some(request);
     }
 
-    /// Clear a suspect, guilty of nothing.
+    /// Clear an isolated chunk: it is to blame for nothing.
     pub(crate) fn answered(&mut self, request: u64) {
-        self.on_trial = self.on_trial.filter(|&on_trial| on_trial != request);
+        self.probed = self.probed.filter(|&probed| probed != request);
         self.close_if_done();
     }
 
     /// End the investigation when nobody is left.
     pub(crate) fn close_if_done(&mut self) {
-        self.is_charged &= self.on_trial.is_some() || !self.suspects.is_empty();
+        self.is_charged &= self.probed.is_some() || !self.isolated.is_empty();
     }
 
-    /// Learn from a piece of so many inputs that took too much memory.
+    /// Learn from a chunk of so many inputs that took too much memory.
     pub(crate) fn out_of_memory(&mut self, inputs: usize, now: Instant) {
         let most = self.most_inputs(now).min(inputs) / OUT_OF_MEMORY_DIVISOR;
         self.ceiling = Some((most.max(1), now + CEILING_REMEMBERED));
     }
 
     /// Decide about everything that was in flight, in the order in which it was sent.
-    pub(crate) fn judge(&mut self, in_flight: Vec<Piece>, exit: &Exit, replay: bool, now: Instant) -> Verdict {
+    pub(crate) fn judge(&mut self, in_flight: Vec<Chunk>, exit: &Exit, replay: bool, now: Instant) -> Verdict {
         let mut verdict = Verdict::default();
         let is_alone = in_flight.len() == 1;
-        self.on_trial = None;
-        if let Some(largest) = in_flight.iter().map(|piece| piece.range.len()).max() {
+        self.probed = None;
+        if let Some(largest) = in_flight.iter().map(|chunk| chunk.range.len()).max() {
             if exit.may_be_out_of_memory() {
                 self.out_of_memory(largest, now);
             }
         }
-        let wanted: Vec<Piece> = in_flight.into_iter().filter(|piece| !piece.job.is_over()).collect();
-        let mut suspects = Vec::new();
+        let wanted: Vec<Chunk> = in_flight.into_iter().filter(|chunk| !chunk.call.is_over()).collect();
+        let mut isolated = Vec::new();
         if matches!(exit.cause, Cause::Asked | Cause::Recycled) {
             // It ended in an orderly way: what it has not answered it has not begun.
-            (suspects, verdict.again) = wanted.into_iter().partition(|piece| piece.is_suspect);
+            (isolated, verdict.again) = wanted.into_iter().partition(|chunk| chunk.is_isolated);
         } else if !replay {
             verdict.failed = wanted;
         } else if is_alone {
-            suspects = wanted.into_iter().flat_map(|piece| self.judge_alone(piece, exit, &mut verdict)).collect();
+            isolated = wanted.into_iter().flat_map(|chunk| self.judge_alone(chunk, exit, &mut verdict)).collect();
         } else {
-            suspects = wanted;
+            isolated = wanted;
         }
-        for mut piece in suspects.into_iter().rev() {
-            piece.is_suspect = true;
-            verdict.suspected.push(piece.job.number);
-            self.suspects.push_front(piece);
+        for mut chunk in isolated.into_iter().rev() {
+            chunk.is_isolated = true;
+            verdict.isolated_of.push(chunk.call.number);
+            self.isolated.push_front(chunk);
         }
         self.close_if_done();
         verdict
     }
 
-    /// Decide about a piece that was alone with the worker; return what is still to be suspected.
-    fn judge_alone(&mut self, mut piece: Piece, exit: &Exit, verdict: &mut Verdict) -> Vec<Piece> {
-        let (inputs, blames_input) = (piece.range.len(), exit.cause.may_blame_input());
+    /// Decide about a chunk that was alone with the worker; return what is still to be isolated.
+    fn judge_alone(&mut self, mut chunk: Chunk, exit: &Exit, verdict: &mut Verdict) -> Vec<Chunk> {
+        let (inputs, blames_input) = (chunk.range.len(), exit.cause.may_blame_input());
         // Deaths that bring the search further cost the budget once; a single input that is killed from outside again
         // and again brings nothing further, and must not restart the worker for ever.
         if blames_input || exit.may_be_out_of_memory() && inputs > 1 {
@@ -111,30 +111,30 @@ impl Investigation {
             self.is_charged = true;
         }
         if !blames_input {
-            return vec![piece];
+            return vec![chunk];
         }
-        piece.lone_deaths += 1;
-        let (of_call, all_inputs) = (piece.job.count_lone_death(), piece.job.inputs.len());
+        chunk.lone_deaths += 1;
+        let (of_call, all_inputs) = (chunk.call.count_lone_death(), chunk.call.inputs.len());
         if all_inputs != 1 && of_call >= most_lone_deaths(all_inputs) {
-            verdict.failed.push(piece);
+            verdict.failed.push(chunk);
         } else if inputs > 1 {
-            let (left, right) = piece.cut_at(inputs / 2);
+            let (left, right) = chunk.cut_at(inputs / 2);
             return vec![left, right];
-        } else if inputs == 1 && piece.lone_deaths >= DEATHS_THAT_CONVICT {
-            verdict.convicted = Some(piece);
+        } else if inputs == 1 && chunk.lone_deaths >= DEATHS_TO_BLAME {
+            verdict.blamed = Some(chunk);
         } else {
-            return vec![piece];
+            return vec![chunk];
         }
         Vec::new()
     }
 }
 
-/// How many workers one call may kill: one more than it takes to find any two guilty inputs.
+/// How many workers one call may kill: one more than it takes to find any two inputs to blame.
 fn most_lone_deaths(inputs: usize) -> u32 {
     2 + 2 * inputs.max(1).next_power_of_two().trailing_zeros()
 }
 
-/// The inputs that were convicted within the last hour, as hashes under keys that nobody knows: no text is kept.
+/// The inputs that were blamed within the last hour, as hashes under keys that nobody knows: no text is kept.
 #[derive(Default)]
 pub(crate) struct Quarantine {
     keys: [RandomState; 2],

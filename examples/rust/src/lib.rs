@@ -49,24 +49,24 @@
 //!
 //! - It ends exactly once: with all its vectors or with one [`Error`].
 //! - A worker that dies or hangs is replaced, and what it had in flight is sent again, one request at a time. A request
-//!   of many inputs with which workers die is halved until the guilty input is found: that alone costs its call an
+//!   of many inputs with which workers die is halved until the input to blame is found: that alone costs its call an
 //!   [`Error::PoisonedInput`], which holds the vectors of all other inputs.
 //! - An answer is checked before it is used: number of vectors, dimension, size, finite numbers, model, fingerprint.
 //! - With [`Parameters::timeout`] it ends by then; the worker is told to drop it.
 
 mod bridge;
+mod chunk;
+mod embed_call;
 mod embeddings;
 mod error;
 mod exit;
 mod health;
 mod info;
 mod investigation;
-mod job;
 mod lifecycle;
 mod options;
 mod parameters;
 mod pending;
-mod piece;
 mod policy;
 #[cfg(test)]
 mod policy_cases;

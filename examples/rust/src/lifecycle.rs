@@ -10,7 +10,7 @@ use crate::policy::{BACKOFF_JITTER, HEALTHY, RECYCLE_EVERY};
 pub(crate) struct Loss {
     pub is_recycle: bool,       // it ended by itself at its memory ceiling, all work answered
     pub is_charged: bool,       // not so for the further deaths of one investigation
-    pub is_investigation: bool, // a suspect was alone: the next start only waits the initial back-off
+    pub is_investigation: bool, // one chunk was alone: the next start only waits the initial back-off
     pub jitter: f64,            // -1 … 1
 }
 

@@ -27,7 +27,7 @@ pub struct Parameters {
     /// `Some(false)` makes a text over the model's limit an error.
     pub truncate: Option<bool>,
     /// For the whole call, waiting included. Without it, [`Options::request_timeout`](crate::Options::request_timeout)
-    /// counts for each piece of it.
+    /// counts for each chunk of it.
     pub timeout: Option<Duration>,
     pub(crate) role: Option<Role>,
 }

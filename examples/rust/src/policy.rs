@@ -6,23 +6,23 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::time::Duration;
 
-// A piece is a second or two of work on a small machine: long enough to be batched well, short enough that a bulk call
+// A chunk is a second or two of work on a small machine: long enough to be batched well, short enough that a bulk call
 // neither outlives its time limit in the worker's queue nor keeps others waiting behind it.
-pub(crate) const PIECE_TOKENS: usize = 16_384;
-pub(crate) const PIECE_BYTES: usize = 4 << 20;
+pub(crate) const CHUNK_TOKENS: usize = 16_384;
+pub(crate) const CHUNK_BYTES: usize = 4 << 20;
 pub(crate) const BYTES_PER_TOKEN: usize = 4;
 pub(crate) const SPECIAL_TOKENS: usize = 2;
 pub(crate) const MOST_TOKENS: usize = 512; // a text is truncated at the model's limit, and few models go further
 pub(crate) const SHORT_TOKENS: usize = 512; // about one micro-batch of the worker
 
-pub(crate) const WINDOW_REQUESTS: usize = 256; // more would not make better batches, only more suspects
+pub(crate) const WINDOW_REQUESTS: usize = 256; // more would not make better batches, only more to send again alone
 pub(crate) const WINDOW_TOKENS: usize = 65_536; // of bulk work: seconds of it, so that its time-outs measure work
 pub(crate) const WINDOW_BYTES: usize = 16 << 20;
 
 pub(crate) const MAX_ANSWER_BYTES: usize = 256 << 20;
 pub(crate) const MAX_DIMENSION: usize = 1 << 16; // no model is near it, and nothing is allocated for more
 pub(crate) const STDERR_TAIL_BYTES: usize = 8 << 10;
-pub(crate) const NONSENSE_BEFORE_READY: u32 = 20; // lines of a chatty library or wrapper script
+pub(crate) const INVALID_LINES_BEFORE_READY: u32 = 20; // lines of a chatty library or wrapper script
 pub(crate) const PIPE_GRACE: Duration = Duration::from_millis(250); // somebody else may hold a dead worker's pipes
 pub(crate) const PIPE_LOST: Duration = Duration::from_secs(1); // a process whose pipe is gone should be gone, too
 pub(crate) const LONGEST_DRAIN: Duration = Duration::from_secs(15); // a supervised worker allows itself 10

@@ -7,15 +7,15 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use serde_json::{json, Map, Value};
 
+use crate::chunk::tests::chunks;
 use crate::exit::{cause_of, signal_number, Cause, End};
 use crate::health::{Check, Health};
 use crate::info::Limits;
 use crate::lifecycle::{Budget, Loss, Restart};
 use crate::options::Options;
-use crate::piece::tests::pieces;
 use crate::policy;
 
-/// Numbers of clients that do not look for the guilty input.
+/// Numbers of clients that do not look for the input to blame.
 const ELSEWHERE: [&str; 1] = ["max_attempts"];
 const ALL_CAUSES: [Cause; 13] = [
     Cause::Asked,
@@ -41,7 +41,8 @@ struct Policy {
     ends: Section<EndCase>,
     restarts: Section<RestartCase>,
     health: Section<HealthCase>,
-    pieces: Section<PieceCase>,
+    #[serde(rename = "pieces")]
+    chunks: Section<ChunkCase>,
 }
 
 #[derive(Deserialize)]
@@ -66,8 +67,8 @@ fn every_number_is_the_one_of_the_policy() {
     let options = Options::default();
     let s = |duration: Duration| json!(duration.as_secs_f64());
     let ours = json!({
-        "piece_tokens": policy::PIECE_TOKENS,
-        "piece_bytes": policy::PIECE_BYTES,
+        "piece_tokens": policy::CHUNK_TOKENS,
+        "piece_bytes": policy::CHUNK_BYTES,
         "bytes_per_token": policy::BYTES_PER_TOKEN,
         "special_tokens": policy::SPECIAL_TOKENS,
         "most_tokens": policy::MOST_TOKENS,
@@ -78,7 +79,7 @@ fn every_number_is_the_one_of_the_policy() {
         "max_answer_bytes": policy::MAX_ANSWER_BYTES,
         "max_dimension": policy::MAX_DIMENSION,
         "stderr_tail_bytes": policy::STDERR_TAIL_BYTES,
-        "nonsense_before_ready": policy::NONSENSE_BEFORE_READY,
+        "nonsense_before_ready": policy::INVALID_LINES_BEFORE_READY,
         "pipe_grace_s": s(policy::PIPE_GRACE),
         "pipe_lost_s": s(policy::PIPE_LOST),
         "longest_drain_s": s(policy::LONGEST_DRAIN),
@@ -301,25 +302,26 @@ fn hangs_are_those_of_the_policy() {
     }
 }
 
-// Pieces ----------------------------------------------------------------------------------------------------------
+// Chunks ----------------------------------------------------------------------------------------------------------
 
 #[derive(Deserialize)]
-struct PieceCase {
+struct ChunkCase {
     name: String,
     #[serde(default)]
     input_bytes: Vec<usize>,
     #[serde(default)]
     input_repeated: Vec<(usize, usize)>,
-    pieces: Vec<(usize, usize)>,
+    #[serde(rename = "pieces")]
+    chunks: Vec<(usize, usize)>,
 }
 
 #[test]
 fn pieces_are_those_of_the_policy() {
-    for case in policy().pieces.cases {
+    for case in policy().chunks.cases {
         let repeated = case.input_repeated.into_iter().chain(case.input_bytes.into_iter().map(|bytes| (1, bytes)));
         let texts = repeated.flat_map(|(count, bytes)| vec!["x".repeat(bytes); count]).collect();
         let ranges: Vec<_> =
-            pieces(texts, &Limits::default()).iter().map(|piece| (piece.range.start, piece.range.end)).collect();
-        assert_eq!(ranges, case.pieces, "{}", case.name);
+            chunks(texts, &Limits::default()).iter().map(|chunk| (chunk.range.start, chunk.range.end)).collect();
+        assert_eq!(ranges, case.chunks, "{}", case.name);
     }
 }

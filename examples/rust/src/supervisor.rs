@@ -22,6 +22,7 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use crate::bridge::{State, Stats};
+use crate::chunk::Chunk;
 use crate::error::Error;
 use crate::exit::{Cause, Exit};
 use crate::health::Check;
@@ -29,7 +30,6 @@ use crate::info::Info;
 use crate::investigation::{Investigation, Quarantine};
 use crate::lifecycle::Budget;
 use crate::options::Options;
-use crate::piece::Piece;
 use crate::worker::{Threads, Worker};
 use generation::{Awaited, Generation};
 use models::Models;
@@ -52,7 +52,7 @@ struct Inner {
     calls: Calls,
     queue: Queue,
     asks: VecDeque<u64>, // calls for an `info` or a pong that the worker has not been asked for
-    parked: Vec<Piece>,  // for models that are being asked for
+    parked: Vec<Chunk>,  // for models that are being asked for
     case: Investigation,
     quarantine: Quarantine,
     expected: Option<Arc<Info>>, // what the first worker served, every later one must
@@ -280,7 +280,7 @@ impl Inner {
             match self.phase {
                 Phase::Starting(until) if until <= now => {
                     let why = format!("not ready after {:?}", self.options.start_timeout);
-                    current.doom(now, Cause::StartTimeout, why);
+                    current.stop(now, Cause::StartTimeout, why);
                 }
                 Phase::Closing(Rung::Terminate, at) if at <= now => {
                     current.worker.terminate();
@@ -289,7 +289,7 @@ impl Inner {
                 Phase::Closing(Rung::Kill, at) if at <= now => current.kill(now),
                 _ => {}
             }
-            if current.doom.as_ref().is_some_and(|doom| doom.at <= now) {
+            if current.stop.as_ref().is_some_and(|stop| stop.at <= now) {
                 current.kill(now);
             }
             if current.killed_at.is_some_and(|at| at + terminate <= now) {
@@ -307,25 +307,24 @@ impl Inner {
         match current.health.check(current.requests > 0, now, &self.options) {
             Check::Nothing => {}
             Check::Ping => self.send(Awaited::Ping(None)),
-            Check::Silent => current.doom(now, Cause::Hung, "it gave no sign of life"),
-            Check::Stuck => current.doom(now, Cause::Hung, "it answered pings and did nothing else"),
+            Check::Silent => current.stop(now, Cause::Hung, "it gave no sign of life"),
+            Check::Stuck => current.stop(now, Cause::Hung, "it answered pings and did nothing else"),
         }
     }
 
     fn next_alarm(&self, now: Instant) -> Instant {
         let mut alarms = vec![now + LONGEST_SLEEP];
         alarms.extend(self.next_deadline());
+        let killed_at = self.current.as_ref().and_then(|current| current.killed_at);
         match self.phase {
-            Phase::Waiting(at) | Phase::Open(at, _) | Phase::Starting(at) => alarms.push(at),
-            Phase::Closing(_, at) if self.current.as_ref().map_or(true, |current| current.killed_at.is_none()) => {
-                alarms.push(at);
-            }
-            Phase::Closing(..) | Phase::Ready | Phase::Failed(_) | Phase::Closed => {}
+            _ if killed_at.is_some() => {} // it only has to disappear
+            Phase::Waiting(at) | Phase::Open(at, _) | Phase::Starting(at) | Phase::Closing(_, at) => alarms.push(at),
+            Phase::Ready | Phase::Failed(_) | Phase::Closed => {}
         }
         if let Some(current) = &self.current {
-            match (current.killed_at, &current.doom) {
-                (Some(at), _) => return at + self.options.terminate, // nothing else is due for a killed one
-                (None, Some(doom)) => alarms.push(doom.at),
+            match (killed_at, &current.stop) {
+                (Some(at), _) => alarms.push(at + self.options.terminate),
+                (None, Some(stop)) => alarms.push(stop.at),
                 (None, None) if current.info.is_some() => {
                     alarms.push(current.health.next_check(current.requests > 0, &self.options));
                 }

@@ -9,9 +9,9 @@ use base64::Engine as _;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use crate::embed_call::EmbedCall;
 use crate::error::{Error, ErrorCode};
 use crate::info::Info;
-use crate::job::Job;
 
 /// A request; encoded by the thread that writes it.
 pub(crate) enum Request {
@@ -19,7 +19,7 @@ pub(crate) enum Request {
     LoadModel { model: String },
     Ping,
     Cancel { target: u64 },
-    Embed { job: Arc<Job>, range: Range<usize>, role_prompt: Option<RolePrompt> },
+    Embed { call: Arc<EmbedCall>, range: Range<usize>, role_prompt: Option<RolePrompt> },
 }
 
 /// What a model's prompts make of a role: the name of one, or none at all, also where the folder has a default.
@@ -76,8 +76,8 @@ impl Request {
             Request::LoadModel { model } => Call::LoadModel { model },
             Request::Ping => Call::Ping,
             Request::Cancel { target } => Call::Cancel { target: *target },
-            Request::Embed { job, range, role_prompt } => {
-                let parameters = &job.parameters;
+            Request::Embed { call, range, role_prompt } => {
+                let parameters = &call.parameters;
                 let (of_role, without) = match role_prompt {
                     Some(RolePrompt::Named(name)) => (Some(*name), None),
                     Some(RolePrompt::Nothing) => (None, Some("")),
@@ -91,7 +91,7 @@ impl Request {
                     prompt_name: parameters.prompt_name.as_deref().or(of_role),
                     prompt: parameters.prompt.as_deref().or(without),
                     truncate: parameters.truncate,
-                    inputs: &job.inputs[range.clone()],
+                    inputs: &call.inputs[range.clone()],
                 }
             }
         };
@@ -249,7 +249,7 @@ impl Failure {
     }
 }
 
-/// The checked vectors of one piece.
+/// The checked vectors of one chunk.
 pub(crate) struct Vectors {
     pub values: Vec<f32>, // row-major
     pub tokens: Vec<u32>,
@@ -274,8 +274,8 @@ mod tests {
     #[test]
     fn requests_are_one_line_of_what_the_page_names() {
         let parameters = Parameters::query().model("m");
-        let job = Arc::new(Job::new(1, vec!["a".into(), "b\n".into()], parameters, Duration::ZERO));
-        let embed = |role_prompt| Request::Embed { job: Arc::clone(&job), range: 1..2, role_prompt };
+        let call = Arc::new(EmbedCall::new(1, vec!["a".into(), "b\n".into()], parameters, Duration::ZERO));
+        let embed = |role_prompt| Request::Embed { call: Arc::clone(&call), range: 1..2, role_prompt };
         let mut lines = Vec::new();
         for (id, request) in (1..).zip([
             Request::Info { model: None },

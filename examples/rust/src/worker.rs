@@ -172,7 +172,7 @@ fn read(stdout: ChildStdout, hear: impl Fn(Heard<'_>), _is_read: Sender<()>) {
     loop {
         line.clear();
         let read = stdout.by_ref().take(MAX_ANSWER_BYTES as u64).read_until(b'\n', &mut line);
-        // A last piece without a newline is not an answer.
+        // A last chunk without a newline is not an answer.
         if read.is_err() || line.last() != Some(&b'\n') {
             if line.len() == MAX_ANSWER_BYTES {
                 hear(Heard::EndlessLine);

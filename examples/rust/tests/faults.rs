@@ -342,3 +342,45 @@ fn what_a_dead_worker_has_left_behind_does_not_hold_up_the_next() {
     assert_right(&bridge, "its pipes are still open");
     wait_until("the grandchild is gone", || !is_running(pid_in(&grandchild)));
 }
+
+#[test]
+fn options_at_their_ends_have_a_meaning_or_are_refused() {
+    let all = |duration: Duration| {
+        but(fake(&[]), |options| {
+            for each in [
+                &mut options.start_timeout,
+                &mut options.request_timeout,
+                &mut options.restart_forgive,
+                &mut options.backoff_initial,
+                &mut options.backoff_max,
+                &mut options.half_open_initial,
+                &mut options.half_open_max,
+                &mut options.ping_every,
+                &mut options.pong_timeout,
+                &mut options.stuck_after,
+                &mut options.drain,
+                &mut options.terminate,
+            ] {
+                *each = duration;
+            }
+        })
+    };
+    let bridge = spawn(all(Duration::MAX));
+    let never = Parameters::new().timeout(Duration::MAX);
+    assert_eq!(bridge.embed_with(&["patient"], never).expect("vectors").vectors, vector("patient"));
+    assert!(kill(pid(&bridge)));
+    wait_until("a century's back-off", || bridge.stats().state == State::BackingOff);
+    within_bounds("the end of close()", move || bridge.close());
+
+    let at_once = spawn(but(all(Duration::ZERO), |options| options.restart_budget = 1.0));
+    assert_eq!(at_once.embed(&["hasty"]).expect_err("no time to start").kind(), "circuit_open");
+    within_bounds("the end of drop()", move || drop(at_once));
+
+    let zero_queue = spawn(but(fake(&[]), |options| (options.max_queued, options.max_queued_bytes) = (0, 0)));
+    assert_right(&zero_queue, "alone");
+    for refused in
+        [but(fake(&[]), |options| options.restart_budget = f64::NAN), Options::with_command(Vec::<String>::new())]
+    {
+        assert_eq!(EmbedBridge::spawn(refused).expect_err("no meaning").kind(), "invalid_argument");
+    }
+}

@@ -7,16 +7,16 @@ use std::time::Instant;
 use super::generation::{Awaited, Generation};
 use super::queue::Wanted;
 use super::{Inner, Phase, Shared};
+use crate::chunk::Chunk;
 use crate::error::ErrorCode;
 use crate::exit::Cause;
 use crate::health::Health;
 use crate::info::Info;
-use crate::piece::Piece;
-use crate::policy::{LONGEST_DRAIN, NONSENSE_BEFORE_READY, PIPE_LOST};
+use crate::policy::{INVALID_LINES_BEFORE_READY, LONGEST_DRAIN, PIPE_LOST};
 use crate::wire::Answer;
 use crate::worker::{printable, Heard};
 
-const NONSENSE_QUOTED: usize = 80; // characters of a line that is no answer
+const QUOTED_CHARS: usize = 80; // characters of a line that is no answer
 
 impl Shared {
     pub(super) fn hear(&self, number: u64, heard: Heard<'_>) {
@@ -26,13 +26,13 @@ impl Shared {
             Heard::EndlessLine => {
                 let mut inner = self.lock();
                 if inner.trusted(number).is_some() {
-                    inner.distrust("an answer without an end", now);
+                    inner.ignore_output("an answer without an end", now);
                 }
             }
             Heard::PipeLost => {
                 let mut inner = self.lock();
                 if let Some(current) = inner.trusted(number) {
-                    current.doom(now + PIPE_LOST, Cause::Exited, "it closed its pipes but lived on");
+                    current.stop(now + PIPE_LOST, Cause::Exited, "it closed its pipes but lived on");
                     inner.wake_by(now + PIPE_LOST);
                 }
             }
@@ -56,34 +56,34 @@ impl Shared {
         current.health.received(now);
         // Nobody waits for a late, a repeated or an unknown id.
         let Some((id, awaited)) = answer.id().and_then(|id| Some((id, current.in_flight.get(&id)?))) else { return };
-        let Awaited::Embed(piece, info) = awaited else { return inner.on_control(id, &answer, line, now) };
+        let Awaited::Embed(chunk, info) = awaited else { return inner.on_control(id, &answer, line, now) };
         if !answer.is_ok() {
             return inner.on_failure(id, &answer, now);
         }
-        let (job, range, info) = (Arc::clone(&piece.job), piece.range.clone(), Arc::clone(info));
+        let (call, range, info) = (Arc::clone(&chunk.call), chunk.range.clone(), Arc::clone(info));
         drop(inner);
         // Without the lock: this may be megabytes.
-        let dimension = job.parameters.dimensions.unwrap_or(info.dimension);
-        let vectors = (!job.is_over()).then(|| answer.vectors(range.len(), dimension, &info)).transpose();
+        let dimension = call.parameters.dimensions.unwrap_or(info.dimension);
+        let vectors = (!call.is_over()).then(|| answer.vectors(range.len(), dimension, &info)).transpose();
         let mut inner = self.lock();
-        // A worker that was given up meanwhile has no answers: its pieces are waiting again.
+        // A worker that was given up meanwhile has no answers: its chunks are waiting again.
         if inner.trusted(number).is_none() {
             return;
         }
         let vectors = match vectors {
             Ok(vectors) => vectors,
-            Err(why) => return inner.distrust(&format!("an answer that does not fit: {why}"), now),
+            Err(why) => return inner.ignore_output(&format!("an answer that does not fit: {why}"), now),
         };
         if inner.settle(id, now).is_none() {
             return;
         }
-        inner.calls.release(job.number);
+        inner.calls.release(call.number);
         inner.budget.embedded(now);
         inner.dispatch(now);
         drop(inner);
         let mut wakers = Vec::new();
         if let Some(vectors) = vectors {
-            job.take(range, vectors, &info, &mut wakers);
+            call.take(range, vectors, &info, &mut wakers);
         }
         wakers.into_iter().for_each(Waker::wake);
     }
@@ -92,67 +92,67 @@ impl Shared {
 impl Inner {
     /// Return the worker of this number, unless it is gone or cannot be trusted any more.
     fn trusted(&mut self, number: u64) -> Option<&mut Generation> {
-        self.current.as_mut().filter(|current| current.number == number && !current.is_distrusted)
+        self.current.as_mut().filter(|current| current.number == number && !current.is_output_ignored)
     }
 
     /// Believe nothing more of what the worker says, and kill it.
-    pub(super) fn distrust(&mut self, why: &str, now: Instant) {
+    pub(super) fn ignore_output(&mut self, why: &str, now: Instant) {
         if let Some(current) = &mut self.current {
-            current.is_distrusted = true;
-            current.doom(now, Cause::BrokeProtocol, why);
+            current.is_output_ignored = true;
+            current.stop(now, Cause::BrokeProtocol, why);
             self.wake_by(now);
         }
     }
 
     fn on_strange_line(&mut self, line: &[u8], why: &str, now: Instant) {
         let Some(current) = &mut self.current else { return };
-        current.nonsense += 1;
-        if current.nonsense == 1 {
-            let quoted: String = String::from_utf8_lossy(line).chars().take(NONSENSE_QUOTED).collect();
-            current.first_nonsense = format!("{:?}", printable(&quoted));
+        current.invalid_lines += 1;
+        if current.invalid_lines == 1 {
+            let quoted: String = String::from_utf8_lossy(line).chars().take(QUOTED_CHARS).collect();
+            current.first_invalid_line = format!("{:?}", printable(&quoted));
         }
-        if current.info.is_some() || current.nonsense > NONSENSE_BEFORE_READY {
-            self.distrust(&format!("standard output holds something else than answers: {why}"), now);
+        if current.info.is_some() || current.invalid_lines > INVALID_LINES_BEFORE_READY {
+            self.ignore_output(&format!("standard output holds something else than answers: {why}"), now);
         } else {
             // It may have swallowed the answer to the handshake: a banner has not always a newline.
             self.send(Awaited::Info(None));
         }
     }
 
-    /// Take a piece that was answered out of what is in flight.
-    fn settle(&mut self, id: u64, now: Instant) -> Option<Piece> {
-        let piece = self.current.as_mut()?.settle(id, now)?;
+    /// Take a chunk that was answered out of what is in flight.
+    fn settle(&mut self, id: u64, now: Instant) -> Option<Chunk> {
+        let chunk = self.current.as_mut()?.settle(id, now)?;
         self.case.answered(id);
-        if let Some(call) = self.calls.get_mut(piece.job.number) {
+        if let Some(call) = self.calls.get_mut(chunk.call.number) {
             call.sent.retain(|sent| *sent != id);
         }
-        Some(piece)
+        Some(chunk)
     }
 
     fn on_failure(&mut self, id: u64, answer: &Answer<'_>, now: Instant) {
         let inputs = match self.current.as_ref().and_then(|current| current.in_flight.get(&id)) {
-            Some(Awaited::Embed(piece, _)) => piece.range.len(),
+            Some(Awaited::Embed(chunk, _)) => chunk.range.len(),
             _ => return,
         };
         let failure = match answer.failure(inputs) {
             Ok(failure) => failure,
-            Err(why) => return self.distrust(&format!("an error that does not fit: {why}"), now),
+            Err(why) => return self.ignore_output(&format!("an error that does not fit: {why}"), now),
         };
-        let Some(piece) = self.settle(id, now) else { return };
-        let number = piece.job.number;
+        let Some(chunk) = self.settle(id, now) else { return };
+        let number = chunk.call.number;
         if failure.code == ErrorCode::ShuttingDown {
             // No answer about the request: it was not begun, and the worker is about to leave.
             if let Some(current) = &mut self.current {
-                current.doom(now + LONGEST_DRAIN, Cause::Exited, "it said that it would end, and did not");
+                current.stop(now + LONGEST_DRAIN, Cause::Exited, "it said that it would end, and did not");
                 self.wake_by(now + LONGEST_DRAIN);
             }
             self.calls.count_unsent(number, 1, 0);
-            return self.put_back(piece);
+            return self.put_back(chunk);
         }
         if failure.code == ErrorCode::OutOfMemory {
             self.case.out_of_memory(inputs, now);
         }
-        self.fail(number, failure.into_error(piece.range.start));
+        self.fail(number, failure.into_error(chunk.range.start));
         self.dispatch(now);
     }
 
@@ -189,7 +189,7 @@ impl Inner {
                 Err(why) => format!("its answer to `info` is an error that does not fit: {why}"),
             };
             let at = now + self.options.terminate;
-            current.doom(at, Cause::Unusable, why);
+            current.stop(at, Cause::Unusable, why);
             return self.wake_by(at);
         }
         let unusable = match Info::parse(line) {
@@ -203,7 +203,7 @@ impl Inner {
             }
             Err(why) => (Cause::ProtocolMismatch, why),
         };
-        current.doom(now, unusable.0, unusable.1);
+        current.stop(now, unusable.0, unusable.1);
         self.wake_by(now);
     }
 

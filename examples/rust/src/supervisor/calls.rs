@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use super::generation::{Awaited, Model};
 use super::queue::{Call, Wanted};
 use super::{Inner, Shared};
+use crate::chunk::Chunk;
+use crate::embed_call::EmbedCall;
 use crate::error::Error;
 use crate::info::Info;
-use crate::job::Job;
 use crate::parameters::Parameters;
-use crate::piece::Piece;
 use crate::promise::Promise;
 
 impl Shared {
@@ -21,21 +21,21 @@ impl Shared {
         inputs: Vec<String>,
         parameters: Parameters,
         is_bounded: bool,
-    ) -> Result<Arc<Job>, Error> {
+    ) -> Result<Arc<EmbedCall>, Error> {
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
-        let job = Arc::new(Job::new(number, inputs, parameters, self.options.request_timeout));
-        let piece = Piece::whole(Arc::clone(&job));
+        let call = Arc::new(EmbedCall::new(number, inputs, parameters, self.options.request_timeout));
+        let chunk = Chunk::whole(Arc::clone(&call));
         let mut inner = self.lock();
         inner.refusal()?;
-        if is_bounded && inner.is_full(job.bytes) {
+        if is_bounded && inner.is_full(call.bytes) {
             return Err(Error::QueueFull);
         }
-        let wanted = Wanted::Vectors(Arc::clone(&job));
-        inner.begin(number, wanted, job.deadline, job.timeout);
+        let wanted = Wanted::Vectors(Arc::clone(&call));
+        inner.begin(number, wanted, call.deadline, call.timeout);
         inner.calls.count_unsent(number, 1, 0);
-        inner.queue.push_back(piece);
+        inner.queue.push_back(chunk);
         inner.dispatch(Instant::now());
-        Ok(job)
+        Ok(call)
     }
 
     /// Ask what the worker says of itself and a model, once it is ready; it may have to load the model.
@@ -85,7 +85,7 @@ impl Inner {
         }
     }
 
-    /// End a call with an error, unless it has ended before. What is left of it is dropped: unsent pieces here, sent
+    /// End a call with an error, unless it has ended before. What is left of it is dropped: unsent chunks here, sent
     /// ones in the worker.
     pub(super) fn fail(&mut self, number: u64, error: Error) {
         let Some(call) = self.calls.remove(number) else { return };
@@ -106,14 +106,14 @@ impl Inner {
     }
 
     /// What has been sent once, and is bounded: its time runs.
-    fn sent_pieces(&self) -> impl Iterator<Item = &Piece> {
+    fn sent_pieces(&self) -> impl Iterator<Item = &Chunk> {
         let in_flight = self.current.iter().flat_map(|current| current.in_flight.values());
         let sent = in_flight.filter_map(|awaited| match awaited {
-            Awaited::Embed(piece, _) => Some(piece),
+            Awaited::Embed(chunk, _) => Some(chunk),
             _ => None,
         });
-        let waiting = self.case.suspects.iter().chain(&self.queue.again).chain(&self.parked);
-        sent.chain(waiting.filter(|piece| piece.first_sent.is_some())).filter(|piece| !piece.job.is_over())
+        let waiting = self.case.isolated.iter().chain(&self.queue.again).chain(&self.parked);
+        sent.chain(waiting.filter(|chunk| chunk.first_sent.is_some())).filter(|chunk| !chunk.call.is_over())
     }
 
     fn models_asked_for(&self) -> impl Iterator<Item = (&String, Instant)> {
@@ -125,16 +125,16 @@ impl Inner {
     }
 
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        let pieces = self.sent_pieces().filter_map(Piece::deadline);
+        let chunks = self.sent_pieces().filter_map(Chunk::deadline);
         let models = self.models_asked_for().map(|(_, until)| until);
-        self.calls.next_deadline().into_iter().chain(pieces).chain(models).min()
+        self.calls.next_deadline().into_iter().chain(chunks).chain(models).min()
     }
 
     /// Fail the calls whose time is over; the worker is told, and lives on.
     pub(super) fn expire(&mut self, now: Instant) {
-        let is_late = |piece: &&Piece| piece.deadline().is_some_and(|deadline| deadline <= now);
-        let pieces = self.sent_pieces().filter(is_late).map(|piece| piece.job.number);
-        let late: Vec<u64> = self.calls.late(now).into_iter().chain(pieces).collect();
+        let is_late = |chunk: &&Chunk| chunk.deadline().is_some_and(|deadline| deadline <= now);
+        let chunks = self.sent_pieces().filter(is_late).map(|chunk| chunk.call.number);
+        let late: Vec<u64> = self.calls.late(now).into_iter().chain(chunks).collect();
         let models: Vec<String> =
             self.models_asked_for().filter(|(_, until)| *until <= now).map(|(name, _)| name.clone()).collect();
         if late.is_empty() && models.is_empty() {

@@ -20,29 +20,29 @@ impl Inner {
     pub(super) fn lose(&mut self, status: Option<ExitStatus>, now: Instant) {
         let Some(mut current) = self.current.take() else { return };
         let exit = current.report(status);
-        let mut pieces = Vec::new();
+        let mut chunks = Vec::new();
         for awaited in mem::take(&mut current.in_flight).into_values() {
             match awaited {
-                Awaited::Embed(piece, _) => pieces.push(piece),
+                Awaited::Embed(chunk, _) => chunks.push(chunk),
                 Awaited::Ping(Some(number)) => self.asks.push_back(number),
                 _ => {}
             }
         }
-        for piece in &pieces {
-            if let Some(call) = self.calls.get_mut(piece.job.number) {
+        for chunk in &chunks {
+            if let Some(call) = self.calls.get_mut(chunk.call.number) {
                 call.sent.clear();
             }
         }
-        for piece in mem::take(&mut self.parked).into_iter().rev() {
-            self.put_back(piece);
+        for chunk in mem::take(&mut self.parked).into_iter().rev() {
+            self.put_back(chunk);
         }
         let verdict = if matches!(self.phase, Phase::Closing(..)) {
-            for piece in pieces {
-                self.fail(piece.job.number, Error::Closed);
+            for chunk in chunks {
+                self.fail(chunk.call.number, Error::Closed);
             }
             Verdict::default()
         } else {
-            self.case.judge(pieces, &exit, self.options.replay, now)
+            self.case.judge(chunks, &exit, self.options.replay, now)
         };
         let charge = (!verdict.is_uncharged, verdict.is_investigation);
         self.carry_out(verdict, &exit, now);
@@ -53,20 +53,20 @@ impl Inner {
 
     /// Do as the investigation says: what was in flight is waiting again, or has its outcome.
     fn carry_out(&mut self, verdict: Verdict, exit: &Exit, now: Instant) {
-        for number in verdict.suspected {
+        for number in verdict.isolated_of {
             self.calls.count_unsent(number, 1, 0);
         }
-        for piece in verdict.again.into_iter().rev() {
-            self.calls.count_unsent(piece.job.number, 1, 0);
-            self.put_back(piece);
+        for chunk in verdict.again.into_iter().rev() {
+            self.calls.count_unsent(chunk.call.number, 1, 0);
+            self.put_back(chunk);
         }
-        for piece in verdict.failed {
-            self.fail(piece.job.number, Error::of(exit.clone()));
+        for chunk in verdict.failed {
+            self.fail(chunk.call.number, Error::of(exit.clone()));
         }
-        if let Some(piece) = verdict.convicted {
-            self.quarantine.add(&piece.texts()[0], now);
-            piece.job.convict(piece.range.start, &mut self.wakers);
-            self.calls.release(piece.job.number);
+        if let Some(chunk) = verdict.blamed {
+            self.quarantine.add(&chunk.texts()[0], now);
+            chunk.call.blame(chunk.range.start, &mut self.wakers);
+            self.calls.release(chunk.call.number);
         }
     }
 

@@ -8,10 +8,10 @@ use std::time::Instant;
 use super::generation::{Awaited, Model};
 use super::queue::Wanted;
 use super::Inner;
+use crate::chunk::Chunk;
 use crate::error::Error;
 use crate::exit::Cause;
 use crate::info::Info;
-use crate::piece::Piece;
 use crate::wire::Answer;
 
 #[derive(Default)]
@@ -88,7 +88,7 @@ impl Inner {
         }
         let info = match Info::parse(line) {
             Ok(info) => Arc::new(info),
-            Err(why) => return self.distrust(&why, now),
+            Err(why) => return self.ignore_output(&why, now),
         };
         let expected = self.models.expected.entry(name.to_owned()).or_insert_with(|| Arc::clone(&info));
         if info.identity() != expected.identity() {
@@ -99,14 +99,14 @@ impl Inner {
         }
         current.models.insert(name.to_owned(), Model::Ready(info));
         let ready = self.unpark(name);
-        ready.into_iter().rev().for_each(|piece| self.put_back(piece));
+        ready.into_iter().rev().for_each(|chunk| self.put_back(chunk));
         self.dispatch(now);
     }
 
     fn refuse_model(&mut self, name: &str, answer: &Answer<'_>, now: Instant) {
         match answer.failure(0) {
             Ok(failure) => self.no_model(name, &failure.into_error(0)),
-            Err(why) => self.distrust(&format!("an error that does not fit: {why}"), now),
+            Err(why) => self.ignore_output(&format!("an error that does not fit: {why}"), now),
         }
     }
 
@@ -115,16 +115,16 @@ impl Inner {
         if let Some(current) = &mut self.current {
             current.models.remove(name);
         }
-        let mut numbers: Vec<u64> = self.unpark(name).iter().map(|piece| piece.job.number).collect();
+        let mut numbers: Vec<u64> = self.unpark(name).iter().map(|chunk| chunk.call.number).collect();
         numbers.extend(self.asks.iter().filter(|number| self.calls.asks_for(**number, name)));
         for number in numbers {
             self.fail(number, error.clone());
         }
     }
 
-    /// Return the pieces that wait for a model.
-    fn unpark(&mut self, name: &str) -> Vec<Piece> {
-        let is_of = |piece: &Piece| piece.job.parameters.model.as_deref() == Some(name);
+    /// Return the chunks that wait for a model.
+    fn unpark(&mut self, name: &str) -> Vec<Chunk> {
+        let is_of = |chunk: &Chunk| chunk.call.parameters.model.as_deref() == Some(name);
         let (found, others) = mem::take(&mut self.parked).into_iter().partition(is_of);
         self.parked = others;
         found

@@ -6,56 +6,56 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use super::generation::Generation;
+use crate::chunk::Chunk;
+use crate::embed_call::EmbedCall;
 use crate::error::Error;
 use crate::info::Info;
-use crate::job::Job;
-use crate::piece::Piece;
 use crate::promise::Promise;
 
 const FEW: usize = 64;
 
-/// What waits to be sent. Short pieces go first: a query must not wait behind an import.
+/// What waits to be sent. Short chunks go first: a query must not wait behind an import.
 #[derive(Default)]
 pub(super) struct Queue {
-    pub again: VecDeque<Piece>, // sent before, and not answered through no fault of theirs
-    short: VecDeque<Piece>,
-    bulk: VecDeque<Piece>,
+    pub again: VecDeque<Chunk>, // sent before, and not answered through no fault of theirs
+    short: VecDeque<Chunk>,
+    bulk: VecDeque<Chunk>,
     dead: usize, // how many of them are of calls that are over, at most
 }
 
 impl Queue {
-    fn lane(&mut self, piece: &Piece) -> &mut VecDeque<Piece> {
-        if piece.first_sent.is_some() {
+    fn lane(&mut self, chunk: &Chunk) -> &mut VecDeque<Chunk> {
+        if chunk.first_sent.is_some() {
             &mut self.again
-        } else if piece.is_short() {
+        } else if chunk.is_short() {
             &mut self.short
         } else {
             &mut self.bulk
         }
     }
 
-    pub(super) fn push_back(&mut self, piece: Piece) {
-        self.lane(&piece).push_back(piece);
+    pub(super) fn push_back(&mut self, chunk: Chunk) {
+        self.lane(&chunk).push_back(chunk);
     }
 
-    pub(super) fn push_front(&mut self, piece: Piece) {
-        self.lane(&piece).push_front(piece);
+    pub(super) fn push_front(&mut self, chunk: Chunk) {
+        self.lane(&chunk).push_front(chunk);
     }
 
-    pub(super) fn pop(&mut self, worker: &Generation) -> Option<Piece> {
+    pub(super) fn pop(&mut self, worker: &Generation) -> Option<Chunk> {
         let (is_room, is_bulk_room) = (worker.has_room(true), worker.has_room(false));
         let lanes = [(&mut self.again, is_room), (&mut self.short, is_room), (&mut self.bulk, is_bulk_room)];
         lanes.into_iter().filter(|(_, is_room)| *is_room).find_map(|(lane, _)| lane.pop_front())
     }
 
-    /// Note that pieces of a call that is over may lie about; they go at once when they are many, else when their turn
+    /// Note that chunks of a call that is over may lie about; they go at once when they are many, else when their turn
     /// comes. So withdrawing a call costs the same however long the queue is.
-    pub(super) fn forget(&mut self, pieces: usize) {
-        self.dead += pieces;
+    pub(super) fn forget(&mut self, chunks: usize) {
+        self.dead += chunks;
         let lanes = [&mut self.again, &mut self.short, &mut self.bulk];
         if self.dead > FEW.max(lanes.iter().map(|lane| lane.len()).sum::<usize>() / 2) {
             for lane in lanes {
-                lane.retain(|piece| !piece.job.is_over());
+                lane.retain(|chunk| !chunk.call.is_over());
             }
             self.dead = 0;
         }
@@ -67,12 +67,12 @@ pub(super) struct Call {
     pub wanted: Wanted,
     pub deadline: Option<Instant>,
     pub timeout: Duration,
-    pub unsent: usize,  // pieces that wait to be sent
+    pub unsent: usize,  // chunks that wait to be sent
     pub sent: Vec<u64>, // requests in flight
 }
 
 pub(super) enum Wanted {
-    Vectors(Arc<Job>),
+    Vectors(Arc<EmbedCall>),
     Info { promise: Arc<Promise<Info>>, model: Option<String>, is_to_load: bool },
     Pong(Arc<Promise<()>>),
 }
@@ -80,15 +80,15 @@ pub(super) enum Wanted {
 impl Call {
     pub(super) fn fail(&self, error: Error, wakers: &mut Vec<Waker>) {
         match &self.wanted {
-            Wanted::Vectors(job) => job.promise.settle(Err(error), wakers),
+            Wanted::Vectors(call) => call.promise.settle(Err(error), wakers),
             Wanted::Info { promise, .. } => promise.settle(Err(error), wakers),
             Wanted::Pong(promise) => promise.settle(Err(error), wakers),
         };
     }
 
     fn bytes(&self) -> usize {
-        if let Wanted::Vectors(job) = &self.wanted {
-            job.bytes
+        if let Wanted::Vectors(call) = &self.wanted {
+            call.bytes
         } else {
             0
         }
@@ -132,7 +132,7 @@ impl Calls {
         Some(call)
     }
 
-    /// Count pieces that wait, or wait no more.
+    /// Count chunks that wait, or wait no more.
     pub(super) fn count_unsent(&mut self, number: u64, more: usize, fewer: usize) {
         let Some(call) = self.calls.get_mut(&number) else { return };
         let before = call.unsent;

@@ -4,32 +4,33 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::embed_call::EmbedCall;
 use crate::error::{Error, ErrorCode};
 use crate::info::Limits;
-use crate::job::Job;
-use crate::policy::{BYTES_PER_TOKEN, MOST_TOKENS, PIECE_BYTES, PIECE_TOKENS, SHORT_TOKENS, SPECIAL_TOKENS};
+use crate::policy::{BYTES_PER_TOKEN, CHUNK_BYTES, CHUNK_TOKENS, MOST_TOKENS, SHORT_TOKENS, SPECIAL_TOKENS};
 use crate::wire;
 
 const LINE_OVERHEAD_BYTES: usize = 512; // everything in a line but its inputs, its prompt and its model
 
 #[derive(Clone)]
-pub(crate) struct Piece {
-    pub job: Arc<Job>,
+pub(crate) struct Chunk {
+    pub call: Arc<EmbedCall>,
     pub range: Range<usize>,
     pub tokens: usize, // estimated
     pub bytes: usize,
-    pub lone_deaths: u32, // with this, or with the larger piece that it was cut from, alone
-    pub is_suspect: bool, // was in flight when a worker died
+    pub lone_deaths: u32,  // with this, or with the larger chunk that it was cut from, alone
+    pub is_isolated: bool, // was in flight when a worker died
     pub first_sent: Option<Instant>,
 }
 
-impl Piece {
-    /// All inputs of a call as one piece, to be cut when the worker's limits are known.
-    pub(crate) fn whole(job: Arc<Job>) -> Piece {
-        let range = 0..job.inputs.len();
-        let mut piece = Piece { job, range, tokens: 0, bytes: 0, lone_deaths: 0, is_suspect: false, first_sent: None };
-        piece.weigh();
-        piece
+impl Chunk {
+    /// All inputs of a call as one chunk, to be cut when the worker's limits are known.
+    pub(crate) fn whole(call: Arc<EmbedCall>) -> Chunk {
+        let range = 0..call.inputs.len();
+        let mut chunk =
+            Chunk { call, range, tokens: 0, bytes: 0, lone_deaths: 0, is_isolated: false, first_sent: None };
+        chunk.weigh();
+        chunk
     }
 
     fn weigh(&mut self) {
@@ -38,7 +39,7 @@ impl Piece {
     }
 
     pub(crate) fn texts(&self) -> &[String] {
-        &self.job.inputs[self.range.clone()]
+        &self.call.inputs[self.range.clone()]
     }
 
     /// Whether it is so small that it should not wait behind larger ones.
@@ -48,13 +49,13 @@ impl Piece {
 
     /// When its time is over, as far as that is known yet.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.job.deadline.or_else(|| self.first_sent?.checked_add(self.job.timeout))
+        self.call.deadline.or_else(|| self.first_sent?.checked_add(self.call.timeout))
     }
 
-    /// Cut at an input, counted from the piece's first. Both parts keep the history.
-    pub(crate) fn cut_at(mut self, inputs: usize) -> (Piece, Piece) {
+    /// Cut at an input, counted from the chunk's first. Both parts keep the history.
+    pub(crate) fn cut_at(mut self, inputs: usize) -> (Chunk, Chunk) {
         let middle = self.range.start + inputs;
-        let mut rest = Piece { range: middle..self.range.end, ..self.clone() };
+        let mut rest = Chunk { range: middle..self.range.end, ..self.clone() };
         self.range.end = middle;
         self.weigh();
         rest.tokens -= self.tokens;
@@ -63,8 +64,8 @@ impl Piece {
     }
 
     /// Cut off a first part of bounded cost that the worker accepts; the rest keeps its place.
-    pub(crate) fn cut(self, limits: &Limits, most_inputs: usize) -> Result<(Piece, Option<Piece>), Error> {
-        let parameters = &self.job.parameters;
+    pub(crate) fn cut(self, limits: &Limits, most_inputs: usize) -> Result<(Chunk, Option<Chunk>), Error> {
+        let parameters = &self.call.parameters;
         let names = [&parameters.model, &parameters.prompt, &parameters.prompt_name].into_iter().flatten();
         let overhead = LINE_OVERHEAD_BYTES + names.map(|name| wire::encoded_len(name)).sum::<usize>();
         let line_bytes = limits.max_line_bytes.saturating_sub(overhead);
@@ -82,7 +83,7 @@ impl Piece {
                 });
             }
             (tokens, bytes, encoded) = (tokens + cost(text), bytes + text.len(), encoded + encoded_text);
-            let is_full = tokens > PIECE_TOKENS || bytes > PIECE_BYTES || encoded > line_bytes;
+            let is_full = tokens > CHUNK_TOKENS || bytes > CHUNK_BYTES || encoded > line_bytes;
             if inputs > 0 && (is_full || inputs == most_inputs) {
                 break;
             }
@@ -108,34 +109,34 @@ pub(crate) mod tests {
     use super::*;
     use crate::parameters::Parameters;
 
-    /// Cut all inputs into pieces.
-    pub(crate) fn pieces(texts: Vec<String>, limits: &Limits) -> Vec<Piece> {
-        let job = Arc::new(Job::new(1, texts, Parameters::new(), Duration::ZERO));
-        let (mut pieces, mut rest) = (Vec::new(), Some(Piece::whole(job)));
-        while let Some(piece) = rest {
-            let (first, others) = piece.cut(limits, usize::MAX).expect("no text is too long");
-            pieces.push(first);
+    /// Cut all inputs into chunks.
+    pub(crate) fn chunks(texts: Vec<String>, limits: &Limits) -> Vec<Chunk> {
+        let call = Arc::new(EmbedCall::new(1, texts, Parameters::new(), Duration::ZERO));
+        let (mut chunks, mut rest) = (Vec::new(), Some(Chunk::whole(call)));
+        while let Some(chunk) = rest {
+            let (first, others) = chunk.cut(limits, usize::MAX).expect("no text is too long");
+            chunks.push(first);
             rest = others;
         }
-        pieces
+        chunks
     }
 
     #[test]
-    fn pieces_cover_the_inputs_in_order_and_keep_within_every_bound() {
+    fn chunks_cover_the_inputs_in_order_and_keep_within_every_bound() {
         let texts: Vec<String> = (0..5000).map(|number| "\"\n".repeat(number % 900)).collect();
         let narrow = Limits { max_inputs: 9, max_line_bytes: 10_000, ..Limits::default() };
         for limits in [Limits::default(), narrow] {
-            let pieces = pieces(texts.clone(), &limits);
-            assert!(pieces.len() > 10);
-            let covered: Vec<usize> = pieces.iter().flat_map(|piece| piece.range.clone()).collect();
+            let chunks = chunks(texts.clone(), &limits);
+            assert!(chunks.len() > 10);
+            let covered: Vec<usize> = chunks.iter().flat_map(|chunk| chunk.range.clone()).collect();
             assert!(covered.into_iter().eq(0..5000));
-            let whole = Piece::whole(Arc::clone(&pieces[0].job));
-            assert_eq!(pieces.iter().map(|piece| piece.bytes).sum::<usize>(), whole.bytes);
-            assert_eq!(pieces.iter().map(|piece| piece.tokens).sum::<usize>(), whole.tokens);
-            for piece in pieces {
-                assert!(piece.tokens <= PIECE_TOKENS && piece.range.len() <= limits.max_inputs);
+            let whole = Chunk::whole(Arc::clone(&chunks[0].call));
+            assert_eq!(chunks.iter().map(|chunk| chunk.bytes).sum::<usize>(), whole.bytes);
+            assert_eq!(chunks.iter().map(|chunk| chunk.tokens).sum::<usize>(), whole.tokens);
+            for chunk in chunks {
+                assert!(chunk.tokens <= CHUNK_TOKENS && chunk.range.len() <= limits.max_inputs);
                 let mut line = Vec::new();
-                wire::Request::Embed { job: piece.job, range: piece.range, role_prompt: None }
+                wire::Request::Embed { call: chunk.call, range: chunk.range, role_prompt: None }
                     .encode(u64::MAX, &mut line);
                 assert!(line.len() <= limits.max_line_bytes);
             }

@@ -1,4 +1,4 @@
-//! One embedding call: its inputs, and how the vectors of its pieces are joined again.
+//! One embedding call: its inputs, and how the vectors of its chunks are joined again.
 
 use std::collections::BTreeMap;
 use std::mem;
@@ -15,15 +15,15 @@ use crate::parameters::Parameters;
 use crate::promise::Promise;
 use crate::wire::Vectors;
 
-pub(crate) struct Job {
+pub(crate) struct EmbedCall {
     pub number: u64,
     pub inputs: Vec<String>,
     pub parameters: Parameters,
     pub bytes: usize,
     pub deadline: Option<Instant>, // of the whole call; goes before `timeout`
-    pub timeout: Duration,         // of each piece, from being sent first
+    pub timeout: Duration,         // of each chunk, from being sent first
     pub promise: Arc<Promise<Embeddings>>,
-    lone_deaths: AtomicU32, // of workers, with one of its pieces alone
+    lone_deaths: AtomicU32, // of workers, with one of its chunks alone
     parts: Mutex<Parts>,
 }
 
@@ -32,13 +32,18 @@ pub(crate) struct Job {
 struct Parts {
     next: usize,
     waiting: BTreeMap<usize, (usize, Option<Vectors>)>, // by the first input: how many, and what came of them
-    guilty: Vec<usize>,
+    blamed: Vec<usize>,
     joined: Embeddings,
 }
 
-impl Job {
-    pub(crate) fn new(number: u64, inputs: Vec<String>, parameters: Parameters, default_timeout: Duration) -> Job {
-        Job {
+impl EmbedCall {
+    pub(crate) fn new(
+        number: u64,
+        inputs: Vec<String>,
+        parameters: Parameters,
+        default_timeout: Duration,
+    ) -> EmbedCall {
+        EmbedCall {
             number,
             bytes: inputs.iter().map(String::len).sum(),
             inputs,
@@ -59,12 +64,12 @@ impl Job {
         self.promise.is_over()
     }
 
-    /// Count a worker that died with a piece of this alone; return how many there are now.
+    /// Count a worker that died with a chunk of this alone; return how many there are now.
     pub(crate) fn count_lone_death(&self) -> u32 {
         self.lone_deaths.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Put the vectors of a piece in their place, and end the call with the last one.
+    /// Put the vectors of a chunk in their place, and end the call with the last one.
     pub(crate) fn take(&self, range: Range<usize>, vectors: Vectors, info: &Info, wakers: &mut Vec<Waker>) {
         let mut parts = self.parts();
         if parts.joined.fingerprint.is_empty() {
@@ -76,9 +81,9 @@ impl Job {
     }
 
     /// Do without an input that kills workers.
-    pub(crate) fn convict(&self, index: usize, wakers: &mut Vec<Waker>) {
+    pub(crate) fn blame(&self, index: usize, wakers: &mut Vec<Waker>) {
         let mut parts = self.parts();
-        parts.guilty.push(index);
+        parts.blamed.push(index);
         self.add(parts, index..index + 1, None, wakers);
     }
 
@@ -110,29 +115,29 @@ impl Job {
 
 impl Parts {
     fn outcome(mut self) -> Result<Embeddings, Error> {
-        if self.guilty.is_empty() {
+        if self.blamed.is_empty() {
             return Ok(self.joined);
         }
-        self.guilty.sort_unstable();
+        self.blamed.sort_unstable();
         let others = Some(Box::new(self.joined)).filter(|others| !others.fingerprint.is_empty());
-        Err(Error::PoisonedInput { indexes: self.guilty, others })
+        Err(Error::PoisonedInput { indexes: self.blamed, others })
     }
 }
 
 impl Embeddings {
-    /// Append the rows of the next piece; `count` rows are to be expected in all.
-    fn append(&mut self, piece: Vectors, count: usize) {
+    /// Append the rows of the next chunk; `count` rows are to be expected in all.
+    fn append(&mut self, chunk: Vectors, count: usize) {
         let before = self.tokens.len();
         if before == 0 {
-            (self.vectors, self.tokens) = (piece.values, piece.tokens); // the common case: nothing to join
+            (self.vectors, self.tokens) = (chunk.values, chunk.tokens); // the common case: nothing to join
         } else {
             // A wish: what comes is real memory, what is expected need not be.
             let missing = count.saturating_sub(before).saturating_mul(self.dimension);
             let _ = self.vectors.try_reserve_exact(missing);
-            self.vectors.extend_from_slice(&piece.values);
-            self.tokens.extend_from_slice(&piece.tokens);
+            self.vectors.extend_from_slice(&chunk.values);
+            self.tokens.extend_from_slice(&chunk.tokens);
         }
-        self.truncated.extend(piece.truncated.iter().map(|index| before + index));
+        self.truncated.extend(chunk.truncated.iter().map(|index| before + index));
         self.truncated.sort_unstable();
     }
 }
@@ -152,31 +157,31 @@ mod tests {
         Vectors { values, tokens: numbers.map(u32::from).collect(), truncated: vec![0] }
     }
 
-    fn job(count: usize) -> Job {
-        Job::new(1, vec![String::new(); count], Parameters::new(), Duration::ZERO)
+    fn call(count: usize) -> EmbedCall {
+        EmbedCall::new(1, vec![String::new(); count], Parameters::new(), Duration::ZERO)
     }
 
     #[test]
     fn answers_in_any_order_are_joined_in_the_order_of_the_inputs() {
-        let job = job(5);
+        let call = call(5);
         for range in [4..5, 2..4, 0..2] {
-            assert!(!job.is_over());
-            job.take(range.clone(), vectors(range), &info(), &mut Vec::new());
+            assert!(!call.is_over());
+            call.take(range.clone(), vectors(range), &info(), &mut Vec::new());
         }
-        let embeddings = job.promise.wait().expect("all pieces are there");
+        let embeddings = call.promise.wait().expect("all chunks are there");
         assert_eq!(embeddings.vectors, [0.0, 0.5, 1.0, 0.5, 2.0, 0.5, 3.0, 0.5, 4.0, 0.5]);
         assert_eq!((embeddings.tokens, embeddings.truncated), (vec![0, 1, 2, 3, 4], vec![0, 2, 4]));
         assert_eq!((embeddings.model.as_str(), embeddings.dimension), ("m", 2));
     }
 
     #[test]
-    fn the_others_of_guilty_inputs_keep_their_order_and_their_marks() {
-        let job = job(6);
-        job.convict(3, &mut Vec::new());
-        job.take(4..6, vectors(4..6), &info(), &mut Vec::new());
-        job.take(1..3, vectors(1..3), &info(), &mut Vec::new());
-        job.convict(0, &mut Vec::new());
-        let Err(Error::PoisonedInput { indexes, others: Some(others) }) = job.promise.wait() else { panic!("guilty") };
+    fn the_others_of_blamed_inputs_keep_their_order_and_their_marks() {
+        let call = call(6);
+        call.blame(3, &mut Vec::new());
+        call.take(4..6, vectors(4..6), &info(), &mut Vec::new());
+        call.take(1..3, vectors(1..3), &info(), &mut Vec::new());
+        call.blame(0, &mut Vec::new());
+        let Err(Error::PoisonedInput { indexes, others: Some(others) }) = call.promise.wait() else { panic!("blamed") };
         assert_eq!(indexes, [0, 3]);
         assert_eq!(others.tokens, [1, 2, 4, 5]);
         assert_eq!(others.truncated, [0, 2]);
@@ -184,12 +189,12 @@ mod tests {
     }
 
     #[test]
-    fn a_call_of_nothing_ends_with_nothing_and_a_call_of_guilty_inputs_alone_has_no_others() {
-        let nothing = job(0);
+    fn a_call_of_nothing_ends_with_nothing_and_a_call_of_blamed_inputs_alone_has_no_others() {
+        let nothing = call(0);
         nothing.take(0..0, vectors(0..0), &info(), &mut Vec::new());
         assert!(nothing.promise.wait().expect("no vectors").is_empty());
-        let guilty = job(1);
-        guilty.convict(0, &mut Vec::new());
-        assert!(matches!(guilty.promise.wait(), Err(Error::PoisonedInput { others: None, .. })));
+        let blamed = call(1);
+        blamed.blame(0, &mut Vec::new());
+        assert!(matches!(blamed.promise.wait(), Err(Error::PoisonedInput { others: None, .. })));
     }
 }
