@@ -8,7 +8,9 @@ use crate::error::Error;
 
 /// The worker's command and how patient the bridge is with it.
 ///
-/// The defaults suit every model; tests shorten them. `Duration::MAX` is never, and zero is at once.
+/// The defaults suit every model; tests shorten them. `Duration::MAX` is never. Zero is at once, and is refused for
+/// [`ping_every`](Options::ping_every), [`pong_timeout`](Options::pong_timeout) and
+/// [`half_open_initial`](Options::half_open_initial).
 ///
 /// ```
 /// use std::time::Duration;
@@ -79,15 +81,23 @@ impl Options {
         Options::with_command(["embed-worker".into(), "--model".into(), model.into()])
     }
 
-    /// Return the same with durations that can be added to any time, and pings that leave room for anything else.
+    /// Return the same with durations that can be added to any time; refuse what would keep a thread busy for ever.
     pub(crate) fn checked(mut self) -> Result<Options, Error> {
         const A_CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
-        const A_MILLISECOND: Duration = Duration::from_millis(1);
         if self.command.is_empty() {
             return Err(Error::InvalidArgument("`command` is empty".into()));
         }
         if self.restart_budget.is_nan() {
             return Err(Error::InvalidArgument("`restart_budget` is not a number".into()));
+        }
+        for (name, duration) in [
+            ("ping_every", self.ping_every),
+            ("pong_timeout", self.pong_timeout),
+            ("half_open_initial", self.half_open_initial),
+        ] {
+            if duration.is_zero() {
+                return Err(Error::InvalidArgument(format!("`{name}` must be more than zero")));
+            }
         }
         for duration in [
             &mut self.start_timeout,
@@ -104,9 +114,6 @@ impl Options {
             &mut self.terminate,
         ] {
             *duration = A_CENTURY.min(*duration);
-        }
-        for duration in [&mut self.ping_every, &mut self.pong_timeout, &mut self.half_open_initial] {
-            *duration = A_MILLISECOND.max(*duration);
         }
         Ok(self)
     }

@@ -272,6 +272,24 @@ mod tests {
     }
 
     #[test]
+    fn a_size_that_wraps_around_to_nothing_is_no_size() {
+        let info = br#"{"protocol": 1, "model": "m", "fingerprint": "f", "dimension": 8}"#;
+        let info = Info::parse(info).expect("an `info`");
+        for (dimension, base64) in [(1 << 62, ""), ((1 << 61) + 1, "AAAAAAAAAAAAAAAAAAAAAA==")] {
+            let line = format!(
+                r#"{{"id":1,"status":"ok","model":"m","fingerprint":"f","count":4,"dimension":{dimension},
+                    "tokens":[1,1,1,1],"truncated":[],"embeddings_base64":"{base64}"}}"#
+            );
+            let answer = Answer::parse(line.as_bytes()).expect("an answer");
+            // A host may ask for so many dimensions, and a mad worker agree.
+            assert_eq!(
+                answer.vectors(4, dimension, &info).err().as_deref(),
+                Some("the matrix has another size than told")
+            );
+        }
+    }
+
+    #[test]
     fn requests_are_one_line_of_what_the_page_names() {
         let parameters = Parameters::query().model("m");
         let call = Arc::new(EmbedCall::new(1, vec!["a".into(), "b\n".into()], parameters, Duration::ZERO));

@@ -372,15 +372,22 @@ fn options_at_their_ends_have_a_meaning_or_are_refused() {
     wait_until("a century's back-off", || bridge.stats().state == State::BackingOff);
     within_bounds("the end of close()", move || bridge.close());
 
-    let at_once = spawn(but(all(Duration::ZERO), |options| options.restart_budget = 1.0));
+    let at_once = spawn(but(all(Duration::ZERO), |options| {
+        options.restart_budget = 1.0;
+        (options.ping_every, options.pong_timeout, options.half_open_initial) = (MOMENT, MOMENT, MOMENT);
+    }));
     assert_eq!(at_once.embed(&["hasty"]).expect_err("no time to start").kind(), "circuit_open");
     within_bounds("the end of drop()", move || drop(at_once));
 
     let zero_queue = spawn(but(fake(&[]), |options| (options.max_queued, options.max_queued_bytes) = (0, 0)));
     assert_right(&zero_queue, "alone");
-    for refused in
-        [but(fake(&[]), |options| options.restart_budget = f64::NAN), Options::with_command(Vec::<String>::new())]
-    {
+    for refused in [
+        but(fake(&[]), |options| options.restart_budget = f64::NAN),
+        but(fake(&[]), |options| options.ping_every = Duration::ZERO),
+        but(fake(&[]), |options| options.pong_timeout = Duration::ZERO),
+        but(fake(&[]), |options| options.half_open_initial = Duration::ZERO),
+        Options::with_command(Vec::<String>::new()),
+    ] {
         assert_eq!(EmbedBridge::spawn(refused).expect_err("no meaning").kind(), "invalid_argument");
     }
 }

@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use embed_bridge::{Cause, Error, Options, Parameters};
-use support::{but, count_file, fake, interpreter, is_running, kill, path, pid, spawn, vector, wait_until};
+use support::{but, count_file, fake, interpreter, is_running, kill, path, pid, pid_in, spawn, vector, wait_until};
 
 /// Start a host: an ignored test of this program, behind a command that has its own idea of signals.
 fn host(launcher: &[OsString], test: &str) -> Child {
@@ -21,6 +21,13 @@ fn host(launcher: &[OsString], test: &str) -> Child {
     line.push(this.into());
     line.extend(["--exact", test, "--ignored", "--nocapture", "--test-threads=1"].map(Into::into));
     Command::new(&line[0]).args(&line[1..]).stdout(Stdio::piped()).spawn().expect("a host")
+}
+
+/// Put a launcher before the worker that stays for as long as the worker does.
+fn launched(mut options: Options) -> Options {
+    let launcher = ["sh", "-c", "\"$@\"; exit $?", "sh"].map(OsString::from);
+    options.command = launcher.into_iter().chain(options.command).collect();
+    options
 }
 
 /// Return what a host says behind a word, on one line of its own.
@@ -43,7 +50,8 @@ fn no_worker_outlives_a_host_that_is_killed() {
 #[test]
 #[ignore = "a host that is killed by another test"]
 fn a_host_with_a_call_in_flight() {
-    let bridge = spawn(fake(&["--latency=3600"]));
+    // Neither the end of its input nor the end of a launcher that stays tells this worker.
+    let bridge = spawn(launched(fake(&["--latency=3600", "--ignore-eof"])));
     let call = bridge.submit(vec!["in flight".into()], Parameters::new()).expect("room");
     println!("\nworker: {}", pid(&bridge));
     drop(call.wait());
@@ -96,26 +104,30 @@ fn a_host_that_waits_for_any_child() {
 }
 
 #[test]
-fn a_death_is_noticed_at_once_although_a_grandchild_holds_the_pipes() {
-    let grandchild = count_file();
-    let options = fake(&["--latency=3600", "--grandchild", path(&grandchild)]);
+fn a_death_is_noticed_although_a_process_of_another_group_holds_the_pipes() {
+    let file = count_file();
+    let script = "import os, subprocess, sys
+left_behind = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(3600)'], start_new_session=True)
+open(sys.argv[1], 'w').write(str(left_behind.pid))
+os.execv(sys.argv[2], sys.argv[2:])";
+    let mut options = fake(&["--latency=3600"]);
+    let launcher = [interpreter(), "-c".into(), script.into(), path(&file).into()];
+    options.command = launcher.into_iter().chain(options.command).collect();
     // Without pings, and with a pipe that stays open, only the wait for the process can tell.
-    let bridge = spawn(but(options, |options| (options.replay, options.ping_every) = (false, Duration::MAX)));
+    (options.replay, options.ping_every) = (false, Duration::MAX);
+    let bridge = spawn(options);
     let call = bridge.submit(vec!["lost".into()], Parameters::new()).expect("room");
     let worker = pid(&bridge);
     wait_until("it is in flight", || bridge.stats().in_flight > 0);
     assert!(kill(worker));
-    assert_eq!(call.wait().expect_err("a death").kind(), "worker_died");
+    let outcome = call.wait().expect_err("a death");
+    assert!(kill(pid_in(&file)), "it was there all the time");
+    assert_eq!(outcome.kind(), "worker_died");
 }
 
 #[test]
-fn the_worker_is_told_whom_to_watch_and_a_launcher_is_not_taken_for_it() {
-    let mut options = fake(&[]);
-    // A launcher that stays: the worker is its child.
-    let launched: Vec<OsString> =
-        ["sh", "-c", "\"$@\"; exit $?", "sh"].map(Into::into).into_iter().chain(options.command).collect();
-    options.command = launched;
-    let bridge = spawn(options);
+fn a_launcher_is_not_taken_for_the_worker() {
+    let bridge = spawn(launched(fake(&[])));
     let worker = pid(&bridge);
     assert_eq!(bridge.stats().pid, Some(worker), "the worker's number, not the launcher's");
     assert_eq!(bridge.embed(&["text"]).expect("vectors").vectors, vector("text"));
@@ -140,21 +152,21 @@ fn the_workers_environment_holds_what_it_needs_and_no_secret() {
 
 #[test]
 fn a_banner_without_a_newline_swallows_nothing_and_is_quoted_where_the_start_fails() {
-    let launched = |banner: &str, options: Options| {
+    let behind = |banner: &str, options: Options| {
         let script = format!("printf '{banner}'; exec \"$@\"");
         let command = options.command.clone();
         but(options, |options| {
             options.command = ["sh", "-c", &script, "sh"].map(Into::into).into_iter().chain(command).collect();
         })
     };
-    let bridge = spawn(launched("Loading model ... ", fake(&[])));
+    let bridge = spawn(behind("Loading model ... ", fake(&[])));
     assert_eq!(bridge.embed(&["text"]).expect("vectors").vectors, vector("text"));
     assert_eq!(bridge.stats().restarts, 0);
 
     let never = but(fake(&["--start-delay=3600"]), |options| {
         (options.start_timeout, options.restart_budget) = (Duration::from_millis(500), 1.0);
     });
-    let error = spawn(launched("an \\033[31mold shell\\n", never)).info().expect_err("never ready");
+    let error = spawn(behind("an \\033[31mold shell\\n", never)).info().expect_err("never ready");
     let detail = &error.exit().expect("how it ended").detail;
     assert!(detail.contains("something else than answers") && detail.contains("old shell"), "{detail}");
     assert!(!detail.contains('\u{1b}'), "{detail:?}");
