@@ -178,7 +178,6 @@ fn options() -> Result<Options, Box<dyn StdError>> {
         Err(_) => json!({}),
     };
     let mut options = Options::with_command(command);
-    options.supervised = false; // it is the whole command
     if let Some(path) = env::var_os("PYTHONPATH") {
         options.env.push((OsString::from("PYTHONPATH"), path));
     }

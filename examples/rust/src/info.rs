@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use crate::policy;
+use crate::policy::MAX_DIMENSION;
 
 pub(crate) const PROTOCOL: u64 = 1;
 
@@ -50,7 +50,7 @@ impl Info {
             name.filter(|name| !name.is_empty()).ok_or_else(|| format!("its `info` names no {member}"))
         };
         let (model, fingerprint) = (name("model")?, name("fingerprint")?);
-        let dimension = take(&mut told, "dimension").filter(|dimension| (1..=policy::MAX_DIMENSION).contains(dimension));
+        let dimension = take(&mut told, "dimension").filter(|dimension| (1..=MAX_DIMENSION).contains(dimension));
         Ok(Info {
             protocol: PROTOCOL,
             pid: take(&mut told, "pid"),

@@ -22,10 +22,9 @@ use crate::error::Error;
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Options {
-    /// The whole command line; by default `embed-worker`.
+    /// The command line; by default `embed-worker`. `--supervised` is added where it is missing: such a worker leaves
+    /// when its host has died.
     pub command: Vec<OsString>,
-    /// Add `--supervised` to the command, unless it is there: with it the worker also watches that its host is alive.
-    pub supervised: bool,
     /// Set in the worker's environment, beside an allow-list of the host's (`PATH`, the home, locale and temporary
     /// folders, libraries and accelerators, `OMP_*`, `ORT_*`, `EMBED_WORKER_*`): the worker never sees the host's
     /// secrets. `ORT_DISABLE_TELEMETRY=1` is set unless the host or this says otherwise.
@@ -123,7 +122,6 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             command: vec!["embed-worker".into()],
-            supervised: true,
             env: Vec::new(),
             cwd: None,
             forward_stderr: false,

@@ -20,7 +20,7 @@ pub(crate) const WINDOW_TOKENS: usize = 65_536; // of bulk work: seconds of it, 
 pub(crate) const WINDOW_BYTES: usize = 16 << 20;
 
 pub(crate) const MAX_ANSWER_BYTES: usize = 256 << 20;
-pub(crate) const MAX_DIMENSION: usize = 1 << 16; // no model is near it, and nothing is allocated for more
+pub(crate) const MAX_DIMENSION: usize = 65_536; // no model is near it, and nothing is allocated for more
 pub(crate) const STDERR_TAIL_BYTES: usize = 8 << 10;
 pub(crate) const INVALID_LINES_BEFORE_READY: u32 = 20; // lines of a chatty library or wrapper script
 pub(crate) const PIPE_GRACE: Duration = Duration::from_millis(250); // somebody else may hold a dead worker's pipes
@@ -73,6 +73,13 @@ pub(crate) const PASSED_ENVIRONMENT: [&str; 32] = [
 
 /// Set unless the host says otherwise: the worker's runtime would report its use to its maker.
 pub(crate) const ENVIRONMENT_BY_DEFAULT: [(&str, &str); 1] = [("ORT_DISABLE_TELEMETRY", "1")];
+
+/// Return what is started for a host's command: a worker that is not supervised outlives its host.
+pub(crate) fn worker_command(given: &[OsString]) -> Vec<OsString> {
+    let flag = OsString::from("--supervised");
+    let is_there = given.contains(&flag);
+    given.iter().cloned().chain((!is_there).then_some(flag)).collect()
+}
 
 /// Return what a worker gets of its host's environment, and what the host adds. Windows knows no case of names.
 pub(crate) fn worker_environment(

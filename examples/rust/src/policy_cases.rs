@@ -10,9 +10,10 @@ use serde_json::{json, Map, Value};
 use crate::chunk::tests::chunks;
 use crate::exit::{cause_of, signal_number, Cause, End};
 use crate::health::{Check, Health};
-use crate::info::Limits;
+use crate::info::{Info, Limits};
 use crate::lifecycle::{Budget, Loss, Restart};
 use crate::options::Options;
+use crate::parameters::Role;
 use crate::policy;
 
 /// Numbers of clients that do not look for the input to blame.
@@ -43,6 +44,8 @@ struct Policy {
     health: Section<HealthCase>,
     #[serde(rename = "pieces")]
     chunks: Section<ChunkCase>,
+    commands: Section<CommandCase>,
+    prompts: Section<PromptCase>,
 }
 
 #[derive(Deserialize)]
@@ -154,6 +157,20 @@ fn a_worker_gets_of_the_environment_what_the_policy_says() {
             policy::worker_environment(given(case.host), given(case.option), case.system == "windows").collect();
         let passed: BTreeMap<OsString, OsString> = passed;
         assert_eq!(passed, given(case.passed).collect(), "{}", case.name);
+    }
+}
+
+#[derive(Deserialize)]
+struct CommandCase {
+    given: Vec<String>,
+    started: Vec<String>,
+}
+
+#[test]
+fn a_command_of_the_hosts_own_is_supervised() {
+    for case in policy().commands.cases {
+        let line = |words: &[String]| words.iter().map(OsString::from).collect::<Vec<_>>();
+        assert_eq!(policy::worker_command(&line(&case.given)), line(&case.started));
     }
 }
 
@@ -323,5 +340,27 @@ fn pieces_are_those_of_the_policy() {
         let ranges: Vec<_> =
             chunks(texts, &Limits::default()).iter().map(|chunk| (chunk.range.start, chunk.range.end)).collect();
         assert_eq!(ranges, case.chunks, "{}", case.name);
+    }
+}
+
+// Prompts ---------------------------------------------------------------------------------------------------------
+
+#[derive(Deserialize)]
+struct PromptCase {
+    prompts: Map<String, Value>,
+    query: Option<String>,
+    document: Option<String>,
+}
+
+#[test]
+fn queries_and_documents_get_the_prompts_of_the_policy() {
+    for case in policy().prompts.cases {
+        let line = json!({
+            "protocol": 1, "model": "m", "fingerprint": "f", "dimension": 1, "prompts": case.prompts,
+        });
+        let info = Info::parse(line.to_string().as_bytes()).expect("an `info`");
+        for (role, told) in [(Role::Query, case.query), (Role::Document, case.document)] {
+            assert_eq!(info.first_prompt(role.prompt_names()), told.as_deref(), "{role:?} of {:?}", info.prompts);
+        }
     }
 }

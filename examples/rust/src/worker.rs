@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use crate::options::Options;
-use crate::policy::{worker_environment, MAX_ANSWER_BYTES, PIPE_GRACE, STDERR_TAIL_BYTES};
+use crate::policy::{worker_command, worker_environment, MAX_ANSWER_BYTES, PIPE_GRACE, STDERR_TAIL_BYTES};
 use crate::process::{self, Pipes, Process, PARENT_VARIABLE};
 use crate::wire::Request;
 
@@ -136,11 +136,9 @@ pub(crate) fn printable(text: &str) -> String {
 }
 
 fn command(options: &Options) -> Command {
-    let mut command = Command::new(&options.command[0]);
-    command.args(&options.command[1..]);
-    if options.supervised && !options.command.iter().any(|argument| argument == "--supervised") {
-        command.arg("--supervised");
-    }
+    let line = worker_command(&options.command);
+    let mut command = Command::new(&line[0]);
+    command.args(&line[1..]);
     let parent = (PARENT_VARIABLE.into(), process::name_this_process().into());
     let added = iter::once(parent).chain(options.env.iter().cloned());
     command.env_clear().envs(worker_environment(env::vars_os(), added, cfg!(windows)));
