@@ -82,6 +82,8 @@ $(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
 	@# MLX has no wheels for older systems; its tests are skipped there.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[mlx]" || echo "no MLX on this machine"
+	@# Nor has OpenVINO wheels for every system.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[openvino]" || echo "no OpenVINO on this machine"
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-bench: $(VENV)/bin/python pyproject.toml

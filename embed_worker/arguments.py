@@ -15,6 +15,7 @@ from embed_worker.config import (
     LogFormat,
     MlxPrecision,
     ModelOptions,
+    OpenvinoPrecision,
     RuntimeOptions,
     Verify,
     WorkerConfig,
@@ -133,7 +134,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     running = parser.add_argument_group("running")
     running.add_argument(
-        "--provider", default=runtime.provider, metavar="NAME", help="auto, cpu, coreml, mlx, cuda … (auto)"
+        "--provider", default=runtime.provider, metavar="NAME", help="auto, cpu, coreml, mlx, openvino, cuda … (auto)"
     )
     running.add_argument(
         "--threads",
@@ -187,6 +188,12 @@ def make_parser() -> argparse.ArgumentParser:
         default=str(runtime.mlx_precision),
         help="what MLX computes in (float32)",
     )
+    running.add_argument(
+        "--openvino-precision",
+        choices=[str(precision) for precision in OpenvinoPrecision],
+        default=str(runtime.openvino_precision),
+        help="what OpenVINO computes in (auto: bfloat16 where it is right and faster)",
+    )
 
     bounds = parser.add_argument_group("limits", "advertised in `info`")
     for name, what in (
@@ -229,6 +236,7 @@ def make_config(options: argparse.Namespace) -> WorkerConfig:
             coreml_precision=CoremlPrecision(options.coreml_precision),
             coreml_cache=options.coreml_cache,
             mlx_precision=MlxPrecision(options.mlx_precision),
+            openvino_precision=OpenvinoPrecision(options.openvino_precision),
         ),
         limits=Limits(
             max_line_bytes=options.max_line_bytes,

@@ -44,6 +44,14 @@ class CoremlPrecision(StrEnum):
     FP16 = "fp16"
 
 
+class OpenvinoPrecision(StrEnum):
+    """What OpenVINO computes in; `auto` is bfloat16 where the processor multiplies it and it proves right."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
 class MlxPrecision(StrEnum):
     """What MLX computes in; the values are MLX's own names."""
 
@@ -69,7 +77,7 @@ class RuntimeOptions:
     """How the runtime runs models.
 
     Attributes:
-        provider: `auto`, `cpu`, `coreml`, `mlx`, or the name of another of onnxruntime's providers.
+        provider: `auto`, `cpu`, `coreml`, `mlx`, `openvino`, or the name of another of onnxruntime's providers.
         threads: Cores to use; None: all that the affinity mask and the cgroup quota leave, at most OMP_NUM_THREADS.
         batch_tokens: Budget of a micro-batch: rows times the longest row.
         batch_invariant: Run one text at a time, so that no vector can depend on its neighbours.
@@ -77,6 +85,7 @@ class RuntimeOptions:
         coreml_units, coreml_precision: What CoreML may compute on, and in.
         coreml_cache: Where compiled models are kept; None: `coreml` in the user's cache folder.
         mlx_precision: What MLX computes in.
+        openvino_precision: What OpenVINO computes in.
     """
 
     provider: str = "auto"
@@ -88,6 +97,7 @@ class RuntimeOptions:
     coreml_precision: CoremlPrecision = CoremlPrecision.FP32
     coreml_cache: Path | None = None
     mlx_precision: MlxPrecision = MlxPrecision.FLOAT32
+    openvino_precision: OpenvinoPrecision = OpenvinoPrecision.AUTO
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,6 +47,10 @@ def choose_backend(
             from embed_worker.accelerators.mlx import backend as mlx_backend  # as above
 
             return mlx_backend.accelerate(cpu, plan, tokenizer, runtime)
+        case "openvino":
+            from embed_worker.accelerators.openvino import backend as openvino  # as above
+
+            return openvino.accelerate(cpu, plan, tokenizer, runtime, threads)
         case _:
             return _other_provider(cpu, plan, tokenizer, runtime, threads)
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed_worker.errors import ModelError
+from embed_worker.inference.pooling import Float32, pool
 from embed_worker.inference.token_batch import TokenBatch, position_ids
 from embed_worker.model_files.onnx_outline import HIDDEN_OUTPUTS, SENTENCE_OUTPUT
 from embed_worker.model_files.plan import ModelPlan
@@ -34,6 +35,60 @@ class Described(Protocol):
     @property
     def shape(self) -> Sequence[int | str | None]:
         """Its dimensions: numbers, names, or nothing."""
+
+
+class GraphIo:
+    """How one graph is fed, and what is made of what it gives; the same for every runtime that runs it.
+
+    Attributes:
+        output: The name of the output that is taken.
+        output_type: The type of its elements, in words.
+        is_end_to_end: Whether it has the model's final vectors.
+        max_rows: The most texts that a batch may have; None: any number.
+    """
+
+    def __init__(self, inputs: Sequence[Described], outputs: Sequence[Described], plan: ModelPlan) -> None:
+        """Look at the inputs and outputs of a graph.
+
+        Raises:
+            ModelError: They are not those of a text encoder.
+        """
+        output = choose_output(outputs, plan)
+        self.output = output.name
+        self.output_type = output.type.removeprefix("tensor(").removesuffix(")")
+        self.is_end_to_end = output.name == SENTENCE_OUTPUT
+        self.max_rows = fixed_rows(inputs, plan.name)
+        batch_axis = next((node.shape[0] for node in inputs if node.name == "input_ids" and node.shape), None)
+        self._feeders = dict(feeder(node, batch_axis, plan) for node in inputs)
+        self._plan = plan
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether the graph is told which tokens are padding."""
+        return "attention_mask" in self._feeders
+
+    def feeds(self, batch: TokenBatch) -> dict[str, NDArray[Any]]:
+        """Make the inputs of a batch by name."""
+        return {name: feed(batch) for name, feed in self._feeders.items()}
+
+    def pooled(self, output: Float32, batch: TokenBatch) -> Float32:
+        """Make one vector a text of what the graph gave: (B, T, D), or (B, D) as it is, → (B, D).
+
+        Raises:
+            ModelError: The output has another shape.
+        """
+        if self.is_end_to_end:
+            return output
+        if output.ndim != 3 or output.shape[:2] != batch.ids.shape:
+            problem = f"an output of shape {output.shape} for token ids of shape {batch.ids.shape}"
+            raise ModelError(f"the model {self._plan.name!r} gives {problem}")
+        stated = self._plan.pooling_dimension
+        if stated is not None and output.shape[2] != stated:
+            raise ModelError(
+                f"the model {self._plan.name!r} has a graph of dimension {output.shape[2]}, "
+                f"but its pooling configuration says {stated}"
+            )
+        return pool(output, batch.mask, self._plan.pooling, batch.skipped)
 
 
 def choose_output(outputs: Sequence[Described], plan: ModelPlan) -> Described:

@@ -17,13 +17,13 @@ from embed_worker.config import RuntimeOptions
 from embed_worker.errors import ConfigError, ModelError, OutOfMemoryError, brief
 from embed_worker.inference import ort
 from embed_worker.inference.backend import CPU_TOLERANCE, TOLERANCES, ProviderReport
-from embed_worker.inference.graph_io import choose_output, feeder, fixed_rows
+from embed_worker.inference.graph_io import GraphIo
 from embed_worker.inference.ort import CPU
-from embed_worker.inference.pooling import Float32, pool
+from embed_worker.inference.pooling import Float32
 from embed_worker.inference.token_batch import TokenBatch
 from embed_worker.model_files.damage import damage_of
 from embed_worker.model_files.external_data import external_files, map_linked
-from embed_worker.model_files.onnx_outline import SENTENCE_OUTPUT, Outline, read_outline
+from embed_worker.model_files.onnx_outline import Outline, read_outline
 from embed_worker.model_files.plan import ModelPlan
 
 _log = logging.getLogger(__name__)
@@ -55,16 +55,12 @@ class OnnxBackend:
         self._lane = open_session(1 if provider.chosen == CPU else threads)
         self._alone = self._lane
         self.provider = _as_chosen(provider, self._lane.get_providers())
-        output = choose_output(self._lane.get_outputs(), plan)
-        self._output = output.name
-        self.is_end_to_end = output.name == SENTENCE_OUTPUT
+        self.graph_io = GraphIo(self._lane.get_inputs(), self._lane.get_outputs(), plan)
+        self.is_end_to_end = self.graph_io.is_end_to_end
+        self.max_rows = self.graph_io.max_rows
         # "tensor(float)" is 32 bits wide.
-        kind = output.type.removeprefix("tensor(").removesuffix(")")
+        kind = self.graph_io.output_type
         self.precision = outline.quantization or ("float32" if kind == "float" else kind)
-        inputs = self._lane.get_inputs()
-        self.max_rows = fixed_rows(inputs, plan.name)
-        batch_axis = next((node.shape[0] for node in inputs if node.name == "input_ids" and node.shape), None)
-        self._inputs = [feeder(node, batch_axis, plan) for node in inputs]
 
     @classmethod
     def load(cls, plan: ModelPlan, options: RuntimeOptions, *, threads: int, provider: str = CPU) -> OnnxBackend:
@@ -148,22 +144,10 @@ class OnnxBackend:
             if ort.is_out_of_memory(error):
                 raise OutOfMemoryError(f"no memory for a batch of {batch.ids.shape}") from error
             raise
-        if self.is_end_to_end:
-            return output
-        if output.ndim != 3 or output.shape[:2] != batch.ids.shape:
-            problem = f"an output of shape {output.shape} for token ids of shape {batch.ids.shape}"
-            raise ModelError(f"the model {self._plan.name!r} gives {problem}")
-        stated = self._plan.pooling_dimension
-        if stated is not None and output.shape[2] != stated:
-            raise ModelError(
-                f"the model {self._plan.name!r} has a graph of dimension {output.shape[2]}, "
-                f"but its pooling configuration says {stated}"
-            )
-        return pool(output, batch.mask, self._plan.pooling, batch.skipped)
+        return self.graph_io.pooled(output, batch)
 
     def _run(self, session: ort.Session, batch: TokenBatch) -> Float32:
-        feeds = {name: feed(batch) for name, feed in self._inputs}
-        (output,) = session.run([self._output], feeds)
+        (output,) = session.run([self.graph_io.output], self.graph_io.feeds(batch))
         return np.asarray(output, np.float32)
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import time
 
+import numpy as np
 import pytest
 
 from tests.client import interruptions
 from tests.soak.chaos import SLOW_FAKE, is_clean, kill_under_load, measured, random_rounds
+from tests.worker.harness import ROOT, WorkerProcess, cosines, matrix_of
 
 STREAMS_S = float(os.environ.get("SOAK_STREAMS_S", "120"))
 
+DEFAULT_MODEL = ROOT / "models" / "all-MiniLM-L6-v2"
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 
 
@@ -53,3 +57,24 @@ def test_a_thousand_signals_into_a_busy_client_hang_nobody() -> None:
 def test_half_read_streams_that_the_collector_frees_hang_nobody() -> None:
     until = time.monotonic() + STREAMS_S
     interruptions.collected_iterators(iter(lambda: time.monotonic() < until, False))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="OpenVINO is not there")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_openvino_gives_right_vectors_in_every_start(precision: str) -> None:
+    """Wrong vectors came in one start of eleven, for good, where two requests ran at once in some shapes."""
+    texts = [" ".join(["rain", "on", "a", "hill"] * 64)[: 4 + 9 * number % 600] for number in range(240)]
+    with WorkerProcess(model=DEFAULT_MODEL) as cpu:
+        expected = matrix_of(cpu.ask({"inputs": texts}))
+    smallest = []
+    for start in range(20):
+        with WorkerProcess("--provider", "openvino", "--openvino-precision", precision, model=DEFAULT_MODEL) as worker:
+            pieces = [texts[first : first + 6] for first in range(0, len(texts), 6)]
+            worker.send(*({"id": number, "inputs": piece} for number, piece in enumerate(pieces)))
+            answers = {answer["id"]: answer for answer in (worker.receive() for _ in pieces)}
+            if answers[0].get("code") == "model_load_failed":
+                pytest.skip(answers[0]["message"])
+            found = np.concatenate([matrix_of(answers[number]) for number in range(len(pieces))])
+        smallest.append(float(cosines(found, expected).min()))
+        print(f"start {start}: {smallest[-1]:.7f}")
+    assert min(smallest) >= {"float32": 0.9999, "bfloat16": 0.999}[precision]

@@ -1,0 +1,313 @@
+"""A model in OpenVINO, behind the contract of every backend: compiled graphs of one core each, and one of all cores.
+
+It reads the graph that onnxruntime reads, and is fed and pooled alike. Before it serves, every compiled graph has given
+the CPU's vectors in every bucket, while the others ran.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from embed_worker.accelerators.agreement import ProofError
+from embed_worker.accelerators.openvino.buckets import Bucket, Buckets
+from embed_worker.accelerators.openvino.proof import MIN_COSINE, Embed, Reference
+from embed_worker.accelerators.openvino.runtime import CompiledGraph, OpenvinoError, Runtime, runtime_version
+from embed_worker.config import OpenvinoPrecision, RuntimeOptions
+from embed_worker.errors import ConfigError, ModelError, OutOfMemoryError, brief
+from embed_worker.inference.backend import Backend, ProviderReport
+from embed_worker.inference.graph_io import GraphIo
+from embed_worker.inference.onnx_backend import OnnxBackend
+from embed_worker.inference.pooling import Float32, Int64
+from embed_worker.inference.token_batch import TokenBatch
+from embed_worker.inference.tokenizer import TextTokenizer
+from embed_worker.model_files.plan import ModelPlan
+
+_log = logging.getLogger(__name__)
+
+# Each compiled graph has its own copy of the weights; with more cores each gets several.
+_MAX_GRAPHS = 4
+# All cores are for texts of so many tokens; of the buckets with one row the first that they are faster for counts.
+_WIDE_TOKENS = (16, 64, 256)
+_WIDE_RATIO = 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenvinoReport(ProviderReport):
+    """What `info` tells of OpenVINO.
+
+    Attributes:
+        version: Of the package openvino.
+        graphs: How many were compiled, each with `threads` cores.
+        buckets: Shapes that batches are padded to, and that were proved.
+        cosine: The smallest to the CPU's vectors.
+        speed_ratio: Its time over that of one core of the CPU for a full batch.
+    """
+
+    version: str
+    graphs: int
+    threads: int
+    buckets: int
+    cosine: float
+    speed_ratio: float
+
+
+class OpenvinoBackend:
+    """A model in OpenVINO. Any number of lanes may call it; a lane waits where all compiled graphs run."""
+
+    scales_by_batch = False
+    max_rows = None
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        graphs: Sequence[CompiledGraph],
+        graph_io: GraphIo,
+        reference: Reference,
+        buckets: Buckets,
+        provider: ProviderReport,
+        *,
+        precision: OpenvinoPrecision,
+        threads: int,
+        pad_id: int,
+        pad_left: bool,
+    ) -> None:
+        self.provider = provider
+        self.precision = str(precision)
+        self.is_end_to_end = graph_io.is_end_to_end
+        self._graph_io = graph_io
+        self._pad_id = pad_id
+        self._pad_left = pad_left
+        self._buckets = buckets
+        self._idle: queue.SimpleQueue[CompiledGraph] = queue.SimpleQueue()
+        for graph in graphs:
+            self._idle.put(graph)
+        self._wide: CompiledGraph | None = None
+        self._wide_from = 0  # tokens
+        # Until all cores are used: both hold memory.
+        self._to_compile: tuple[Runtime, Reference, int] | None = (runtime, reference, threads)
+
+    @property
+    def tolerance(self) -> float | None:
+        """What every compiled graph has kept to in every bucket."""
+        return 1 - MIN_COSINE[OpenvinoPrecision(self.precision)]
+
+    def use_all_cores(self) -> None:
+        """Compile the graph for batches that run alone, where it is right and faster. It never raises."""
+        if self._to_compile is None:
+            return
+        (runtime, reference, threads), self._to_compile = self._to_compile, None
+        if threads == 1:
+            return
+        try:
+            precision = OpenvinoPrecision(self.precision)
+            wide = runtime.compile(precision, threads=threads, output=self._graph_io.output)
+            if not reference.compare([self._by(wide)]) >= MIN_COSINE[precision]:
+                raise ProofError("gives other vectors than the CPU")
+            narrow = self._idle.get()
+            try:
+                found = self._faster_from(reference, self._by(wide), self._by(narrow))
+            finally:
+                self._idle.put(narrow)
+        except Exception as error:  # noqa: BLE001 - the model serves without it
+            _log.warning("single texts stay on fewer cores reason=%s", brief(error))
+            return
+        if found is not None:
+            self._wide_from, self._wide = found, wide
+
+    def _faster_from(self, reference: Reference, wide: Embed, narrow: Embed) -> int | None:
+        for tokens in _WIDE_TOKENS:
+            bucket = next((bucket for bucket in reference.buckets if bucket == Bucket(1, tokens)), None)
+            if bucket and reference.seconds(wide, bucket) < _WIDE_RATIO * reference.seconds(narrow, bucket):
+                return tokens
+        return None
+
+    def close(self) -> None:
+        """There is nothing that outlives the process."""
+
+    def embed(self, batch: TokenBatch, *, exclusive: bool) -> Float32:
+        """Run a padded batch and pool it; see `Backend.embed`."""
+        rows, tokens = batch.ids.shape
+        most = self._buckets.most_rows(tokens)
+        if rows > most:
+            parts = [self.embed(_rows(batch, first, first + most), exclusive=False) for first in range(0, rows, most)]
+            return np.concatenate(parts)
+        if exclusive and self._wide is not None and tokens >= self._wide_from:
+            return self._embed(self._wide, batch)
+        graph = self._idle.get()
+        try:
+            return self._embed(graph, batch)
+        finally:
+            self._idle.put(graph)
+
+    def _by(self, graph: CompiledGraph) -> Embed:
+        return lambda batch: self._embed(graph, batch)
+
+    def _embed(self, graph: CompiledGraph, batch: TokenBatch) -> Float32:
+        rows, tokens = batch.ids.shape
+        padded = _padded(batch, self._buckets.of(rows, tokens), self._pad_id, pad_left=self._pad_left)
+        try:
+            output = graph.run(self._graph_io.feeds(padded))
+        except MemoryError as error:
+            raise OutOfMemoryError(f"no memory for a batch of {batch.ids.shape}") from error
+        if output.ndim == 3:
+            output = output[:, -tokens:] if self._pad_left else output[:, :tokens]
+        return self._graph_io.pooled(np.ascontiguousarray(output[:rows]), batch)
+
+
+def _rows(batch: TokenBatch, first: int, last: int) -> TokenBatch:
+    skipped = None if batch.skipped is None else batch.skipped[first:last]
+    return TokenBatch(batch.ids[first:last], batch.mask[first:last], skipped)
+
+
+def _padded(batch: TokenBatch, bucket: Bucket, pad_id: int, *, pad_left: bool) -> TokenBatch:
+    """Pad to a bucket: texts with tokens that are masked, rows with the first text, because all padding is none."""
+    rows, tokens = batch.ids.shape
+    if (rows, tokens) == bucket:
+        return batch
+
+    def pad(values: Int64, value: int) -> Int64:
+        padded = np.full(bucket, value, np.int64)
+        here = slice(bucket.tokens - tokens, None) if pad_left else slice(tokens)
+        padded[:rows, here] = values
+        padded[rows:] = padded[0]
+        return padded
+
+    return TokenBatch(pad(batch.ids, pad_id), pad(batch.mask, 0))
+
+
+# Loading and proof ----------------------------------------------------------------------------------------------------
+
+
+def accelerate(
+    cpu: OnnxBackend, plan: ModelPlan, tokenizer: TextTokenizer, options: RuntimeOptions, threads: int
+) -> Backend:
+    """Compile a model with OpenVINO and compare it with the CPU, which is not needed any more after that.
+
+    Args:
+        cpu: The model in onnxruntime.
+        plan: The model's folder.
+        tokenizer: The model's own.
+        options: The precision and the budget of a micro-batch.
+        threads: Cores that may be used.
+
+    Raises:
+        ConfigError: OpenVINO is not there.
+        ModelError: It cannot run the model in the precision that was asked for, or does not give its vectors.
+        OutOfMemoryError: There is no memory for it.
+    """
+    refusal = f"--provider openvino: the model {plan.name!r} cannot be run by OpenVINO"
+    try:
+        _check_graph(cpu)
+        runtime = Runtime(plan.graph)
+        buckets = Buckets(batch_tokens=options.batch_tokens, max_tokens=plan.max_tokens)
+        reference = Reference.of(cpu, tokenizer, buckets, pad_left=plan.pad_left)
+        attempt = _Attempt(runtime, reference, buckets, cpu, tokenizer.pad_id, plan.pad_left, options, threads)
+        return attempt.first_that_is_right()
+    except (ConfigError, OutOfMemoryError):
+        raise
+    except (ModelError, OpenvinoError) as error:
+        raise ModelError(f"{refusal}: {error}") from error
+    except ProofError as error:
+        raise ModelError(f"{refusal}: it {error}") from error
+    except MemoryError as error:
+        raise OutOfMemoryError(f"no memory to load the model {plan.name!r} for OpenVINO") from error
+
+
+def _check_graph(cpu: OnnxBackend) -> None:
+    if cpu.max_rows is not None:
+        raise ModelError("its graph takes a fixed number of texts, and batches are padded here")
+    if cpu.scales_by_batch:
+        raise ModelError("its graph quantises by the values of the whole batch, and batches are padded here")
+    if not cpu.graph_io.has_mask:
+        raise ModelError("its graph has no attention mask, and batches are padded here")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Attempt:
+    """What is needed to try one precision after the other."""
+
+    runtime: Runtime
+    reference: Reference
+    buckets: Buckets
+    cpu: OnnxBackend
+    pad_id: int
+    pad_left: bool
+    options: RuntimeOptions
+    threads: int
+
+    def first_that_is_right(self) -> Backend:
+        """Return the backend of the precision that was asked for; by itself bfloat16 before float32."""
+        asked = self.options.openvino_precision
+        if asked is not OpenvinoPrecision.AUTO:
+            return self._proved(asked, "asked for")
+        reason = "the processor does not have bfloat16"
+        if self.runtime.lists(OpenvinoPrecision.BFLOAT16):
+            try:
+                return self._proved(OpenvinoPrecision.BFLOAT16, "the processor multiplies bfloat16")
+            except (OpenvinoError, ProofError) as error:
+                reason = f"in bfloat16 {'it ' if isinstance(error, ProofError) else ''}{error}"
+        return self._proved(OpenvinoPrecision.FLOAT32, reason)
+
+    def _proved(self, precision: OpenvinoPrecision, why: str) -> Backend:
+        """Compile a graph for each lane and let all prove themselves together.
+
+        Raises:
+            OpenvinoError: It does not compile, or computes in another precision.
+            ProofError: Its vectors are not the CPU's.
+        """
+        count = min(self.threads, _MAX_GRAPHS)
+        each = self.threads // count
+        graphs = [self.runtime.compile(precision, threads=each, output=self.cpu.graph_io.output) for _ in range(count)]
+        backends = [self._backend([graph], precision, self.cpu.provider) for graph in graphs]
+        embeds: list[Embed] = [_lane(backend) for backend in backends]
+        cosine = self.reference.compare(embeds)
+        if not cosine >= MIN_COSINE[precision]:
+            raise ProofError(f"differs from the CPU: a cosine is {cosine:.6f}, and {MIN_COSINE[precision]} is needed")
+        for graph in graphs:
+            if graph.precision is not precision:
+                raise OpenvinoError(f"it computes in {graph.precision or 'another precision'} instead of {precision}")
+        ratio = self._speed_ratio(embeds[0])
+        judgement = "" if ratio <= 1 else ", so the CPU is faster"
+        report = OpenvinoReport(
+            asked=self.options.provider,
+            chosen="openvino",
+            reason=f"{precision} ({why}): its smallest cosine to the CPU is {cosine:.6f} over "
+            f"{len(self.reference.buckets)} shapes, and it takes {ratio:.2f} of the CPU's time{judgement}",
+            version=runtime_version(),
+            graphs=count,
+            threads=each,
+            buckets=len(self.reference.buckets),
+            cosine=round(cosine, 7),
+            speed_ratio=round(ratio, 3),
+        )
+        return self._backend(graphs, precision, report)
+
+    def _backend(
+        self, graphs: Sequence[CompiledGraph], precision: OpenvinoPrecision, provider: ProviderReport
+    ) -> OpenvinoBackend:
+        return OpenvinoBackend(
+            self.runtime,
+            graphs,
+            self.cpu.graph_io,
+            self.reference,
+            self.buckets,
+            provider,
+            precision=precision,
+            threads=self.threads,
+            pad_id=self.pad_id,
+            pad_left=self.pad_left,
+        )
+
+    def _speed_ratio(self, embed: Embed) -> float:
+        """Compare the time of a batch of about 32 tokens a text with that of one core of the CPU."""
+        bucket = max(bucket for bucket in self.reference.buckets if bucket.tokens <= 32)
+        return self.reference.seconds(embed, bucket) / self.reference.seconds(_lane(self.cpu), bucket)
+
+
+def _lane(backend: Backend) -> Embed:
+    return lambda batch: backend.embed(batch, exclusive=False)

@@ -1,0 +1,98 @@
+"""The proof that OpenVINO's vectors are the CPU's: in every bucket, by every compiled graph, all of them at once.
+
+One compiled graph with two streams has given wrong vectors for the rows of some shapes, for good and without an error,
+in 8 of 88 starts; see docs/decisions.md. So nothing is believed for a single run of one shape.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from embed_worker.accelerators.agreement import ProofError, golden_batches
+from embed_worker.accelerators.openvino.buckets import Bucket, Buckets
+from embed_worker.config import OpenvinoPrecision
+from embed_worker.inference.backend import Backend
+from embed_worker.inference.pooling import Float32, cosine_distances
+from embed_worker.inference.token_batch import TokenBatch
+from embed_worker.inference.tokenizer import TextTokenizer
+
+# The smallest cosine to the CPU's vectors that passes.
+MIN_COSINE = {OpenvinoPrecision.FLOAT32: 0.9999, OpenvinoPrecision.BFLOAT16: 0.999}
+_TIMED_RUNS = 5
+
+Embed = Callable[[TokenBatch], Float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reference:
+    """Batches of every number of tokens, and the CPU's vectors of their rows.
+
+    Attributes:
+        batches: By tokens: as many rows as the largest bucket has, some shorter than the others.
+        vectors: (rows, D) float32 of each batch.
+    """
+
+    buckets: Sequence[Bucket]
+    batches: Mapping[int, TokenBatch]
+    vectors: Mapping[int, Float32]
+
+    @classmethod
+    def of(cls, cpu: Backend, tokenizer: TextTokenizer, buckets: Buckets, *, pad_left: bool) -> Reference:
+        """Embed on the CPU."""
+        batches = {}
+        for tokens in sorted({bucket.tokens for bucket in buckets}):
+            rows = max(bucket.rows for bucket in buckets if bucket.tokens == tokens)
+            whole = golden_batches(tokenizer, rows, tokens, pad_left=pad_left)[0]
+            mask = whole.mask.copy()
+            for row in range(1, rows, 2):  # every second text is padded
+                length = max(1, int(mask[row].sum()) * (1 + row % 7) // 8)
+                mask[row, slice(None, -length) if pad_left else slice(length, None)] = 0
+            batches[tokens] = TokenBatch(whole.ids, mask)
+        vectors = {tokens: cpu.embed(batch, exclusive=True) for tokens, batch in batches.items()}
+        return cls(tuple(buckets), batches, vectors)
+
+    def compare(self, embeds: Sequence[Embed]) -> float:
+        """Run all buckets by all backends at once; return the smallest cosine to the CPU.
+
+        Raises:
+            ProofError: A vector is not finite, has no length, or another shape.
+            Exception: Whatever a backend raises.
+        """
+        with ThreadPoolExecutor(len(embeds)) as pool:
+            # Each begins elsewhere, so that different shapes meet.
+            share = len(self.buckets) // len(embeds)
+            runs = [pool.submit(self._compare, embed, number * share) for number, embed in enumerate(embeds)]
+            return min(run.result() for run in runs)
+
+    def _compare(self, embed: Embed, first: int) -> float:
+        smallest = 1.0
+        for bucket in (*self.buckets[first:], *self.buckets[:first]):
+            batch, expected = self._batch(bucket)
+            vectors = embed(batch)
+            if vectors.shape != expected.shape:
+                raise ProofError(f"gives an output of shape {vectors.shape} where the CPU gives {expected.shape}")
+            cosine = 1 - float(cosine_distances(vectors, expected).max())
+            if not cosine > 0:  # NaN too
+                raise ProofError(f"gives other vectors than the CPU for {bucket.rows} texts of {bucket.tokens} tokens")
+            smallest = min(smallest, cosine)
+        return smallest
+
+    def _batch(self, bucket: Bucket) -> tuple[TokenBatch, Float32]:
+        whole, vectors = self.batches[bucket.tokens], self.vectors[bucket.tokens]
+        return TokenBatch(whole.ids[: bucket.rows], whole.mask[: bucket.rows]), vectors[: bucket.rows]
+
+    def seconds(self, embed: Embed, bucket: Bucket) -> float:
+        """Return the median time of a few runs of a bucket, after one that does not count."""
+        batch, _ = self._batch(bucket)
+        embed(batch)
+        times = []
+        for _ in range(_TIMED_RUNS):
+            started = time.perf_counter()
+            embed(batch)
+            times.append(time.perf_counter() - started)
+        return float(np.median(times))

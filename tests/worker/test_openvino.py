@@ -1,0 +1,184 @@
+"""OpenVINO: the goldens of every family through the pipe, precisions that are what ran, buckets, and refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embed_worker.accelerators.openvino.buckets import Bucket, Buckets
+from tests.worker.harness import ROOT, WorkerProcess, cosines, matrix_of
+from tests.worker.test_boundaries import loaded_after
+from tests.worker.test_families import ask_all, request_of
+from tests.worker.test_golden import GOLDEN, TEXTS
+from tests.worker.test_model_folder import EXPECTED, MODELS
+
+try:
+    import openvino
+
+    assert openvino
+except ImportError as error:
+    WHY_NOT = f"OpenVINO is not there: {error}"
+else:
+    WHY_NOT = ""
+
+needs_openvino = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "it is there")
+MIN_COSINE = {"float32": 0.9999, "bfloat16": 0.999}
+
+
+# Buckets
+
+
+@given(st.integers(1, 600), st.integers(1, 2000), st.sampled_from([16, 512, 4096]), st.integers(8, 1024))
+def test_a_batch_fits_its_bucket_and_wastes_little(rows: int, tokens: int, budget: int, limit: int) -> None:
+    buckets = Buckets(batch_tokens=budget, max_tokens=limit)
+    tokens = min(tokens, limit)
+    rows = min(rows, buckets.most_rows(tokens))
+    bucket = buckets.of(rows, tokens)
+    assert bucket.rows >= rows
+    assert bucket.tokens >= tokens
+    assert bucket.tokens <= limit
+    assert bucket.rows <= max(rows + 8, 2 * rows)
+    assert bucket.tokens <= max(tokens + 8, tokens * 3 // 2 + 1) or tokens > 512
+    if tokens <= 512:
+        assert bucket in set(buckets)
+
+
+def test_there_are_few_buckets() -> None:
+    assert len(list(Buckets(batch_tokens=512, max_tokens=256))) < 80
+    assert len(list(Buckets(batch_tokens=512, max_tokens=8192))) < 90
+
+
+def test_the_largest_batches_of_the_scheduler_are_run_whole() -> None:
+    buckets = Buckets(batch_tokens=512, max_tokens=512)
+    for tokens in range(8, 513):
+        assert buckets.most_rows(tokens) >= min(64, 512 // tokens)
+
+
+def test_a_batch_of_one_long_text_has_a_bucket_of_its_own() -> None:
+    assert Buckets(batch_tokens=512, max_tokens=8192).of(1, 700) == Bucket(1, 1024)
+
+
+# Serving
+
+
+def worker_of(names: list[str], precision: str) -> WorkerProcess:
+    arguments = ["--provider", "openvino", "--openvino-precision", precision]
+    for name in names:
+        arguments += ["--model", str(MODELS / name)]
+        if not (MODELS / name / "modules.json").exists():
+            arguments += ["--pooling", "mean"]
+    return WorkerProcess(*arguments, model=None)
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def worker(request: pytest.FixtureRequest) -> Iterator[WorkerProcess]:
+    with worker_of(list(EXPECTED), request.param) as process:
+        info = process.ask({"method": "info"})
+        if info["status"] == "error" and request.param == "bfloat16":
+            pytest.skip(f"not on this processor: {info['message']}")
+        yield process
+
+
+@needs_openvino
+@pytest.mark.parametrize("name", EXPECTED)
+def test_answers_are_those_of_sentence_transformers(worker: WorkerProcess, name: str) -> None:
+    cases = {case["name"]: case for case in EXPECTED[name]["cases"]}
+    info = worker.ask({"method": "info", "model": name})
+    answers = ask_all(worker, {key: {**request_of(case, name), "inputs": case["texts"]} for key, case in cases.items()})
+    for key, case in cases.items():
+        assert answers[key]["tokens"] == case["token_counts"], key
+        found = cosines(matrix_of(answers[key]), case["embeddings"]).min()
+        assert found >= MIN_COSINE[info["precision"]], (key, found)
+    assert info["provider"]["chosen"] == "openvino"
+
+
+@needs_openvino
+def test_a_text_alone_and_among_others_is_the_same_and_the_space_is_that_of_the_cpu(worker: WorkerProcess) -> None:
+    texts = ["a", "some words of a text that is longer than the others here", "b c d"]
+    together = matrix_of(worker.ask({"inputs": texts, "model": "bert-mean"}))
+    alone = np.concatenate([matrix_of(worker.ask({"inputs": text, "model": "bert-mean"})) for text in texts])
+    assert (1 - cosines(together, alone)).max() < 1e-5
+    info = worker.ask({"method": "info", "model": "bert-mean"})
+    with WorkerProcess(model=MODELS / "bert-mean") as cpu:
+        assert cpu.ask({"method": "info"})["fingerprint"] == info["fingerprint"]
+
+
+@needs_openvino
+def test_two_hundred_requests_at_once_are_answered_as_one_by_one(worker: WorkerProcess) -> None:
+    texts = [" ".join(["word"] * (1 + number % 40)) for number in range(200)]
+    worker.send(*({"id": number, "inputs": text, "model": "bert-mean"} for number, text in enumerate(texts)))
+    answers = {answer["id"]: matrix_of(answer)[0] for answer in (worker.receive() for _ in texts)}
+    alone = {text: matrix_of(worker.ask({"inputs": text, "model": "bert-mean"}))[0] for text in set(texts)}
+    found = cosines(np.stack([answers[number] for number in range(200)]), np.stack([alone[text] for text in texts]))
+    assert found.min() > 1 - 1e-4
+
+
+@needs_openvino
+def test_the_default_model_agrees_with_sentence_transformers() -> None:
+    with WorkerProcess("--provider", "openvino", model=ROOT / "models" / "all-MiniLM-L6-v2") as worker:
+        info = worker.ask({"method": "info"})
+        found = cosines(matrix_of(worker.ask({"inputs": TEXTS})), GOLDEN["embeddings"])
+    assert found.min() >= MIN_COSINE[info["precision"]]
+    assert info["precision"] in info["provider"]["reason"]
+    assert info["provider"]["buckets"] > 50
+
+
+def answers_of(*arguments: str, environment: dict[str, str] | None = None) -> tuple[dict[str, Any], int]:
+    """Ask a worker for its `info` and for a vector."""
+    done = subprocess.run(
+        [sys.executable, "-m", "embed_worker", "--provider", "openvino", *arguments],
+        input=b'{"id":1,"method":"info"}\n',
+        env={**os.environ, **(environment or {})},
+        cwd=ROOT,
+        capture_output=True,
+        timeout=100,
+    )
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[0])
+    return answer, done.returncode
+
+
+@needs_openvino
+def test_a_lesser_processor_serves_in_float32_with_the_reason_or_refuses() -> None:
+    model = ("--model", str(MODELS / "bert-mean"))
+    lesser = {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    served, status = answers_of(*model, environment=lesser)
+    assert (served["status"], served["precision"], status) == ("ok", "float32", 0)
+    assert "bfloat16" in served["provider"]["reason"]
+    refused, status = answers_of(*model, "--openvino-precision", "bfloat16", environment=lesser)
+    assert (refused["status"], refused["code"], status) == ("error", "model_load_failed", 78)
+    assert "cannot be run by OpenVINO" in refused["message"]
+
+
+@needs_openvino
+def test_a_graph_that_quantises_by_batch_is_refused_by_name() -> None:
+    model = ("--model", str(MODELS / "xenova-bare"), "--variant", "quantized", "--pooling", "mean")
+    refused, status = answers_of(*model)
+    assert (refused["code"], status) == ("model_load_failed", 78)
+    assert "values of the whole batch" in refused["message"]
+
+
+@needs_openvino
+def test_the_package_that_reports_its_use_is_not_loaded() -> None:
+    statement = "from embed_worker.accelerators.openvino import runtime; runtime._import()"
+    assert not [name for name in loaded_after(statement) if "telemetry" in name and not name.startswith("openvino.")]
+
+
+def test_without_the_package_it_is_named() -> None:
+    statement = (
+        "import sys; sys.modules['openvino'] = None\n"
+        "from embed_worker.accelerators.openvino import runtime\n"
+        "from embed_worker.errors import ConfigError\n"
+        "try: runtime._import()\n"
+        "except ConfigError as error: assert 'the package openvino' in str(error), error\n"
+        "else: raise SystemExit('it was there')"
+    )
+    loaded_after(statement)
