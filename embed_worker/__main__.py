@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import importlib
 import io
 import logging
@@ -93,6 +94,7 @@ def serve(config: WorkerConfig, *, log_level: str = "warning", log_format: LogFo
     def load(folder: Path, options: ModelOptions) -> LoadedModel:
         from embed_worker import loading  # on the loader's thread: it takes most of the time until the model is there
 
+        options = dataclasses.replace(options, allow_links=config.allow_links)
         return loading.load_model(folder, options, config.runtime, threads.value)
 
     store = model_store.ModelStore(load, models_folders(config.models_dirs))

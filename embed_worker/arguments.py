@@ -66,6 +66,16 @@ class _SettleModel(argparse.Action):
         setattr(namespace, self.dest, None)
 
 
+class _CollectForModel(argparse.Action):
+    """A repeatable option of the `--model` before it, or of the default model."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        models = list(namespace.models or [{}])
+        models[-1] = models[-1] | {self.dest: (*models[-1].get(self.dest, ()), values)}
+        namespace.models = models
+        setattr(namespace, self.dest, None)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     parser = argparse.ArgumentParser(
@@ -115,6 +125,17 @@ def make_parser() -> argparse.ArgumentParser:
         type=_positive,
         metavar="N",
         help="cut texts to N tokens instead of the folder's limit",
+    )
+    models.add_argument(
+        "--ignore-config",
+        action=_CollectForModel,
+        metavar="KEY",
+        help="serve the model as if its configurations did not have KEY; repeatable",
+    )
+    models.add_argument(
+        "--allow-links",
+        action="store_true",
+        help="follow links out of a model's folder; those into the hub's cache are always followed",
     )
     models.add_argument(
         "--models-dir",
@@ -226,6 +247,7 @@ def make_config(options: argparse.Namespace) -> WorkerConfig:
     return WorkerConfig(
         models=tuple(ModelOptions(**model) for model in options.models or [{}]),
         models_dirs=(*options.models_dirs, *(Path(part) for part in from_environment.split(os.pathsep) if part)),
+        allow_links=options.allow_links,
         runtime=RuntimeOptions(
             provider=options.provider,
             threads=options.threads,

@@ -70,6 +70,8 @@ class ModelOptions:
     pooling: str | None = None
     normalize: bool | None = None
     max_tokens: int | None = None
+    ignore_config: tuple[str, ...] = ()
+    allow_links: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,12 +109,14 @@ class WorkerConfig:
     Attributes:
         models: The first is the default.
         models_dirs: Where names are looked for first.
+        allow_links: Whether files of a model may be links out of its folder; those of the hub's cache always may.
         drain_timeout_s: How long a drain may take; None: as long as it needs.
         rss_limit_bytes: Resident memory above which the worker finishes what it has and exits, to be restarted.
     """
 
     models: tuple[ModelOptions, ...] = (ModelOptions(),)
     models_dirs: tuple[Path, ...] = ()
+    allow_links: bool = False
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
     limits: Limits = field(default_factory=Limits)
     is_supervised: bool = False

@@ -22,6 +22,20 @@ class RequestFailed(Exception):
         self.index = index
 
 
+class InvalidInput(RequestFailed):
+    """A text that the model cannot take; `index` is its place among those that were given together."""
+
+    def __init__(self, message: str, *, index: int) -> None:
+        super().__init__(ErrorCode.INVALID_REQUEST, message, index=index)
+
+
+class NothingLeft(RequestFailed):
+    """A prompt that the model leaves out of its vectors, and that leaves nothing of any text."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(ErrorCode.NON_FINITE_EMBEDDING, message, index=0)
+
+
 class ModelError(Exception):
     """A model folder was found and cannot be used; the message is one sentence that says why and what to do."""
 

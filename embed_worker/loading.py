@@ -10,13 +10,16 @@ from pathlib import Path
 from embed_worker.accelerators.choose import choose_backend
 from embed_worker.config import ModelOptions, RuntimeOptions, Verify
 from embed_worker.errors import ModelError
-from embed_worker.inference.dense import load_dense
+from embed_worker.inference.backend import Backend
+from embed_worker.inference.dense import load_modules
 from embed_worker.inference.engine import Engine, LoadedModel
 from embed_worker.inference.onnx_backend import OnnxBackend
+from embed_worker.inference.static_backend import StaticBackend
 from embed_worker.inference.tokenizer import TextTokenizer
-from embed_worker.model_files.fingerprint import fingerprint
+from embed_worker.model_files.fingerprint import fingerprint, unlisted_files
 from embed_worker.model_files.folder import read_model_folder
 from embed_worker.model_files.manifest import Manifest, ManifestError, verify
+from embed_worker.model_files.plan import ModelPlan
 
 _log = logging.getLogger(__name__)
 
@@ -29,33 +32,55 @@ def load_model(folder: Path, options: ModelOptions, runtime: RuntimeOptions, thr
         ConfigError: The runtime options cannot be met.
     """
     started = time.monotonic()
-    try:
-        manifest = Manifest.read(folder) if runtime.verify is not Verify.NEVER else None
-        if manifest is not None:
-            verify(folder, manifest, runtime.verify)
-    except ManifestError as error:
-        raise ModelError(str(error)) from error
+    verified = _verify(folder, options, runtime.verify)
     plan = read_model_folder(folder, options)
-    for warning in plan.warnings:
+    warnings = [*plan.warnings, *_warn_of_unlisted(plan, verified, runtime.verify)]
+    for warning in warnings:
         _log.warning("model=%s %s", plan.name, warning)
-    with ThreadPoolExecutor(1) as beside:  # onnxruntime leaves the interpreter lock while it reads the graph
-        opening = beside.submit(OnnxBackend.load, plan, runtime, threads=threads)
-        tokenizer = TextTokenizer.load(plan)
-        cpu = opening.result()
-    backend = choose_backend(cpu, plan, tokenizer, runtime, threads)
+    tokenizer, backend = _open(plan, runtime, threads)
     # A graph that pools itself has its Dense modules inside.
-    engine = Engine.warm_up(plan, tokenizer, backend, () if backend.is_end_to_end else load_dense(plan))
+    engine = Engine.warm_up(plan, tokenizer, backend, () if backend.is_end_to_end else load_modules(plan))
     if engine.one_by_one is not None:
         _log.warning("model=%s each text runs by itself: %s", plan.name, engine.one_by_one)
     if engine.pad_left != plan.pad_left:
         _log.warning("model=%s texts are padded on the right: on the left the graph gives other vectors", plan.name)
-    model = LoadedModel(name=plan.name, engine=engine, fingerprint=fingerprint(plan, manifest))
+    model = LoadedModel(name=plan.name, engine=engine, fingerprint=fingerprint(plan, verified or {}))
     _log.info(
         "model loaded name=%s dimension=%d fingerprint=%s provider=%s ms=%.0f",
         model.name,
-        engine.dimension,
+        model.dimension,
         model.fingerprint,
         backend.provider.chosen,
         (time.monotonic() - started) * 1e3,
     )
     return model
+
+
+def _verify(folder: Path, options: ModelOptions, mode: Verify) -> dict[str, str] | None:
+    """Verify a folder; None where nothing says what its files should be."""
+    try:
+        manifest = Manifest.read(folder) if mode is not Verify.NEVER else None
+        return None if manifest is None else verify(folder, manifest, mode, allow_links=options.allow_links)
+    except ManifestError as error:
+        raise ModelError(str(error)) from error
+
+
+def _warn_of_unlisted(plan: ModelPlan, verified: dict[str, str] | None, mode: Verify) -> list[str]:
+    """Tell files that shape vectors and that a manifest beside them does not list; with `ALWAYS` they are refused."""
+    if verified is None:
+        return []
+    names = unlisted_files(plan, verified)
+    problems = [f"{name} is not in manifest.json: nothing says whether it is what it was" for name in names]
+    if problems and mode is Verify.ALWAYS:
+        raise ModelError(f"the model folder {plan.folder.name!r} cannot be verified: {problems[0]}")
+    return problems
+
+
+def _open(plan: ModelPlan, runtime: RuntimeOptions, threads: int) -> tuple[TextTokenizer, Backend]:
+    if plan.is_static:
+        return TextTokenizer.load(plan), StaticBackend.load(plan, runtime)
+    with ThreadPoolExecutor(1) as beside:  # onnxruntime leaves the interpreter lock while it reads the graph
+        opening = beside.submit(OnnxBackend.load, plan, runtime, threads=threads)
+        tokenizer = TextTokenizer.load(plan)
+        cpu = opening.result()
+    return tokenizer, choose_backend(cpu, plan, tokenizer, runtime, threads)

@@ -1,25 +1,38 @@
-"""`Dense` modules: linear layers that a model's folder puts behind the pooling. float32 in, float32 out."""
+"""What a model's folder puts behind the pooling: Dense, LayerNorm and Normalize. (B, in) to (B, out), float32."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embed_worker.errors import ModelError
-from embed_worker.inference.pooling import Float32
-from embed_worker.model_files.plan import DensePlan, ModelPlan
+from embed_worker.inference.pooling import Float32, finish_vectors
+from embed_worker.model_files.plan import DensePlan, LayerNormPlan, ModelPlan, ModulePlan, NormalizePlan
 from embed_worker.model_files.safetensors import SafetensorsError, SafetensorsFile
+
+# (B, in) to (B, out).
+Module: TypeAlias = Callable[[Float32], Float32]
+
+# What `torch.nn.LayerNorm` adds to the variance.
+_EPSILON = 1e-5
 
 # By the last component of the class in `torch.nn`.
 _ACTIVATIONS: dict[str, Callable[[Float32], Float32]] = {
     "Identity": lambda x: x,
     "Tanh": np.tanh,
     "ReLU": lambda x: np.maximum(x, 0),
+    "LeakyReLU": lambda x: np.where(x > 0, x, x * np.float32(0.01)),
+    "ELU": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
+    "Softplus": lambda x: np.logaddexp(x, np.float32(0)),
+    "Softsign": lambda x: x / (1 + np.abs(x)),
+    "Hardtanh": lambda x: np.clip(x, -1, 1),
+    "Mish": lambda x: x * np.tanh(np.logaddexp(x, np.float32(0))),
     "Sigmoid": lambda x: _sigmoid(x),
     "SiLU": lambda x: x * _sigmoid(x),
     "GELU": lambda x: np.asarray(x * (1 + _erf(x / math.sqrt(2))) / 2, np.float32),
@@ -49,26 +62,59 @@ class DenseLayer:
         return mapped + (vectors if self.residual is True else vectors @ self.residual.T)
 
 
-def load_dense(plan: ModelPlan) -> list[DenseLayer]:
-    """Read the layers of a model.
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerNorm:
+    """`weight` and `bias` are (D,)."""
+
+    weight: Float32
+    bias: Float32
+
+    def __call__(self, vectors: Float32) -> Float32:
+        """Normalise each vector over its components. Reference: `torch.nn.LayerNorm`."""
+        centred = vectors - vectors.mean(axis=1, keepdims=True)
+        variance = np.square(centred).mean(axis=1, keepdims=True)
+        return np.asarray(centred / np.sqrt(variance + np.float32(_EPSILON)) * self.weight + self.bias, np.float32)
+
+
+def load_modules(plan: ModelPlan) -> list[Module]:
+    """Read what follows the pooling of a model.
 
     Raises:
         ModelError: Weights that are missing, damaged or do not fit, or an activation that is not known.
     """
     try:
-        return [_load(layer) for layer in plan.dense]
+        return [_load_module(module) for module in plan.modules]
     except (SafetensorsError, ValueError, OSError) as error:
-        raise ModelError(f"the model {plan.name!r} has a Dense module that cannot be used: {error}") from error
+        raise ModelError(f"the model {plan.name!r} has a module that cannot be used: {error}") from error
+
+
+def _load_module(plan: ModulePlan) -> Module:
+    match plan:
+        case DensePlan():
+            return _load(plan)
+        case LayerNormPlan():
+            file = _open(plan.weights)
+            weight, bias = (_tensor(file, f"norm.{name}", rank=1) for name in ("weight", "bias"))
+            if weight.shape != bias.shape:
+                raise ValueError("its tensors do not fit together")
+            return LayerNorm(weight, bias)
+        case NormalizePlan():
+            return lambda vectors: finish_vectors(vectors, None, normalize=True)
+        case _:
+            assert_never(plan)
 
 
 def _load(plan: DensePlan) -> DenseLayer:
     if plan.activation not in _ACTIVATIONS:
         raise ValueError(f"the activation {plan.activation!r} is not known; known are {', '.join(_ACTIVATIONS)}")
-    if not plan.weights.is_file():
-        raise ValueError("it has no model.safetensors; a pytorch_model.bin is a program and is not run: convert it")
-    file = SafetensorsFile.open(plan.weights)
+    file = _open(plan.weights)
     weight = _tensor(file, "linear.weight", rank=2)
-    bias = _tensor(file, "linear.bias", rank=1) if "linear.bias" in file else None
+    stated = tuple(
+        size or found for size, found in zip((plan.out_features, plan.in_features), weight.shape, strict=True)
+    )
+    if weight.shape != stated:
+        raise ValueError(f"its weight is {weight.shape}, and its configuration says {stated}")
+    bias = _tensor(file, "linear.bias", rank=1) if plan.bias else None
     residual: Float32 | bool = plan.use_residual
     if plan.use_residual and weight.shape[0] != weight.shape[1]:
         residual = _tensor(file, "residual.weight", rank=2)
@@ -77,6 +123,16 @@ def _load(plan: DensePlan) -> DenseLayer:
     ):
         raise ValueError("its tensors do not fit together")
     return DenseLayer(weight, bias, residual, _ACTIVATIONS[plan.activation])
+
+
+def _open(weights: Path) -> SafetensorsFile:
+    if not weights.is_file():
+        raise ValueError(
+            f"{weights.parent.name} has no {weights.name}, and a pytorch_model.bin is a program that is not run: "
+            f"convert it where torch is, with `from safetensors.torch import save_file; "
+            f"save_file(torch.load('pytorch_model.bin', weights_only=True), '{weights.name}')`"
+        )
+    return SafetensorsFile.open(weights)
 
 
 def _tensor(file: SafetensorsFile, name: str, *, rank: int) -> Float32:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,9 +10,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from embed_worker.errors import ModelError, OutOfMemoryError, brief
+from embed_worker.errors import InvalidInput, ModelError, OutOfMemoryError, brief
 from embed_worker.inference.backend import CPU_TOLERANCE, TOLERANCES, Backend
-from embed_worker.inference.dense import DenseLayer
+from embed_worker.inference.dense import Module
 from embed_worker.inference.ort import CPU
 from embed_worker.inference.pooled_graph import check_pooled_graph
 from embed_worker.inference.pooling import Float32, are_usable, cosine_distances, finish_vectors, norms
@@ -51,11 +52,11 @@ class Engine:
     is_batch_invariant: bool
     one_by_one: str | None = None
     pad_left: bool = False
-    dense: Sequence[DenseLayer] = ()
+    dense: Sequence[Module] = ()
 
     @classmethod
     def warm_up(
-        cls, plan: ModelPlan, tokenizer: TextTokenizer, backend: Backend, dense: Sequence[DenseLayer] = ()
+        cls, plan: ModelPlan, tokenizer: TextTokenizer, backend: Backend, dense: Sequence[Module] = ()
     ) -> Engine:
         """Run the model, and learn its dimension and how its texts may share a run.
 
@@ -73,7 +74,9 @@ class Engine:
             pad_left=plan.pad_left,
             dense=dense,
         )
-        rows = tokenizer.encode(_WARM_UP, "")
+        rows = _encodable(tokenizer, _WARM_UP)
+        if not rows:
+            raise ModelError(f"the model {plan.name!r} has a tokenizer without a token for any of the first texts")
         try:
             engine = engine._learned(rows)
             vectors = engine.embed(rows, exclusive=False)
@@ -109,7 +112,7 @@ class Engine:
         """Look for a text whose vector depends on its neighbours; a float graph is believed after the first."""
         if not self._is_rounded:
             return True
-        rows = self.tokenizer.encode(_QUANTIZED_WARM_UP, "")
+        rows = _encodable(self.tokenizer, _QUANTIZED_WARM_UP)
         together = self.embed(rows, exclusive=False)
         alone = np.concatenate([self.embed([row], exclusive=False) for row in rows])
         return bool(cosine_distances(together, alone).max() < CPU_TOLERANCE)
@@ -184,6 +187,15 @@ def _is_about_shapes(error: Exception) -> bool:
     return any(sign in message for sign in ("broadcast", "dimension", "reshape", "shape mismatch"))
 
 
+def _encodable(tokenizer: TextTokenizer, texts: Sequence[str]) -> list[TokenizedText]:
+    """Tokenise texts, but for those that the vocabulary has no token for."""
+    rows: list[TokenizedText] = []
+    for text in texts:
+        with contextlib.suppress(InvalidInput):
+            rows += tokenizer.encode([text], "")
+    return [row for row in rows if len(row.ids)]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LoadedModel:
     """An engine and the name of its vector space."""
@@ -196,6 +208,12 @@ class LoadedModel:
     def plan(self) -> ModelPlan:
         """What its folder says."""
         return self.engine.plan
+
+    @property
+    def dimension(self) -> int:
+        """Components of an answer that asks for no other number: the engine's, or what the folder cuts them to."""
+        stated = self.plan.truncate_dim
+        return self.engine.dimension if stated is None else min(stated, self.engine.dimension)
 
     @property
     def normalizes(self) -> bool:
@@ -217,11 +235,11 @@ class LoadedModel:
 
         Args:
             raw: (B, dimension) as `Engine.embed` returns them.
-            dimensions: Components to keep; None for all.
+            dimensions: Components to keep; None for the model's usual number.
             normalize: None for what the folder says.
 
         Returns:
             (B, dimensions) little-endian float32, C-contiguous.
         """
         wanted = self.normalizes if normalize is None else normalize
-        return finish_vectors(raw, dimensions, normalize=wanted).astype("<f4", copy=False)
+        return finish_vectors(raw, dimensions or self.dimension, normalize=wanted).astype("<f4", copy=False)

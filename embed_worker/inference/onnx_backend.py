@@ -81,7 +81,7 @@ class OnnxBackend:
         outline = read_outline(graph)
         tables = _read_tables(graph, outline) if provider == CPU and threads > 1 else []
         providers = list(dict.fromkeys([provider, CPU]))
-        external_files(graph, outline.external)
+        external_files(graph, outline.external, home=plan.home)
         linked = map_linked(graph, outline.external)
 
         def open_session(threads: int) -> ort.Session:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
-from tokenizers import Encoding, Tokenizer, normalizers
+from tokenizers import AddedToken, Encoding, Tokenizer, models, normalizers, processors
 
-from embed_worker.errors import ModelError
+from embed_worker.errors import InvalidInput, ModelError, NothingLeft, brief
+from embed_worker.inference.chat import ChatTemplate
+from embed_worker.model_files.layout import read_file
 from embed_worker.model_files.plan import ModelPlan
+from embed_worker.model_files.tokenizer_plan import TokenizerPlan
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,22 +50,23 @@ class TextTokenizer:
         self._cutting: Tokenizer | None = None  # most workers never see a text that is too long
         self._plan = plan
         self._max_tokens = plan.max_tokens
-        self._include_prompt = plan.include_prompt
-        self._skipped_by_prompt: dict[str, int] = {}
+        self._chat = None if plan.chat is None else ChatTemplate(plan.chat)
+        self._special_ids = frozenset(counting.token_to_id(token) for token in plan.tokenizer.special)
+        self._known: dict[tuple[str, str], Any] = {}
         self._lock = threading.Lock()
         self.pad_id = _pad_id(counting, plan)
 
     @classmethod
     def load(cls, plan: ModelPlan) -> TextTokenizer:
-        """Read `tokenizer.json`.
+        """Make the tokenizer of a plan.
 
         Raises:
             ModelError: It cannot be read, is damaged, or leaves no room for a text within the model's limit.
         """
-        counting = _read(plan.tokenizer_file, plan.name)
+        counting = _make(plan.tokenizer, plan.name)
         if plan.lowercase:
             _lowercase_first(counting)
-        special = counting.num_special_tokens_to_add(is_pair=False)
+        special = counting.num_special_tokens_to_add(is_pair=False) if plan.adds_special_tokens else 0
         if plan.max_tokens <= special:
             raise ModelError(
                 f"the model {plan.name!r} has a limit of {plan.max_tokens} tokens, "
@@ -75,72 +80,181 @@ class TextTokenizer:
         return int(self._counting.get_vocab_size(with_added_tokens=True))
 
     def encode(self, texts: Sequence[str], prompt: str) -> list[TokenizedText]:
-        """Tokenise texts, each with the prompt put before it verbatim; nothing is stripped."""
-        whole = [prompt + text for text in texts] if prompt else list(texts)
-        encodings: list[Encoding] = self._counting.encode_batch_fast(whole)
-        skipped = 0 if self._include_prompt or not prompt else self._prompt_tokens(prompt)
-        return [self._cut(text, encoding, skipped) for text, encoding in zip(whole, encodings, strict=True)]
+        """Tokenise texts, each with the prompt put before it verbatim; nothing is stripped.
 
-    def _cut(self, text: str, encoding: Encoding, skipped: int) -> TokenizedText:
+        Raises:
+            InvalidInput: A text cannot be encoded.
+            NothingLeft: The prompt leaves nothing of any text.
+        """
+        skipped = self._skipped(prompt)
+        whole = self._whole(texts, prompt)
+        encodings = self._encode(whole)
+        cut = (self._cut(text, encoding) for text, encoding in zip(whole, encodings, strict=True))
+        suffix = () if self._chat is None else self._suffix(prompt)
+        return [TokenizedText(_with_suffix(ids, count, suffix), count, skipped) for ids, count in cut]
+
+    def _whole(self, texts: Sequence[str], prompt: str) -> list[str]:
+        if self._chat is not None:
+            return self._chat.render_all(texts, prompt)
+        return [prompt + text for text in texts] if prompt else list(texts)
+
+    def _encode(self, texts: list[str]) -> list[Encoding]:
+        adds = self._plan.adds_special_tokens
+        try:
+            return list(self._counting.encode_batch_fast(texts, add_special_tokens=adds))
+        except Exception as error:  # the package raises plain Exception for what a vocabulary has no token for
+            for index, text in enumerate(texts):
+                self._check_encodes(text, index)
+            raise InvalidInput(f"cannot be encoded: {brief(error)}", index=0) from error
+
+    def _check_encodes(self, text: str, index: int) -> None:
+        try:
+            self._counting.encode(text, add_special_tokens=self._plan.adds_special_tokens)
+        except Exception as error:
+            raise InvalidInput(f"cannot be encoded: {brief(error)}", index=index) from error
+
+    def _cut(self, text: str, encoding: Encoding) -> tuple[list[int], int]:
         ids = encoding.ids
         count = len(ids)
         if count > self._max_tokens:
             # Encoded again rather than cut here: only the tokenizer knows which special tokens must stay at the end.
-            ids = self._tokenizer_that_cuts().encode_batch_fast([text])[0].ids
-        return TokenizedText(np.array(ids, np.int64), count, skipped)
+            adds = self._plan.adds_special_tokens
+            ids = self._tokenizer_that_cuts().encode_batch_fast([text], add_special_tokens=adds)[0].ids
+        return ids, count
 
     def _tokenizer_that_cuts(self) -> Tokenizer:
         """A second instance, because truncation is a state of the tokenizer that other threads would see."""
         with self._lock:
             if self._cutting is None:
                 cutting = Tokenizer.from_str(self._counting.to_str())
-                direction = "left" if self._plan.truncate_left else "right"
+                cutting.encode_special_tokens = self._counting.encode_special_tokens
+                direction = "left" if self._plan.tokenizer.truncate_left else "right"
                 cutting.enable_truncation(self._max_tokens, direction=direction)
                 self._cutting = cutting
             return self._cutting
 
-    def _prompt_tokens(self, prompt: str) -> int:
-        """Count the leading tokens of a prompt, the leading special tokens included.
+    def _skipped(self, prompt: str) -> int:
+        """Count the leading tokens that pooling leaves out."""
+        if self._plan.include_prompt or not prompt or self._chat is not None:
+            return 0
+        skipped, count = self._remember("prompt", prompt, self._prompt_tokens)
+        if count > self._max_tokens:
+            raise NothingLeft(
+                f"the prompt has {count} tokens, which this model leaves out of the vector, and its limit is "
+                f"{self._max_tokens}: nothing of a text is left"
+            )
+        return int(skipped)
+
+    def _prompt_tokens(self, prompt: str) -> tuple[int, int]:
+        """Count the leading tokens of a prompt, the leading special tokens included, and all of its tokens.
 
         Reference: sentence-transformers, which encodes the prompt alone and leaves out a final special token.
         """
+        ids = self._encode([prompt])[0].ids
+        return len(ids) - (1 if ids and ids[-1] in self._special_ids else 0), len(ids)
+
+    def _suffix(self, prompt: str) -> tuple[int, ...]:
+        """Return the tokens that a chat template puts behind every text: a cut must not lose them.
+
+        Reference: sentence-transformers, which compares two short texts from the end.
+        """
+
+        def find(prompt: str) -> tuple[int, ...]:
+            first, second = (encoding.ids for encoding in self._encode(self._whole(["0", "1 2 3 4"], prompt)))
+            same = 0
+            while same < min(len(first), len(second)) and first[-1 - same] == second[-1 - same]:
+                same += 1
+            return tuple(first[len(first) - same :]) if 0 < same < min(len(first), len(second)) else ()
+
+        found: tuple[int, ...] = self._remember("suffix", prompt, find)
+        return found
+
+    def _remember(self, kind: str, prompt: str, find: Callable[[str], Any]) -> Any:
         with self._lock:
-            known = self._skipped_by_prompt.get(prompt)
-        if known is not None:
-            return known
-        special = self._counting.encode(prompt).special_tokens_mask
-        count = len(special) - (1 if special and special[-1] else 0)
-        with self._lock:
-            if len(self._skipped_by_prompt) >= 256:  # literal prompts come from requests
-                self._skipped_by_prompt.clear()
-            self._skipped_by_prompt[prompt] = count
-        return count
+            known = self._known.get((kind, prompt))
+        if known is None:
+            known = find(prompt)
+            with self._lock:
+                if len(self._known) >= 256:  # literal prompts come from requests
+                    self._known.clear()
+                self._known[kind, prompt] = known
+        return known
 
 
-def _read(path: Path, name: str) -> Tokenizer:
+def _with_suffix(ids: list[int], count: int, suffix: tuple[int, ...]) -> NDArray[np.int64]:
+    found = np.array(ids, np.int64)
+    if suffix and count > len(ids):
+        keep = min(len(suffix), len(ids))
+        found[len(ids) - keep :] = suffix[len(suffix) - keep :]
+    return found
+
+
+def _make(plan: TokenizerPlan, name: str) -> Tokenizer:
     try:
-        tokenizer = Tokenizer.from_str(path.read_text("utf-8"))
+        tokenizer = Tokenizer.from_str(_document(plan))
+        for token in plan.tokens:
+            tokenizer.add_tokens([AddedToken(**token)])
+        if plan.template is not None:
+            tokenizer.post_processor = _template(tokenizer, plan.template)
+        tokenizer.encode_special_tokens = plan.splits_special
     except OSError as error:
-        raise ModelError(f"the model {name!r} has a tokenizer.json that cannot be read: {error.strerror}") from error
-    except Exception as error:  # the package raises plain Exception for whatever is wrong with the file
-        raise ModelError(f"the model {name!r} has a tokenizer.json that cannot be used: {str(error)[:200]}") from error
+        raise ModelError(
+            f"the model {name!r} has a {plan.file.name} that cannot be read: {error.strerror or error}"
+        ) from error
+    except BaseException as error:  # plain Exception for whatever is wrong with the file, and Rust's panics are none
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+            raise
+        problem = f"has a {plan.file.name} that cannot be used: {str(error)[:200]}"
+        raise ModelError(f"the model {name!r} {problem}") from error
     # Published files carry settings of whoever saved them: MiniLM's would cut texts at 128 and pad every text to 128.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
 
 
+def _document(plan: TokenizerPlan) -> str:
+    """Return tokenizer.json with the sections of the plan in place of its own, or one made for a vocabulary."""
+    if plan.file.suffix == ".txt":
+        document: dict[str, Any] = {"version": "1.0", "added_tokens": [], **plan.sections}
+        members = {"type": "WordPiece", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
+        document["model"] = {**members, **plan.sections["model"], "vocab": models.WordPiece.read_file(str(plan.file))}
+        return orjson.dumps(document).decode()
+    content = read_file(plan.file).decode()
+    if not plan.sections and plan.keeps_tokens:
+        return content
+    document = orjson.loads(content)
+    model = {**document["model"], **plan.sections.get("model", {})}
+    document |= {**plan.sections, "model": model}
+    if not plan.keeps_tokens:
+        document["added_tokens"] = []
+    return orjson.dumps(document).decode()
+
+
+def _template(tokenizer: Tokenizer, names: Sequence[str | None]) -> Any:
+    special = []
+    for name in dict.fromkeys(name for name in names if name is not None):
+        if (index := tokenizer.token_to_id(name)) is None:
+            raise ValueError(f"its template has {name!a}, which is no token")
+        special.append((name, index))
+    pieces = ["$A" if name is None else name for name in names]
+    return processors.TemplateProcessing(single=pieces, pair=[*pieces, "$B"], special_tokens=special)
+
+
 def _lowercase_first(tokenizer: Tokenizer) -> None:
-    """Lower-case texts before anything else happens to them.
+    """Lower-case texts before anything else happens to them, where nothing does.
 
     Reference: sentence-transformers, the option `do_lower_case` of the module `Transformer`.
     """
     own = tokenizer.normalizer
+    steps = [own[place] for place in range(len(own))] if isinstance(own, normalizers.Sequence) else [own]
+    if any(isinstance(step, normalizers.Lowercase) for step in steps):
+        return
     lowercase = normalizers.Lowercase()
     tokenizer.normalizer = lowercase if own is None else normalizers.Sequence([lowercase, own])
 
 
 def _pad_id(tokenizer: Tokenizer, plan: ModelPlan) -> int:
     """Find an id for padding. The mask hides it, so any row of the vocabulary does where the folder names none."""
-    found = tokenizer.token_to_id(plan.pad_token) if plan.pad_token is not None else None
+    token = plan.tokenizer.pad_token
+    found = tokenizer.token_to_id(token) if token is not None else None
     return 0 if found is None else found

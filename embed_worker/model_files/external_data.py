@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from embed_worker.errors import ModelError
 from embed_worker.model_files.damage import damage_of
-from embed_worker.model_files.layout import OutsideError, inner_path
+from embed_worker.model_files.layout import OutsideError, check_link, inner_path
 from embed_worker.model_files.onnx_outline import ExternalTensor
 
 # By `TensorProto.DataType`; bfloat16 as its bits. numpy has no name for types of less than a byte.
@@ -39,24 +39,32 @@ class MappedTensor:
     values: NDArray[Any]
 
 
-def external_files(graph: Path, tensors: Sequence[ExternalTensor]) -> list[Path]:
+def external_files(graph: Path, tensors: Sequence[ExternalTensor], *, home: Path | None = None) -> list[Path]:
     """List the files that a graph needs beside itself, in order of their names.
 
+    Args:
+        graph: The graph.
+        tensors: Those that it keeps elsewhere.
+        home: The folder of the model, which no link may leave; None where links may lead anywhere.
+
     Raises:
-        ModelError: One lies outside the graph's folder by its name, is not there, or is shorter than the graph says.
+        ModelError: One lies outside the graph's folder by its name, outside the model's as a link, is not there, or is
+            shorter than the graph says.
     """
     needed: dict[str, int] = {}
     for tensor in tensors:
         end = tensor.offset + (tensor.length or 0)
         needed[tensor.location] = max(needed.get(tensor.location, 0), end)
-    return [_checked(graph, location, size) for location, size in sorted(needed.items())]
+    return [_checked(graph, location, size, home) for location, size in sorted(needed.items())]
 
 
-def _checked(graph: Path, location: str, size: int) -> Path:
+def _checked(graph: Path, location: str, size: int, home: Path | None) -> Path:
     try:
         file = graph.parent / inner_path(location)
     except OutsideError as error:
         raise ModelError(f"the graph {graph.name!r} keeps data outside: {error}") from error
+    if home is not None:
+        check_link(file, home)
     try:
         found = file.stat().st_size
     except OSError as error:

@@ -5,6 +5,7 @@ It decides nothing about a model. The worker, `pull` and `export` take the same 
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import json
 import os
@@ -13,6 +14,8 @@ import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
+
+import orjson
 
 from embed_worker.errors import ModelError
 from embed_worker.model_files.damage import json_damage
@@ -167,8 +170,10 @@ def read_json(file: Path) -> Any:
             "it is".
     """
     content = read_file(file)
+    with contextlib.suppress(orjson.JSONDecodeError):
+        return orjson.loads(content)  # a tokenizer may have tens of MB
     try:
-        document = json.loads(content)
+        document = json.loads(content)  # which takes NaN, as Python's own files may have it
         # A lone surrogate passes the parser and breaks whoever prints it, hashes it or looks a file up by it.
         json.dumps(document, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:

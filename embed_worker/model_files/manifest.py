@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, Self, TypeAlias, assert_never
 
 from embed_worker.config import Verify
+from embed_worker.errors import ModelError
 from embed_worker.machine import cache_dir
 from embed_worker.model_files.atomic import written_aside
 from embed_worker.model_files.damage import damage_of
-from embed_worker.model_files.layout import OutsideError, inner_path
+from embed_worker.model_files.layout import OutsideError, check_link, inner_path
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = 1
@@ -66,13 +67,13 @@ class Manifest:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise ManifestError(f"{MANIFEST_NAME} cannot be read: {error.strerror}.") from error
+            raise ManifestError(f"{MANIFEST_NAME} cannot be read: {error.strerror}") from error
         if len(content) > _MAX_MANIFEST_BYTES:
-            raise ManifestError(f"{MANIFEST_NAME} is larger than {_MAX_MANIFEST_BYTES >> 20} MB.")
+            raise ManifestError(f"{MANIFEST_NAME} is larger than {_MAX_MANIFEST_BYTES >> 20} MB")
         try:
             document = json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise ManifestError(f"{MANIFEST_NAME} is not JSON.") from error
+            raise ManifestError(f"{MANIFEST_NAME} is not JSON") from error
         return cls._of_json(document)
 
     @classmethod
@@ -82,9 +83,9 @@ class Manifest:
                 records = {_inner_path(path): _record(path, entry) for path, entry in sorted(files.items())}
                 return cls(name=name, source=source, license=licence, files=records)
             case {"format": int(other)} if other != FORMAT:
-                raise ManifestError(f"{MANIFEST_NAME} has format {other}; this version reads format {FORMAT}.")
+                raise ManifestError(f"{MANIFEST_NAME} has format {other}; this version reads format {FORMAT}")
             case _:
-                raise ManifestError(f"{MANIFEST_NAME} needs format {FORMAT}, name, source, license and files.")
+                raise ManifestError(f"{MANIFEST_NAME} needs format {FORMAT}, name, source, license and files")
 
     @classmethod
     def of_folder(cls, folder: Path, *, name: str, source: str, license: str) -> Self:
@@ -120,36 +121,55 @@ class Manifest:
         _write_whole(folder / MANIFEST_NAME, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
 
-def verify(folder: Path, manifest: Manifest, mode: Verify) -> None:
+def verify(folder: Path, manifest: Manifest, mode: Verify, *, allow_links: bool = False) -> dict[str, str]:
     """Compare the files of a folder with its manifest; files that it does not list are no error.
 
-    With `AUTO`, a file that was verified before and has the same size, modification time and inode is not hashed
-    again: hashing the default model takes 0.05 to 0.1 s, about as long as loading it.
+    With `AUTO`, a file that was verified before and has the same size, times of its content and of its entry, and inode
+    is not hashed again: hashing the default model takes 0.05 to 0.1 s, about as long as loading it.
+
+    Returns:
+        The SHA-256 of each file that is what the manifest says, by its path; empty with `NEVER`.
 
     Raises:
-        ManifestError: A file is missing, or differs in size or hash.
+        ManifestError: A file is missing, differs in size or hash, or is a link out of the folder.
     """
     match mode:
         case Verify.NEVER:
-            return
+            return {}
         case Verify.AUTO | Verify.ALWAYS:
             pass
         case _:
             assert_never(mode)
     remembered = _read_verified()
     learned: _Verified = {}
+    advice = _advice(manifest)
     for path, record in manifest.files.items():
         file = folder / path
-        state = _state(file, path, record)
+        if not allow_links:
+            _check_link(file, folder)  # before its size and its hash are told to anybody
+        state = _state(file, path, record, advice)
         key = os.path.abspath(file)
         if mode is Verify.AUTO and remembered.get(key) == state:
             continue
-        _check_hash(file, path, record)
+        _check_hash(file, path, record, advice)
         # A file that changed while it was read has proved nothing about what it is now.
-        if _state(file, path, record) == state:
+        if _state(file, path, record, advice) == state:
             learned[key] = state
     if learned:
         _write_verified({key: state for key, state in remembered.items() if key not in learned} | learned)
+    return {path: record.sha256 for path, record in manifest.files.items()}
+
+
+def _advice(manifest: Manifest) -> str:
+    again = "get the model again"
+    return f"export the graph again, or {again}" if "exported by" in manifest.source else again
+
+
+def _check_link(file: Path, folder: Path) -> None:
+    try:
+        check_link(file, folder)
+    except ModelError as error:
+        raise ManifestError(str(error)) from error
 
 
 def file_sha256(file: Path) -> str:
@@ -181,28 +201,28 @@ def _record(path: str, entry: Any) -> FileRecord:
         ):
             return FileRecord(sha256=sha256, size=size)
         case _:
-            raise ManifestError(f"{MANIFEST_NAME} gives {path!r} no sha256 of 64 hex digits and size in bytes.")
+            raise ManifestError(f"{MANIFEST_NAME} gives {path!r} no sha256 of 64 hex digits and size in bytes")
 
 
-def _check_hash(file: Path, path: str, record: FileRecord) -> None:
+def _check_hash(file: Path, path: str, record: FileRecord, advice: str) -> None:
     try:
         actual = file_sha256(file)
     except OSError as error:
-        raise ManifestError(f"{path} cannot be read: {error.strerror}.") from error
+        raise ManifestError(f"{path} cannot be read: {error.strerror}") from error
     if actual != record.sha256:
         raise ManifestError(
-            f"{path} is not the file of its manifest: its SHA-256 is {actual} and not {record.sha256}; "
-            "get the model again."
+            f"{path} is not the file of its manifest: its SHA-256 is {actual} and not {record.sha256}: {advice}"
         )
 
 
 # What was verified before ------------------------------------------------------------------------------------------
 
-# A file's absolute path → [size, modification time in ns, inode, SHA-256]; a list, because JSON gives one back.
+# A file's absolute path → [size, modification time in ns, its entry's in ns, inode, SHA-256]; a list, because JSON
+# gives one back. Whoever changes a file can set the first time back, and not the second.
 _Verified: TypeAlias = dict[str, list[int | str]]
 
 
-def _state(file: Path, path: str, record: FileRecord) -> list[int | str]:
+def _state(file: Path, path: str, record: FileRecord, advice: str) -> list[int | str]:
     """Describe a file as it is now, with the hash that it should have.
 
     Raises:
@@ -211,14 +231,14 @@ def _state(file: Path, path: str, record: FileRecord) -> list[int | str]:
     try:
         status = file.stat()
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ManifestError(f"{path} is missing, and {MANIFEST_NAME} lists it; get the model again.") from error
+        raise ManifestError(f"{path} is missing, and {MANIFEST_NAME} lists it: {advice}") from error
     except OSError as error:
-        raise ManifestError(f"{path} cannot be read: {error.strerror}.") from error
+        raise ManifestError(f"{path} cannot be read: {error.strerror}") from error
     if status.st_size != record.size:
-        other = f"it has {status.st_size} bytes and not {record.size}; get the model again."
+        other = f"it has {status.st_size} bytes and not {record.size}: {advice}"
         damage = damage_of(file)
         raise ManifestError(f"{path} is not the file of its manifest: {other if damage is None else f'it is {damage}'}")
-    return [status.st_size, status.st_mtime_ns, status.st_ino, record.sha256]
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, record.sha256]
 
 
 def _read_verified() -> _Verified:

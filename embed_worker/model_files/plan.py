@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any, TypeAlias
+
+from embed_worker.model_files.tokenizer_plan import TokenizerPlan
 
 
 class PoolingMode(StrEnum):
@@ -30,13 +33,29 @@ class Decision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DensePlan:
-    """A `Dense` module: `activation` is the last component of its class's name; sizes are None where none is stated."""
+    """A `Dense` module: `activation` is the last component of its class in `torch.nn`; None for what is not stated."""
 
     weights: Path
     activation: str
     use_residual: bool
     in_features: int | None = None
     out_features: int | None = None
+    bias: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerNormPlan:
+    """A `LayerNorm` module."""
+
+    weights: Path
+
+
+@dataclass(frozen=True, slots=True)
+class NormalizePlan:
+    """A `Normalize` module that others follow."""
+
+
+ModulePlan: TypeAlias = DensePlan | LayerNormPlan | NormalizePlan
 
 
 class PoolingSource(StrEnum):
@@ -49,26 +68,45 @@ class PoolingSource(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChatPlan:
+    """How a text becomes a message of a chat.
+
+    Attributes:
+        template: In the language Jinja.
+        is_structured: The content of a message is a list of parts, and not a string.
+        variables: What the template may use besides the messages.
+    """
+
+    template: str
+    is_structured: bool
+    variables: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelPlan:
     """How to run a model as its folder says.
 
     Attributes:
         name: The folder's name, by which requests call the model.
-        graph: The ONNX file to run.
+        graph: The ONNX file to run; the file of the table where `is_static`.
+        is_static: A text's vector is the mean of rows of a table: no graph, no limit, no special tokens.
         pooling: The modes whose vectors are concatenated, in order; none where only the graph knows.
         pooling_source: What settles it.
         pooling_dimension: What the pooling configuration says the token vectors have; None where it does not.
         include_prompt: Whether the prompt's tokens take part in the pooling.
-        dense: Linear layers after the pooling, in order.
-        normalize: Whether answers are L2-normalised unless the request says otherwise.
+        modules: What follows the pooling, in order.
+        normalize: Whether answers are L2-normalised at last unless the request says otherwise.
+        truncate_dim: How many components an answer has unless the request says otherwise; None for all.
+        hidden_state: Which of the hidden states is pooled, as an index into them all; None for the last.
         padding_position: Positions of the architecture are counted over the tokens with other ids than this one, and
             begin behind it; None: over all tokens, from 0.
         max_tokens: Longer texts are cut, special tokens included.
         prompts: By name; `query` and `document` always exist.
-        pad_token: The tokenizer's own; None where the folder names none.
-        pad_left: Whether padding goes before the text.
-        truncate_left: Whether a cut takes the beginning of the text.
+        tokenizer: How the tokenizer is made.
+        adds_special_tokens: Whether a text gets the special tokens of the template.
+        chat: How a text becomes a message; None where it stays a text.
         lowercase: Whether texts are lower-cased before the tokenizer sees them.
+        allow_links: Whether links may lead out of the folder.
         decisions: All of it with sources, for people.
         warnings: Sentences about what a person should look at.
     """
@@ -76,20 +114,24 @@ class ModelPlan:
     name: str
     folder: Path
     graph: Path
+    is_static: bool = False
     pooling: tuple[PoolingMode, ...]
     pooling_source: PoolingSource = PoolingSource.FOLDER
     pooling_dimension: int | None
     include_prompt: bool
-    dense: tuple[DensePlan, ...]
+    modules: tuple[ModulePlan, ...]
     normalize: bool
+    truncate_dim: int | None = None
+    hidden_state: int | None = None
     padding_position: int | None = None
     max_tokens: int
     prompts: Mapping[str, str]
     default_prompt_name: str | None
-    pad_token: str | None
-    pad_left: bool
-    truncate_left: bool
+    tokenizer: TokenizerPlan
+    adds_special_tokens: bool = True
+    chat: ChatPlan | None = None
     lowercase: bool
+    allow_links: bool = False
     decisions: tuple[Decision, ...]
     warnings: tuple[str, ...] = ()
 
@@ -97,9 +139,29 @@ class ModelPlan:
     def takes_tokens(self) -> bool:
         """Whether token vectors are taken where the graph gives a sentence vector, too: all that follows is at hand."""
         is_settled = self.pooling_source in (PoolingSource.FOLDER, PoolingSource.OPTION)
-        return is_settled and all(layer.weights.is_file() for layer in self.dense)
+        return is_settled and all(file.is_file() for file in self.weights_of_modules)
+
+    @property
+    def weights_of_modules(self) -> tuple[Path, ...]:
+        """The files that modules behind the pooling have, in their order; a graph that pools itself needs none."""
+        return tuple(module.weights for module in self.modules if not isinstance(module, NormalizePlan))
+
+    @property
+    def dense(self) -> tuple[DensePlan, ...]:
+        """The `Dense` modules behind the pooling."""
+        return tuple(module for module in self.modules if isinstance(module, DensePlan))
+
+    @property
+    def home(self) -> Path | None:
+        """The folder that no link of a file may leave; None where links may lead anywhere."""
+        return None if self.allow_links else self.folder
+
+    @property
+    def pad_left(self) -> bool:
+        """Whether padding goes before the text."""
+        return self.tokenizer.pad_left
 
     @property
     def tokenizer_file(self) -> Path:
-        """The fast tokenizer's own file."""
-        return self.folder / "tokenizer.json"
+        """The tokenizer's own file."""
+        return self.tokenizer.file

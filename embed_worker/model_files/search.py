@@ -98,9 +98,7 @@ def find_by_name(name: str, folders: Sequence[Path]) -> Path:
             return as_listed(folder / wanted)
         for repository in sorted(folder.glob(f"{_HUB_PREFIX}*--{wanted}")):
             return _snapshot(repository)
-    raise ModelNotFoundError(
-        f"no model {wanted!r} in any models folder: fetch it with `embed-worker pull {name}`, or name its folder"
-    )
+    raise ModelNotFoundError(f"no model {wanted!r} in any models folder: fetch it with `embed-worker pull {name}`")
 
 
 def find_model(name_or_path: str, folders: Sequence[Path]) -> Path:
@@ -116,4 +114,7 @@ def find_model(name_or_path: str, folders: Sequence[Path]) -> Path:
         raise ModelNotFoundError(f"{name_or_path!r} is a file: --model takes the folder that holds the model")
     if path.is_absolute() or name_or_path.startswith((".", "~")):
         raise ModelNotFoundError(f"there is no folder {name_or_path!r}")
-    return find_by_name(name_or_path, folders)
+    try:
+        return find_by_name(name_or_path, folders)
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(f"{error}, or name its folder") from error

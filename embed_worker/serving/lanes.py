@@ -338,6 +338,10 @@ class Lanes:
         started = self._clock()
         try:
             texts = model.engine.tokenizer.encode(job.request.inputs[first:last], job.prompt)
+        except RequestFailed as failure:
+            index = first + (failure.index or 0)
+            self.fail(job, failure.code, f"input {index}: {failure}", index)
+            return
         except MemoryError:
             raise
         except BaseException:  # noqa: BLE001 - it concerns this request alone; Rust's panics are no Exception

@@ -65,6 +65,8 @@ class ModelStore:
         self._slots: dict[str, ModelSlot] = {}
         self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._default_name: str | None = None
+        # What the command line said of a model holds for as long as the worker lives, also after an unloading.
+        self._settled: dict[str, ModelOptions] = {}
 
     def start(self) -> None:
         """Start the thread that loads."""
@@ -76,6 +78,7 @@ class ModelStore:
         slot = ModelSlot(name, when_settled=[when_settled])
         with self._lock:
             self._slots[name] = slot
+            self._settled[name] = options
             if self._default_name is None:
                 self._default_name = name
         self._tasks.put(lambda: self._settle(slot, lambda: find_model(options.name_or_path, self._folders), options))
@@ -91,16 +94,20 @@ class ModelStore:
         with self._lock:
             slot = self._slots.get(wanted)
             if slot is None or slot.error is not None:
-                folder = find_by_name(wanted, self._folders)
+                folder = self._folder_of(name, wanted)
                 wanted = model_name(folder)  # another spelling may mean the same folder
                 slot = self._slots.get(wanted)
             if slot is None or slot.error is not None:
                 slot = self._slots[wanted] = ModelSlot(wanted, when_settled=[when_settled])
-                options = ModelOptions(name_or_path=wanted)
+                options = self._settled.get(wanted) or ModelOptions(name_or_path=wanted)
                 fresh = slot
                 self._tasks.put(lambda: self._settle(fresh, lambda: folder, options))
                 return
         self.when_settled(slot, when_settled)
+
+    def _folder_of(self, name: str, wanted: str) -> Path:
+        settled = self._settled.get(wanted)
+        return find_by_name(name, self._folders) if settled is None else find_model(settled.name_or_path, self._folders)
 
     def find(self, name: str | None) -> ModelSlot:
         """Return the model that a request means, loaded or being loaded; the default model also when it has failed.

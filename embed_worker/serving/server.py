@@ -449,7 +449,8 @@ class Server:
             "model": model.name,
             "models": self._store.names(),
             "fingerprint": model.fingerprint,
-            "dimension": engine.dimension,
+            "dimension": model.dimension,
+            "max_dimension": engine.dimension,
             "max_tokens": plan.max_tokens,
             "pooling": [str(mode) for mode in plan.pooling],
             "normalize": model.normalizes,
@@ -482,7 +483,7 @@ class Server:
         answer.succeed(
             {
                 "model": slot.model.name,
-                "dimension": engine.dimension,
+                "dimension": slot.model.dimension,
                 "fingerprint": slot.model.fingerprint,
                 "providers": [engine.backend.provider.chosen],
                 "message": f"the model {slot.model.name} is loaded",

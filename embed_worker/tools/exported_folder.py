@@ -14,7 +14,6 @@ from embed_worker.inference.tokenizer import TextTokenizer
 from embed_worker.model_files.fingerprint import fingerprint
 from embed_worker.model_files.folder import read_model_folder
 from embed_worker.model_files.layout import MODULES, USUAL_GRAPHS, files_of_a_model
-from embed_worker.model_files.manifest import FileRecord, Manifest
 from embed_worker.model_files.plan import ModelPlan
 
 _GRAPH = USUAL_GRAPHS[0]
@@ -104,8 +103,7 @@ def _said(plan: ModelPlan) -> dict[str, str]:
 def _space(plan: ModelPlan) -> str:
     """Name a model's vector space but for its graph, which is the same."""
     graph = plan.graph.relative_to(plan.folder).as_posix()
-    same = {name: FileRecord(sha256="", size=0) for name in (graph, f"{graph}_data")}
-    return fingerprint(plan, Manifest(name="", source="", license="", files=same))
+    return fingerprint(plan, dict.fromkeys((graph, f"{graph}_data"), "the same"))
 
 
 def _texts(plan: ModelPlan) -> list[str]:

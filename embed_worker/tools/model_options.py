@@ -26,6 +26,14 @@ def add_settling_arguments(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--normalize", action=argparse.BooleanOptionalAction, help="L2-normalise, or do not")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="cut texts to N tokens")
     parser.add_argument(
+        "--ignore-config",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="read the model as if its configurations did not have KEY; repeatable",
+    )
+    parser.add_argument("--allow-links", action="store_true", help="follow links out of the model's folder")
+    parser.add_argument(
         "--models-dir",
         dest="models_dirs",
         action="append",
@@ -58,6 +66,8 @@ def model_options(args: argparse.Namespace) -> ModelOptions:
         pooling=args.pooling,
         normalize=args.normalize,
         max_tokens=args.max_tokens,
+        ignore_config=tuple(args.ignore_config),
+        allow_links=args.allow_links,
     )
 
 

@@ -29,6 +29,7 @@ from embed_worker.errors import ModelError, OutOfMemoryError
 from embed_worker.inference.pooling import Float32, are_usable, finish_vectors
 from embed_worker.machine import Threads
 from embed_worker.model_files.plan import ModelPlan, PoolingMode
+from embed_worker.model_files.tokenizer_plan import TokenizerPlan
 from embed_worker.protocol import Limits
 from embed_worker.serving.model_store import ModelStore
 from embed_worker.serving.server import Server, Surroundings
@@ -163,6 +164,7 @@ class FakeModel:
         self.is_closed = False
         self.fingerprint = f"{zlib.crc32(name.encode()):016x}"
         self.engine = FakeEngine()
+        self.dimension = self.engine.dimension
         self.plan = ModelPlan(
             name=name,
             folder=Path(name),
@@ -170,14 +172,12 @@ class FakeModel:
             pooling=(PoolingMode.MEAN,),
             pooling_dimension=None,
             include_prompt=True,
-            dense=(),
+            modules=(),
             normalize=True,
             max_tokens=MAX_TOKENS,
             prompts={"query": "ask ", "document": ""},
             default_prompt_name=None,
-            pad_token=None,
-            pad_left=False,
-            truncate_left=False,
+            tokenizer=TokenizerPlan(file=Path(name) / "tokenizer.json", sections={}),
             lowercase=False,
             decisions=(),
         )

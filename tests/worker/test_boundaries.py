@@ -115,4 +115,4 @@ def test_serving_imports_no_network() -> None:
 
 def test_run_time_dependencies_are_four_and_those_that_are_asked_for_by_name() -> None:
     outside = set().union(*(top_level(path) for path in SERVING)) - sys.stdlib_module_names - {"embed_worker"}
-    assert outside <= HEAVY | {"orjson", "mlx", "openvino", "onnx", "tqdm"}
+    assert outside <= HEAVY | {"orjson", "mlx", "openvino", "onnx", "tqdm", "jinja2"}

@@ -15,7 +15,7 @@ import pytest
 
 from embed_worker.config import ModelOptions, RuntimeOptions
 from embed_worker.errors import ModelError
-from embed_worker.inference.dense import load_dense
+from embed_worker.inference.dense import load_modules
 from embed_worker.loading import load_model
 from embed_worker.model_files.plan import DensePlan, ModelPlan
 from tests.worker.harness import ROOT
@@ -45,9 +45,9 @@ def save(path: Path, **tensors: np.ndarray[Any, Any]) -> Path:
     return path
 
 
-def plan(weights: Path, activation: str = "Identity", *, use_residual: bool = False) -> ModelPlan:
-    layer = DensePlan(weights=weights, activation=activation, use_residual=use_residual)
-    return plan_for("bert-mean", dense=(layer,))
+def plan(weights: Path, activation: str = "Identity", *, use_residual: bool = False, bias: bool = True) -> ModelPlan:
+    layer = DensePlan(weights=weights, activation=activation, use_residual=use_residual, bias=bias)
+    return plan_for("bert-mean", modules=(layer,))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -59,7 +59,9 @@ def test_a_layer_is_what_its_definition_says(
     random = np.random.default_rng(5)
     weight, bias, residual = random.normal(size=(rows, 4)), random.normal(size=rows), random.normal(size=(rows, 4))
     tensors = {"linear__weight": weight, **({"linear__bias": bias} if has_bias else {}), "residual__weight": residual}
-    (layer,) = load_dense(plan(save(tmp_path / "w.safetensors", **tensors), activation, use_residual=use_residual))
+    (layer,) = load_modules(
+        plan(save(tmp_path / "w.safetensors", **tensors), activation, use_residual=use_residual, bias=has_bias)
+    )
     vectors = random.normal(size=(2, 4)).astype(np.float32)
     for vector, mapped in zip(vectors, layer(vectors), strict=True):
         for row, value in enumerate(mapped):
@@ -80,15 +82,17 @@ def test_a_layer_is_what_its_definition_says(
 )
 def test_weights_that_cannot_be_used_are_refused(tmp_path: Path, tensors: Any, words: str) -> None:
     with pytest.raises(ModelError, match=words):
-        load_dense(plan(save(tmp_path / "w.safetensors", **tensors)))
+        load_modules(plan(save(tmp_path / "w.safetensors", **tensors)))
 
 
 def test_an_unknown_activation_and_missing_weights_are_refused(tmp_path: Path) -> None:
     weights = save(tmp_path / "w.safetensors", linear__weight=np.zeros((3, 4)))
+    with pytest.raises(ModelError, match=r"no tensor linear\.bias"):
+        load_modules(plan(weights))
     with pytest.raises(ModelError, match="'Swish' is not known"):
-        load_dense(plan(weights, "Swish"))
+        load_modules(plan(weights, "Swish"))
     with pytest.raises(ModelError, match=r"pytorch_model\.bin is a program"):
-        load_dense(plan(tmp_path / "missing"))
+        load_modules(plan(tmp_path / "missing"))
 
 
 def test_the_layers_are_part_of_the_fingerprint(tmp_path: Path) -> None:

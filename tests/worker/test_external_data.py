@@ -26,8 +26,9 @@ DATA = "onnx/model_ext.onnx_data"
 needs_links = pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
 
 
-def load(folder: Path) -> LoadedModel:
-    return load_model(folder, ModelOptions(name_or_path=str(folder), onnx_file=GRAPH), RuntimeOptions(), 2)
+def load(folder: Path, *, allow_links: bool = False) -> LoadedModel:
+    options = ModelOptions(name_or_path=str(folder), onnx_file=GRAPH, allow_links=allow_links)
+    return load_model(folder, options, RuntimeOptions(), 2)
 
 
 def vector_of(model: LoadedModel) -> list[float]:
@@ -38,10 +39,11 @@ def vector_of(model: LoadedModel) -> list[float]:
 
 def linked(target: Path, *, keep_graph: bool) -> Path:
     """Make the folder that the hub's cache makes: links to blobs, whose names say nothing; perhaps the graph itself."""
-    folder = target / "models--org--q" / "snapshots" / "abc"
+    repository = target / "models--org--q"
+    folder = repository / "snapshots" / "abc"
     for number, file in enumerate(sorted(path for path in SOURCE.rglob("*") if path.is_file())):
         here = folder / file.relative_to(SOURCE)
-        blob = target / "blobs" / file.suffix.strip("._") / f"{number:x}"
+        blob = repository / "blobs" / f"{number:x}"
         here.parent.mkdir(parents=True, exist_ok=True)
         blob.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, blob)
@@ -59,6 +61,18 @@ def test_data_behind_links_are_read_wherever_they_lie(tmp_path: Path, keep_graph
     through_links.use_all_cores()
     assert vector_of(through_links) == vector_of(plain)
     assert through_links.fingerprint == plain.fingerprint
+
+
+@needs_links
+@pytest.mark.parametrize("name", [DATA, GRAPH, "config.json", "tokenizer.json"])
+def test_a_link_out_of_the_folder_is_followed_where_that_is_allowed(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "q"
+    shutil.copytree(SOURCE, folder)
+    (folder / name).rename(tmp_path / "elsewhere")
+    (folder / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ModelError, match="a link out of the folder: --allow-links"):
+        load(folder)
+    assert load(folder, allow_links=True).fingerprint == load(SOURCE).fingerprint
 
 
 @needs_links

@@ -88,7 +88,7 @@ def test_a_file_is_read_up_to_a_limit_and_a_folder_not_at_all(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"{", "not JSON"), (b"\xff", "not JSON"), (b"[" * 100_000, "not JSON"), (b'["\\ud800"]', "half")],
+    [(b"{}}", "not JSON"), (b"\xff", "not JSON"), (b"[" * 100_000, "not JSON"), (b'["\\ud800"]', "half")],
 )
 def test_what_is_not_json_or_not_text_is_told(tmp_path: Path, content: bytes, words: str) -> None:
     (tmp_path / "x.json").write_bytes(content)

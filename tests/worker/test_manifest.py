@@ -245,6 +245,28 @@ def test_a_file_is_hashed_again_when_its_time_changes(folder: Path, hashed: list
     assert hashed == ["config.json"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no time of the last change of an entry")
+def test_a_file_that_was_changed_in_place_and_given_its_time_back_is_hashed_again(
+    folder: Path, hashed: list[str]
+) -> None:
+    manifest = manifest_of(folder)
+    verify(folder, manifest, Verify.AUTO)
+    hashed.clear()
+    before = (folder / "config.json").stat()
+    with (folder / "config.json").open("r+b") as file:
+        file.write(b"HELLO")
+    os.utime(folder / "config.json", ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(ManifestError, match="SHA-256"):
+        verify(folder, manifest, Verify.AUTO)
+    assert hashed == ["config.json"]
+
+
+def test_what_is_verified_is_told_with_its_hash(folder: Path) -> None:
+    manifest = manifest_of(folder)
+    assert verify(folder, manifest, Verify.AUTO) == {path: file.sha256 for path, file in manifest.files.items()}
+    assert verify(folder, manifest, Verify.NEVER) == {}
+
+
 def test_a_file_is_hashed_again_when_another_takes_its_place(folder: Path, hashed: list[str]) -> None:
     manifest = manifest_of(folder)
     verify(folder, manifest, Verify.AUTO)
@@ -320,11 +342,20 @@ def test_the_cache_forgets_the_oldest_beyond_its_bound(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege on Windows")
-def test_a_link_out_of_the_folder_is_followed_as_the_hubs_cache_needs(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "blob").write_bytes(b"hello")
+def test_a_link_out_of_the_folder_tells_nobody_the_size_and_the_hash_of_its_target(
+    folder: Path, tmp_path: Path, hashed: list[str]
+) -> None:
+    manifest = manifest_of(folder)
+    (tmp_path / "secret").write_bytes(b"a secret")
     (folder / "config.json").unlink()
-    (folder / "config.json").symlink_to(tmp_path / "blob")
-    verify(folder, manifest_of(folder), Verify.ALWAYS)
+    (folder / "config.json").symlink_to(tmp_path / "secret")
+    hashed.clear()
+    with pytest.raises(ManifestError, match="a link out of the folder: --allow-links") as refused:
+        verify(folder, manifest, Verify.ALWAYS)
+    assert hashed == []
+    assert "8" not in str(refused.value).replace(str(tmp_path), "")
+    with pytest.raises(ManifestError, match="8 bytes"):
+        verify(folder, manifest, Verify.ALWAYS, allow_links=True)
 
 
 @pytest.mark.parametrize(

@@ -220,10 +220,28 @@ def test_the_transformer_may_lower_case_and_set_a_limit_under_any_of_its_names(t
     assert (plan.lowercase, plan.max_tokens) == (True, 9)
 
 
-def test_modules_are_known_by_the_last_part_of_their_names(tmp_path: Path) -> None:
-    new = [dict(module, type=f"st.base.modules.{str(module['type']).rpartition('.')[2]}") for module in MODULES]
-    dropout = {"path": "3_Dropout", "type": "Dropout"}
-    assert plan_of(write(tmp_path, modules=[*new, dropout])).pooling == (PoolingMode.MEAN,)
+def module(kind: str, path: str = "") -> dict[str, str]:
+    return {"path": path or kind, "name": path or kind, "type": f"sentence_transformers.models.{kind}"}
+
+
+def test_modules_of_both_generations_are_known_by_the_last_part_of_their_names(tmp_path: Path) -> None:
+    new = [
+        dict(old, type=f"sentence_transformers.base.modules.{str(old['type']).rpartition('.')[2]}") for old in MODULES
+    ]
+    assert plan_of(write(tmp_path, modules=[*new, module("Dropout")])).pooling == (PoolingMode.MEAN,)
+
+
+@pytest.mark.parametrize(
+    "kind", ["my_pooling.Pooling", "custom_st.Transformer", "Pooling", "sentence_transformers_x.Dense"]
+)
+def test_a_class_of_another_package_is_a_program_whatever_its_last_name(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(ModelError, match="a class of its own"):
+        plan_of(write(tmp_path, modules=[MODULES[0], dict(MODULES[1], type=kind)]))
+
+
+def test_two_modules_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="two modules of the name '1'"):
+        plan_of(write(tmp_path, modules=[*MODULES, dict(NORMALIZE, name="1")]))
 
 
 def test_a_pooling_module_may_lie_at_the_root_of_its_folder(tmp_path: Path) -> None:
@@ -246,20 +264,23 @@ def test_the_prompt_may_be_left_out_of_the_pooling(tmp_path: Path) -> None:
         ({"sentence_bert_config": {"transformer_task": "fill-mask"}}, "is for the task 'fill-mask'"),
         ({"modules": [5]}, "an entry without `type` and `path`"),
         ({"modules": [{"type": "Transformer"}]}, "an entry without `type` and `path`"),
-        ({"modules": [{"type": "Transformer", "path": "../x"}]}, "leaves the folder"),
-        ({"modules": [{"type": "Transformer", "path": "/x"}]}, "leaves the folder"),
+        ({"modules": [module("Transformer", "../x")]}, "leaves the folder"),
+        ({"modules": [module("Transformer", "/x")]}, "leaves the folder"),
         ({"modules": MODULES[:1]}, "cannot be served: Transformer"),
-        ({"modules": [*MODULES, {"type": "Mystery", "path": ""}]}, "Mystery"),
-        ({"modules": [*MODULES, {"type": "CNN", "path": "2_CNN"}, NORMALIZE]}, "CNN"),
+        ({"modules": [*MODULES, module("Mystery")]}, "Mystery"),
+        ({"modules": [*MODULES, module("CNN", "2_CNN"), NORMALIZE]}, "CNN"),
         ({"1_Pooling__config": None}, "has no 1_Pooling/config.json"),
         ({"1_Pooling__config": []}, "1_Pooling/config.json that is not a JSON object"),
-        ({"1_Pooling__config": b"{"}, "1_Pooling/config.json that is not JSON"),
+        ({"1_Pooling__config": b"{}}"}, "1_Pooling/config.json that is not JSON"),
         ({"1_Pooling__config": {"pooling_mode": "magic"}}, "unknown pooling"),
         ({"1_Pooling__config": {"pooling_mode": []}}, "no pooling at all"),
-        ({"1_Pooling__config": {"pooling_mode_cls_token": False}}, "no pooling at all"),
+        ({"1_Pooling__config": {"pooling_mode_cls_token": "yes"}}, "neither true nor false"),
         ({"config": b"\xff\xfe\x00"}, "config.json that is not JSON"),
         ({"config": b"[" * 100_000}, "config.json that is not JSON"),
-        ({"modules": [*MODULES, NORMALIZE], "2_Normalize__config": {"module_input_name": "other"}}, "normalises"),
+        (
+            {"modules": [*MODULES, NORMALIZE], "2_Normalize__config": {"module_input_name": "other"}},
+            "a Normalize module over",
+        ),
         ({"config": {"model_type": "odd"}}, "settle it with --max-tokens"),
         ({"sentence_bert_config": {"max_seq_length": "64"}}, "not a positive integer"),
         ({"sentence_bert_config": {"max_seq_length": 0}}, "not a positive integer"),
@@ -267,8 +288,9 @@ def test_the_prompt_may_be_left_out_of_the_pooling(tmp_path: Path) -> None:
         ({"config": {"model_type": "bert", "max_position_embeddings": -1}}, "not a positive integer"),
         ({"config_sentence_transformers": {"prompts": []}, "x": {}}, None),
         ({"config_sentence_transformers": {"prompts": ["a"]}}, "prompts"),
-        ({"config_sentence_transformers": {"prompts": {"query": None}}}, "not strings"),
+        ({"config_sentence_transformers": {"prompts": {"query": 5}}}, "not strings"),
         ({"config_sentence_transformers": {"default_prompt_name": "nobody"}}, "not among its prompts"),
+        ({"tokenizer_config": {"pad_token": 5}}, "a pad_token in tokenizer_config.json that is not a token"),
         ({"tokenizer_config": {"padding_side": "top"}}, "padding_side"),
         ({"tokenizer_config": {"truncation_side": "top"}}, "truncation_side"),
     ],
@@ -346,16 +368,14 @@ def test_query_and_document_always_exist(tmp_path: Path) -> None:
     assert plan.default_prompt_name == "document"
 
 
-@pytest.mark.parametrize(
-    ("token", "pad"), [("[PAD]", "[PAD]"), ({"content": "<pad>"}, "<pad>"), (None, None), (5, None)]
-)
+@pytest.mark.parametrize(("token", "pad"), [("[PAD]", "[PAD]"), ({"content": "<pad>"}, "<pad>"), (None, None)])
 def test_the_padding_token_is_the_tokenizers(tmp_path: Path, token: Any, pad: str | None) -> None:
-    assert plan_of(write(tmp_path, tokenizer_config={"pad_token": token})).pad_token == pad
+    assert plan_of(write(tmp_path, tokenizer_config={"pad_token": token})).tokenizer.pad_token == pad
 
 
 def test_the_sides_are_the_tokenizers(tmp_path: Path) -> None:
     plan = plan_of(write(tmp_path, tokenizer_config={"padding_side": "left", "truncation_side": "left"}))
-    assert (plan.pad_left, plan.truncate_left) == (True, True)
+    assert (plan.pad_left, plan.tokenizer.truncate_left) == (True, True)
 
 
 JSON = st.recursive(

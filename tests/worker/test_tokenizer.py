@@ -21,7 +21,10 @@ from tests.worker.test_model_folder import EXPECTED, MODELS
 def plan_for(name: str, **changes: Any) -> ModelPlan:
     """Read a folder's plan and change some of it."""
     plan = read_model_folder(MODELS / name, ModelOptions(name_or_path=name, pooling="mean"))
-    return dataclasses.replace(plan, **changes)
+    of_tokenizer = {
+        key: changes.pop(key) for key in ("file", "pad_token", "pad_left", "truncate_left") if key in changes
+    }
+    return dataclasses.replace(plan, tokenizer=dataclasses.replace(plan.tokenizer, **of_tokenizer), **changes)
 
 
 def prompt_of(case: dict[str, Any], plan: ModelPlan) -> str:
@@ -133,7 +136,7 @@ def test_a_damaged_tokenizer_is_refused_with_a_sentence(tmp_path: Path, content:
     if content is not None:
         (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(ModelError, match=r"has a tokenizer\.json that cannot be"):
-        TextTokenizer.load(plan_for("bert-mean", folder=tmp_path))
+        TextTokenizer.load(plan_for("bert-mean", file=tmp_path / "tokenizer.json"))
 
 
 def test_texts_are_lower_cased_first_where_the_folder_says_so() -> None:

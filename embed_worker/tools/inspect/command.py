@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from embed_worker import machine
+from embed_worker.config import Verify
 from embed_worker.errors import ModelError
 from embed_worker.inference.graph_io import choose_output
 from embed_worker.inference.tokenizer import TextTokenizer
-from embed_worker.model_files.fingerprint import fingerprint
+from embed_worker.model_files.fingerprint import fingerprint, unlisted_files
 from embed_worker.model_files.folder import read_model_folder
 from embed_worker.model_files.graph_summary import GraphSummary, SummaryError, summarize
 from embed_worker.model_files.known_models import find_known_model
-from embed_worker.model_files.manifest import Manifest, ManifestError
+from embed_worker.model_files.manifest import Manifest, ManifestError, verify
 from embed_worker.model_files.onnx_outline import SENTENCE_OUTPUT
 from embed_worker.model_files.plan import Decision, ModelPlan
 from embed_worker.tools.inspect.model_card import licence_of
@@ -73,24 +74,23 @@ def describe(plan: ModelPlan) -> dict[str, Any]:
         ManifestError: The folder's manifest is not one.
     """
     manifest = Manifest.read(plan.folder)
+    verified = {} if manifest is None else verify(plan.folder, manifest, Verify.AUTO, allow_links=plan.allow_links)
+    unlisted = [] if manifest is None else unlisted_files(plan, verified)
     tokenizer = TextTokenizer.load(plan)
     known = find_known_model(plan.name)
-    graph: GraphSummary | None = None
-    decisions, warnings = list(plan.decisions), list(plan.warnings)
-    try:
-        graph = summarize(plan.graph, sessions=min(2, machine.choose_threads(None, os.environ).value))
+    decisions, warnings = list(plan.decisions), [*plan.warnings, *map(_unlisted, unlisted)]
+    graph = None if plan.is_static else _summary(plan, warnings)
+    if graph is not None:
         warnings += _graph_warnings(graph, tokenizer.vocabulary)
         decisions += _graph_decisions(graph, plan)
-    except SummaryError as error:
-        warnings.append(f"nothing is told of the graph: {error}")
     return {
         "format": FORMAT,
         "name": plan.name,
         "folder": str(plan.folder),
-        "fingerprint": fingerprint(plan, manifest),
+        "fingerprint": fingerprint(plan, verified),
         "source": None if manifest is None else manifest.source,
         "license": _licence(plan.folder, manifest),
-        "is_verified_at_load": manifest is not None,
+        "is_verified_at_load": manifest is not None and not unlisted,
         "known_as": None if known is None else known.repository,
         "graph_file": plan.graph.relative_to(plan.folder).as_posix(),
         "other_graphs": _other_graphs(plan),
@@ -112,6 +112,18 @@ def describe(plan: ModelPlan) -> dict[str, Any]:
 def _licence(folder: Path, manifest: Manifest | None) -> str | None:
     stated = None if manifest is None else manifest.license
     return licence_of(folder) or stated if stated in (None, "not stated") else stated
+
+
+def _summary(plan: ModelPlan, warnings: list[str]) -> GraphSummary | None:
+    try:
+        return summarize(plan.graph, sessions=min(2, machine.choose_threads(None, os.environ).value))
+    except SummaryError as error:
+        warnings.append(f"nothing is told of the graph: {error}")
+        return None
+
+
+def _unlisted(name: str) -> str:
+    return f"{name} is not in manifest.json: nothing says whether it is what it was, and --verify always refuses it"
 
 
 def _other_graphs(plan: ModelPlan) -> list[str]:

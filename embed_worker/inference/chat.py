@@ -1,0 +1,74 @@
+"""Texts as messages of a chat: the language Jinja, with what transformers adds to it. Needs the extra `chat`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from embed_worker.errors import InvalidInput, ModelError, brief
+from embed_worker.model_files.plan import ChatPlan
+
+
+class ChatTemplate:
+    """A compiled template.
+
+    Reference: transformers, `render_jinja_template`; sentence-transformers, `InputFormatter`.
+    """
+
+    def __init__(self, plan: ChatPlan) -> None:
+        """Compile it.
+
+        Raises:
+            ModelError: Jinja is not installed, or cannot compile it.
+        """
+        self._plan = plan
+        try:
+            from jinja2 import TemplateError
+            from jinja2.sandbox import ImmutableSandboxedEnvironment
+        except ImportError as error:
+            raise ModelError(
+                "the model puts every text into a chat template, which needs the extra `chat`: "
+                "pip install 'embed-bridge[chat]'"
+            ) from error
+
+        def refuse(message: str) -> None:
+            raise TemplateError(message)
+
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = refuse
+        if "strftime_now" in plan.template:
+            raise ModelError(
+                "the model has a chat template with today's date in it: its vectors change from day to day"
+            )
+        try:
+            self._template = environment.from_string(plan.template)
+        except TemplateError as error:
+            raise ModelError(f"the model has a chat template that cannot be used: {brief(error)}") from error
+
+    def render_all(self, texts: Sequence[str], prompt: str) -> list[str]:
+        """Render each text as the one message of a user, a prompt as the system's.
+
+        Raises:
+            InvalidInput: The template refuses a text; its index.
+        """
+        before = [self._message("system", prompt)] if prompt else []
+        return [self._render([*before, self._message("user", text)], index) for index, text in enumerate(texts)]
+
+    def _message(self, role: str, text: str) -> dict[str, Any]:
+        return {"role": role, "content": [{"type": "text", "text": text}] if self._plan.is_structured else text}
+
+    def _render(self, messages: list[dict[str, Any]], index: int) -> str:
+        usual = {"tools": None, "documents": None, "add_generation_prompt": False}
+        try:
+            return str(self._template.render(messages=messages, **(usual | dict(self._plan.variables))))
+        except Exception as error:  # a template may fail in any way that Python does
+            problem = f"cannot be put into the model's chat template: {brief(error)}"
+            raise InvalidInput(problem, index=index) from error
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)

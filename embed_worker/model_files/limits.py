@@ -1,0 +1,133 @@
+"""How many tokens a text may have: what the folder says, and never more than the table of positions holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from embed_worker.model_files.folder_files import FolderFiles
+from embed_worker.model_files.transformer_module import TransformerConfig
+
+# Architectures with a table of positions, and how many of its rows no token can use.
+_POSITION_OFFSETS = {
+    "albert": 0,
+    "bert": 0,
+    "distilbert": 0,
+    "electra": 0,
+    "camembert": 2,
+    "longformer": 2,
+    "mpnet": 2,
+    "roberta": 2,
+    "xlm-roberta": 2,
+    "xlm-roberta-xl": 2,
+}
+# The table's size where config.json leaves it unsaid: the default of all of these.
+_USUAL_POSITIONS = 512
+
+# GPT-2 and what descends from it call the table's size otherwise.
+_OTHER_NAMES = {"codegen": "n_positions", "gpt2": "n_positions", "gptj": "n_positions", "openai-gpt": "n_positions"}
+
+# Tokenizers without a limit of their own say 1e30.
+_NO_LIMIT = 10**9
+
+
+def _is_no_limit(stated: object) -> bool:
+    return isinstance(stated, int | float) and stated >= _NO_LIMIT
+
+
+# No text that a line may hold has as many tokens.
+UNLIMITED = 2**31 - 1
+
+
+class Limits:
+    """The limit of a folder, by the files that may state it."""
+
+    def __init__(
+        self,
+        files: FolderFiles,
+        config: Mapping[str, Any],
+        tokenizer_config: Mapping[str, Any],
+        transformer: TransformerConfig,
+        head: str,
+    ) -> None:
+        self._files = files
+        self._config = config
+        self._tokenizer_config = tokenizer_config
+        self._transformer = transformer
+        self._head = head
+
+    def decide(self, asked: int | None, *, is_static: bool) -> tuple[int, str]:
+        """Return the limit and what decides it.
+
+        Args:
+            asked: What an option says.
+            is_static: A table has no positions; only an option, or truncation saved with the tokenizer, cuts a text.
+
+        Raises:
+            ModelError: Nobody says, or what is said is no number.
+        """
+        if is_static:
+            return (asked, "--max-tokens") if asked is not None else (UNLIMITED, "StaticEmbedding has no limit")
+        limit, source = (asked, "--max-tokens") if asked is not None else self._stated()
+        table = self._position_table(is_asked=asked is not None)
+        if table is not None and table < limit:
+            return table, f"config.json: the position table is smaller than {source}"
+        return limit, source
+
+    def _stated(self) -> tuple[int, str]:
+        transformer = self._transformer
+        if transformer.max_length is not None:
+            return transformer.max_length, f"{transformer.name}: processing_kwargs"
+        stated = transformer.processor_kwargs.get("model_max_length", transformer.max_seq_length)
+        if stated is not None and not _is_no_limit(stated):
+            return self._files.positive(stated, f"{transformer.name}: max_seq_length"), (
+                f"{transformer.name}: max_seq_length"
+            )
+        limits = []
+        if stated is None and (limit := self._limit_of_the_tokenizer()) is not None:
+            limits.append((limit, "tokenizer_config.json: model_max_length"))
+        if (rows := self._rows()) is not None:
+            limits.append((rows - self._offset(), "config.json: max_position_embeddings"))
+        if not limits:
+            raise self._files.error("does not say how many tokens a text may have; settle it with --max-tokens")
+        return min(limits)
+
+    def _limit_of_the_tokenizer(self) -> int | None:
+        limit = self._tokenizer_config.get("model_max_length", self._tokenizer_config.get("max_len"))
+        if limit is not None and (not isinstance(limit, int | float) or isinstance(limit, bool)):
+            raise self._files.error("has a model_max_length in tokenizer_config.json that is not a number")
+        return int(limit) if limit is not None and 0 < limit < _NO_LIMIT else None
+
+    def _kind(self) -> str | None:
+        kind = self._config.get("model_type")
+        return kind if isinstance(kind, str) else None
+
+    def _offset(self) -> int:
+        return _POSITION_OFFSETS.get(self._kind() or "", 0)
+
+    def _rows(self) -> int | None:
+        """Return how many positions the architecture has; some have no table."""
+        kind = self._kind()
+        usual = _USUAL_POSITIONS if kind in _POSITION_OFFSETS else None
+        name = _OTHER_NAMES.get(kind or "", "max_position_embeddings")
+        rows = self._config.get(name, usual)
+        if rows is None or (rows == -1 and usual is None):  # xlnet says -1
+            return None
+        return self._files.positive(rows, f"config.json: {name}")
+
+    def padding_position(self) -> int | None:
+        """Return the padding's id where the architecture counts positions from it; None where it counts from 0."""
+        if not self._offset():
+            return None
+        padding_id = self._config.get("pad_token_id", 1)
+        # MPNet's is no matter of configuration.
+        is_stated = isinstance(padding_id, int) and self._kind() != "mpnet"
+        return padding_id if is_stated else 1
+
+    def _position_table(self, *, is_asked: bool) -> int | None:
+        if self._kind() is None and not is_asked:
+            raise self._files.error(
+                "has no config.json with a model_type, which a limit is checked by: settle it with --max-tokens"
+            )
+        rows = self._rows()
+        return None if rows is None or self._kind() not in _POSITION_OFFSETS else rows - self._offset()

@@ -1,0 +1,346 @@
+"""What transformers' tokenizer classes build: normalizer, pre-tokenizer, model and template, in tokenizer.json's form.
+
+Version 5 takes the vocabulary from tokenizer.json and the rest from the class and its settings. Reference: the
+constructors in `transformers.models.*.tokenization_*`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+# Names of special tokens, with None where the text is.
+Template: TypeAlias = tuple[str | None, ...]
+Settings: TypeAlias = Mapping[str, Any]
+
+QWEN2_SPLIT = (
+    r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"""
+    r"""|\s*[\r\n]+|\s+(?!\S)|\s+"""
+)
+CLIP_SPLIT = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Build:
+    """What a class makes of its settings.
+
+    Attributes:
+        kind: The type of the model in tokenizer.json that the class can take.
+        model: Members of the model besides vocabulary and merges.
+        template: None where the class keeps the post-processor of tokenizer.json.
+        special: The default of each named special token.
+        extra: Further special tokens, where the settings name none.
+        mask_strips: The mask token takes the white space before it, too.
+        pads_left: What the class does unless it is told.
+    """
+
+    kind: str
+    normalizer: Any = None
+    pre_tokenizer: Any = None
+    model: Mapping[str, Any] = field(default_factory=dict)
+    template: Template | None = None
+    special: Mapping[str, str | None] = field(default_factory=dict)
+    extra: tuple[str, ...] = ()
+    mask_strips: bool = False
+    pads_left: bool = False
+
+
+def _sequence(kind: str, steps: list[Any]) -> dict[str, Any]:
+    return {"type": "Sequence", kind: steps}
+
+
+def _metaspace(scheme: str, *, split: bool = True) -> dict[str, Any]:
+    return {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": split}
+
+
+def _byte_level(*, add_prefix_space: bool, use_regex: bool = True) -> dict[str, Any]:
+    return {"type": "ByteLevel", "add_prefix_space": add_prefix_space, "trim_offsets": True, "use_regex": use_regex}
+
+
+def _regex_split(pattern: str, behavior: str, *, invert: bool) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": behavior, "invert": invert}
+
+
+def _replace(pattern: dict[str, str], content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+def _precompiled(charsmap: str | None) -> list[Any]:
+    return [] if charsmap is None else [{"type": "Precompiled", "precompiled_charsmap": charsmap}]
+
+
+def _words_of_sentencepiece(settings: Settings) -> dict[str, Any]:
+    scheme = "always" if settings.get("add_prefix_space", True) else "never"
+    return _sequence("pretokenizers", [{"type": "WhitespaceSplit"}, _metaspace(scheme)])
+
+
+def _bpe(**members: Any) -> dict[str, Any]:
+    usual = {"dropout": None, "unk_token": None, "continuing_subword_prefix": "", "end_of_word_suffix": ""}
+    return usual | {"fuse_unk": False, "byte_fallback": False, "ignore_merges": False} | members
+
+
+def _unigram(unk_id: int) -> dict[str, Any]:
+    return {"unk_id": unk_id, "byte_fallback": False}
+
+
+_BERT_TOKENS = {
+    "unk_token": "[UNK]",
+    "sep_token": "[SEP]",
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "mask_token": "[MASK]",
+}
+_ROBERTA_TOKENS = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "sep_token": "</s>",
+    "pad_token": "<pad>",
+    "cls_token": "<s>",
+    "mask_token": "<mask>",
+}
+
+
+def token_of(settings: Settings, name: str, default: str | None) -> str | None:
+    """Return a named special token as a string; it may be written as an object."""
+    value = settings.get(name, default)
+    return value.get("content") if isinstance(value, dict) else value
+
+
+def _word_piece(settings: Settings, special: Mapping[str, str | None], *, mask_strips: bool) -> Build:
+    cls, sep, unk = (token_of(settings, name, special[name]) for name in ("cls_token", "sep_token", "unk_token"))
+    return Build(
+        kind="WordPiece",
+        normalizer={
+            "type": "BertNormalizer",
+            "clean_text": True,
+            "handle_chinese_chars": settings.get("tokenize_chinese_chars", True),
+            "strip_accents": settings.get("strip_accents"),
+            "lowercase": settings.get("do_lower_case", True),
+        },
+        pre_tokenizer={"type": "BertPreTokenizer"},
+        model={"unk_token": unk, "continuing_subword_prefix": "##", "max_input_chars_per_word": 100},
+        template=(cls, None, sep),
+        special=special,
+        mask_strips=mask_strips,
+    )
+
+
+def _bert(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
+    return _word_piece(settings, _BERT_TOKENS, mask_strips=False)
+
+
+def _mpnet(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
+    return _word_piece(settings, _ROBERTA_TOKENS | {"unk_token": "[UNK]"}, mask_strips=True)
+
+
+def _xlm_roberta(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
+    bos, eos = (token_of(settings, name, _ROBERTA_TOKENS[name]) for name in ("bos_token", "eos_token"))
+    return Build(
+        kind="Unigram",
+        normalizer=next(iter(_precompiled(charsmap)), None),
+        pre_tokenizer=_words_of_sentencepiece(settings),
+        model=_unigram(3),
+        template=(bos, None, eos),
+        special=_ROBERTA_TOKENS,
+    )
+
+
+def _camembert(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
+    bos, eos = (token_of(settings, name, _ROBERTA_TOKENS[name]) for name in ("bos_token", "eos_token"))
+    unknown = token_of(settings, "unk_token", "<unk>")
+    return Build(
+        kind="Unigram",
+        normalizer=next(iter(_precompiled(charsmap)), None),
+        pre_tokenizer=_words_of_sentencepiece(settings),
+        model=_unigram(_index_of(vocabulary, unknown, 0)),
+        template=(bos, None, eos),
+        special=_ROBERTA_TOKENS,
+        extra=("<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"),
+        mask_strips=True,
+    )
+
+
+def _t5(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
+    return Build(
+        kind="Unigram",
+        normalizer=next(iter(_precompiled(charsmap)), None),
+        pre_tokenizer=_sequence("pretokenizers", [{"type": "WhitespaceSplit"}, _metaspace("always")]),
+        model=_unigram(2),
+        template=(None, token_of(settings, "eos_token", "</s>")),
+        special={"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
+        extra=tuple(f"<extra_id_{index}>" for index in range(settings.get("extra_ids", 100))),
+    )
+
+
+def _albert(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
+    special = _BERT_TOKENS | {"bos_token": "[CLS]", "eos_token": "[SEP]", "unk_token": "<unk>", "pad_token": "<pad>"}
+    steps: list[Any] = [_replace({"String": "``"}, '"'), _replace({"String": "''"}, '"')]
+    if not settings.get("keep_accents", False):
+        steps += [{"type": "NFKD"}, {"type": "StripAccents"}]
+    if settings.get("do_lower_case", True):
+        steps.append({"type": "Lowercase"})
+    return Build(
+        kind="Unigram",
+        normalizer=_sequence("normalizers", steps + _precompiled(charsmap)),
+        pre_tokenizer=_words_of_sentencepiece(settings),
+        model=_unigram(1),
+        template=(token_of(settings, "cls_token", "[CLS]"), None, token_of(settings, "sep_token", "[SEP]")),
+        special=special,
+    )
+
+
+def _deberta_v2(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
+    special = _BERT_TOKENS | {"bos_token": "[CLS]", "eos_token": "[SEP]"}
+    cls, sep, unknown = (token_of(settings, name, special[name]) for name in ("cls_token", "sep_token", "unk_token"))
+    steps: list[Any] = [{"type": "Lowercase"}] if settings.get("do_lower_case", False) else []
+    steps += [_replace({"Regex": r"\s{2,}|[\n\r\t]"}, " "), {"type": "NFC"}]
+    steps.append({"type": "Strip", "strip_left": False, "strip_right": True})
+    words: list[Any] = [{"type": "Punctuation", "behavior": "Isolated"}] if settings.get("split_by_punct") else []
+    words.append(_metaspace("always" if settings.get("add_prefix_space", True) else "first"))
+    return Build(
+        kind="Unigram",
+        normalizer=_sequence("normalizers", steps),
+        pre_tokenizer=_sequence("pretokenizers", words),
+        # Only an unknown token with the score 0 is found.
+        model=_unigram(_index_of(vocabulary, unknown, settings.get("unk_id", 1), score=0.0)),
+        template=(cls, None, sep),
+        special=special,
+    )
+
+
+def _roberta(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
+    cls, sep = (token_of(settings, name, _ROBERTA_TOKENS[name]) for name in ("cls_token", "sep_token"))
+    return Build(
+        kind="BPE",
+        pre_tokenizer=_byte_level(add_prefix_space=settings.get("add_prefix_space", False)),
+        model=_bpe(),
+        template=(cls, None, sep),
+        special=_ROBERTA_TOKENS,
+    )
+
+
+def _deberta(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
+    special = _BERT_TOKENS | {"bos_token": "[CLS]", "eos_token": "[SEP]"}
+    cls, sep = (token_of(settings, name, special[name]) for name in ("cls_token", "sep_token"))
+    return Build(
+        kind="BPE",
+        pre_tokenizer=_byte_level(add_prefix_space=settings.get("add_prefix_space", False)),
+        model=_bpe(),
+        template=(cls, None, sep),
+        special=special,
+        mask_strips=True,
+    )
+
+
+def _gpt2(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
+    end = "<|endoftext|>"
+    return Build(
+        kind="BPE",
+        pre_tokenizer=_byte_level(add_prefix_space=settings.get("add_prefix_space", False)),
+        model=_bpe(),
+        special={"bos_token": end, "eos_token": end, "unk_token": end},
+    )
+
+
+def _gpt_neox(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
+    end = "<|endoftext|>"
+    return Build(
+        kind="BPE",
+        normalizer={"type": "NFC"},
+        pre_tokenizer=_byte_level(add_prefix_space=settings.get("add_prefix_space", False)),
+        model=_bpe(),
+        template=(None,),
+        special={"bos_token": end, "eos_token": end, "unk_token": end, "pad_token": "<|padding|>"},
+    )
+
+
+def _qwen2(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
+    end = "<|endoftext|>"
+    words = [
+        _regex_split(QWEN2_SPLIT, "Isolated", invert=False),
+        _byte_level(add_prefix_space=bool(settings.get("add_prefix_space")), use_regex=False),
+    ]
+    return Build(
+        kind="BPE",
+        normalizer={"type": "NFC"},
+        pre_tokenizer=_sequence("pretokenizers", words),
+        model=_bpe(),
+        special={"bos_token": None, "eos_token": end, "unk_token": end, "pad_token": end},
+    )
+
+
+def _llama(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
+    adds_space = settings.get("add_prefix_space")
+    first = "always" if settings.get("legacy", False) else "first"
+    return Build(
+        kind="BPE",
+        pre_tokenizer=_metaspace(first if adds_space is None or adds_space else "never", split=False),
+        model=_bpe(fuse_unk=True, byte_fallback=True),
+        special={"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
+        pads_left=True,
+    )
+
+
+def _gemma(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
+    special = {
+        "bos_token": "<bos>",
+        "eos_token": "<eos>",
+        "unk_token": "<unk>",
+        "pad_token": "<pad>",
+        "mask_token": "<mask>",
+    }
+    split = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+    return Build(
+        kind="BPE",
+        normalizer=_replace({"String": " "}, "▁"),
+        pre_tokenizer=split,
+        model=_bpe(fuse_unk=True, byte_fallback=True, unk_token=token_of(settings, "unk_token", "<unk>")),
+        special=special,
+        pads_left=True,
+    )
+
+
+def _clip(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
+    end = "<|endoftext|>"
+    special = {"bos_token": "<|startoftext|>", "eos_token": end, "unk_token": end, "pad_token": end}
+    bos, eos, unknown = (token_of(settings, name, special[name]) for name in ("bos_token", "eos_token", "unk_token"))
+    spaces = [{"type": "NFC"}, _replace({"Regex": r"\s+"}, " "), {"type": "Lowercase"}]
+    words = [_regex_split(CLIP_SPLIT, "Removed", invert=True), _byte_level(add_prefix_space=False)]
+    return Build(
+        kind="BPE",
+        normalizer=_sequence("normalizers", spaces),
+        pre_tokenizer=_sequence("pretokenizers", words),
+        model=_bpe(end_of_word_suffix="</w>", unk_token=unknown),
+        template=(bos, None, eos),
+        special=special,
+    )
+
+
+def _index_of(vocabulary: Any, token: str | None, default: int, *, score: float | None = None) -> int:
+    for index, entry in enumerate(vocabulary if isinstance(vocabulary, list) else []):
+        if entry[0] == token and score in (None, entry[1]):
+            return index
+    return default
+
+
+# By the class whose constructor it is. What else transformers has is refused by name: embedders do not use it.
+BUILDS: Mapping[str, Callable[[Settings, Any, str | None], Build]] = {
+    "AlbertTokenizer": _albert,
+    "BertTokenizer": _bert,
+    "CLIPTokenizer": _clip,
+    "CamembertTokenizer": _camembert,
+    "DebertaTokenizer": _deberta,
+    "DebertaV2Tokenizer": _deberta_v2,
+    "DistilBertTokenizer": _bert,
+    "GPT2Tokenizer": _gpt2,
+    "GPTNeoXTokenizer": _gpt_neox,
+    "GemmaTokenizer": _gemma,
+    "LlamaTokenizer": _llama,
+    "MPNetTokenizer": _mpnet,
+    "Qwen2Tokenizer": _qwen2,
+    "RobertaTokenizer": _roberta,
+    "T5Tokenizer": _t5,
+    "XLMRobertaTokenizer": _xlm_roberta,
+}

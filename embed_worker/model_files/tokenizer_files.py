@@ -1,0 +1,132 @@
+"""The files of a folder's tokenizer and chat template, found and read; `tokenizer_plan` decides what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from embed_worker.model_files.folder_files import FolderFiles
+from embed_worker.model_files.plan import ChatPlan
+from embed_worker.model_files.tokenizer_plan import TokenizerError, TokenizerFiles, TokenizerPlan, plan_tokenizer
+from embed_worker.model_files.tokenizer_sections import template_of
+from embed_worker.model_files.transformer_module import TransformerConfig
+
+_TOKENIZER, _WORD_PIECES = "tokenizer.json", "vocab.txt"
+
+# Templates that read the content of a message as a list of parts. Reference: sentence-transformers, `InputFormatter`.
+_STRUCTURED = ("content[0]", ".type", "'type'", '"type"', "item.type", "message.content[")
+_FLAT_MODELS = ("apertus", "deepseek_v3", "gpt_oss", "seed_oss")
+
+
+def read_tokenizer(
+    files: FolderFiles,
+    head: str,
+    config: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    model_config: Mapping[str, Any],
+    *,
+    is_static: bool,
+) -> TokenizerPlan:
+    """Read what the tokenizer is made of.
+
+    Args:
+        files: The folder.
+        head: The prefix of the head's files.
+        config: tokenizer_config.json.
+        overrides: `processor_kwargs`, which win over it.
+        model_config: config.json.
+        is_static: A StaticEmbedding reads tokenizer.json and nothing else.
+
+    Raises:
+        ModelError: A file is missing or damaged, or what it asks for is not known.
+    """
+    name = _TOKENIZER if (files.folder / head / _TOKENIZER).is_file() else _WORD_PIECES
+    file = files.folder / head / name
+    files.check(file)
+    if name == _WORD_PIECES and (is_static or not file.is_file()):
+        raise files.error(
+            f"has no {head}{_TOKENIZER}: `AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)` of "
+            "transformers makes one"
+        )
+    document = files.read_object(head + _TOKENIZER) if name == _TOKENIZER else {"model": {"type": "WordPiece"}}
+    if is_static:
+        return _static(file, document)
+    found = TokenizerFiles(
+        file=file,
+        document=document,
+        config=config,
+        overrides=overrides,
+        special_tokens_map=files.read_object(f"{head}special_tokens_map.json"),
+        added_tokens=files.read_object(f"{head}added_tokens.json"),
+        model_type=_text(model_config.get("model_type")),
+        tokenizer_class=_text(model_config.get("tokenizer_class")),
+    )
+    try:
+        plan = plan_tokenizer(found)
+    except TokenizerError as error:
+        raise files.error(str(error)) from error
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+        raise files.error(f"has a tokenizer_config.json that {_TOKENIZER} cannot be read with: {error!r}") from error
+    _warn(files, found, plan)
+    return plan
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _static(file: Any, document: Mapping[str, Any]) -> TokenizerPlan:
+    truncation = document.get("truncation") or {}
+    return TokenizerPlan(file=file, sections={}, truncate_left=str(truncation.get("direction")).lower() == "left")
+
+
+def _warn(files: FolderFiles, found: TokenizerFiles, plan: TokenizerPlan) -> None:
+    """Tell where transformers 5 does not do what the files seem to say, or what version 4 did."""
+    if plan.file.name == _TOKENIZER and plan.shape:
+        files.warnings.append(
+            f"tokenizer.json and what transformers 5 builds for {plan.builder} differ in {', '.join(plan.shape)}: "
+            "version 5 is followed, and version 4 may give other vectors; "
+            "--ignore-config tokenizer_class takes tokenizer.json as it is"
+        )
+    template = plan.template or template_of(found.document.get("post_processor")) or ()
+    for flag, is_there in (("add_bos_token", template[:1] != (None,)), ("add_eos_token", template[-1:] != (None,))):
+        if found.config.get(flag) is True and flag not in found.settings and template and not is_there:
+            files.warnings.append(
+                f"{flag} of tokenizer_config.json has no effect beside tokenizer.json since transformers 5; "
+                "version 4 obeyed it, and gives other vectors"
+            )
+
+
+def read_chat(
+    files: FolderFiles,
+    head: str,
+    config: Mapping[str, Any],
+    tokenizer: TokenizerPlan,
+    transformer: TransformerConfig,
+) -> ChatPlan:
+    """Read the chat template that every text goes through.
+
+    Raises:
+        ModelError: There is none, or several without a default.
+    """
+    template = files.read_text(f"{head}chat_template.jinja")
+    if template is None:
+        template = _template_of(config.get("chat_template"))
+    if template is None:
+        raise files.error(f"has texts that are messages ({transformer.name}), and no chat template for them")
+    is_structured = transformer.chat_format == "structured"
+    if transformer.chat_format == "auto":
+        is_structured = any(pattern in template for pattern in _STRUCTURED)
+    return ChatPlan(
+        template=template,
+        is_structured=is_structured,
+        variables={**tokenizer.named, **transformer.chat_kwargs},
+    )
+
+
+def _template_of(stated: object) -> str | None:
+    """Return the template of tokenizer_config.json: a string, or the default one of several."""
+    if isinstance(stated, list):
+        named = {entry.get("name"): entry.get("template") for entry in stated if isinstance(entry, dict)}
+        stated = named.get("default")
+    return stated if isinstance(stated, str) else None

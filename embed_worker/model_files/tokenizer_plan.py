@@ -1,0 +1,322 @@
+"""How a folder's tokenizer is built: tokenizer.json, and what tokenizer_config.json and the class make of it.
+
+It compares what the class builds with what the file says, and names only what differs: a folder whose files agree is
+read as it lies there. Nothing here imports the package `tokenizers`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from embed_worker.model_files.tokenizer_builds import BUILDS, Build, Template
+from embed_worker.model_files.tokenizer_classes import FROM_THE_JSON, IN_PYTHON, builder_of
+from embed_worker.model_files.tokenizer_sections import changed_sections, kind_of, mentions, steps_of, template_of
+
+# A token with its `content`, `single_word`, `lstrip`, `rstrip`, `normalized` and `special`.
+Token: TypeAlias = dict[str, Any]
+
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_FLAGS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+class TokenizerError(ValueError):
+    """The files of a tokenizer cannot be followed; the message completes "the model folder X"."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerPlan:
+    """How to make the tokenizer.
+
+    Attributes:
+        file: tokenizer.json, or the vocabulary of a WordPiece tokenizer where there is none.
+        builder: The class of transformers whose constructor is followed.
+        sections: What stands in place of `normalizer`, `pre_tokenizer` and members of `model` in tokenizer.json.
+        template: Names of special tokens, None for the text; None where the post-processor of tokenizer.json stays.
+        keeps_tokens: Whether the added tokens of tokenizer.json stay.
+        tokens: What is added then, in order.
+        special: Every special token.
+        named: Those that have a name, by it.
+        splits_special: Special tokens inside a text are text.
+        pad_token: None where none is named.
+        pad_left, truncate_left: On which side a text is padded and cut.
+    """
+
+    file: Path
+    builder: str = FROM_THE_JSON
+    sections: Mapping[str, Any]
+    template: Template | None = None
+    keeps_tokens: bool = True
+    tokens: tuple[Token, ...] = ()
+    special: tuple[str, ...] = ()
+    named: Mapping[str, str] = field(default_factory=dict)
+    splits_special: bool = False
+    pad_token: str | None = None
+    pad_left: bool = False
+    truncate_left: bool = False
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """What differs from tokenizer.json, and so shapes vectors: for the fingerprint. Empty where nothing does."""
+        changed: dict[str, Any] = dict(self.sections)
+        if self.template is not None:
+            changed["template"] = list(self.template)
+        if self.tokens:
+            changed["tokens"] = [list(token.values()) for token in self.tokens]
+        if self.splits_special:
+            changed["splits_special"] = True
+        return changed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerFiles:
+    """What the files of a tokenizer say.
+
+    Attributes:
+        file: tokenizer.json or vocab.txt.
+        document: tokenizer.json; a document without vocabulary for vocab.txt.
+        config: tokenizer_config.json.
+        overrides: `processor_kwargs` of the sentence-transformers files, which win over it.
+        special_tokens_map, added_tokens: The files of these names, which older versions wrote.
+        model_type, tokenizer_class: Of config.json.
+    """
+
+    file: Path
+    document: Mapping[str, Any]
+    config: Mapping[str, Any]
+    overrides: Mapping[str, Any]
+    special_tokens_map: Mapping[str, Any]
+    added_tokens: Mapping[str, Any]
+    model_type: str | None
+    tokenizer_class: str | None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the constructor gets: bos and eos are left to tokenizer.json, where there is one."""
+        config = dict(self.config)
+        if self.file.name == "tokenizer.json":
+            config.pop("add_bos_token", None)
+            config.pop("add_eos_token", None)
+        return config | dict(self.overrides)
+
+
+def plan_tokenizer(files: TokenizerFiles) -> TokenizerPlan:
+    """Decide how to make a tokenizer.
+
+    Raises:
+        TokenizerError: The class is written in Python or not known here, or takes another kind of vocabulary.
+    """
+    builder = _builder(files)
+    settings = files.settings
+    named, extra, tokens = _special_tokens(files, settings)
+    build = None if builder == FROM_THE_JSON else _build(files, settings | named, builder)
+    if build is not None:
+        named = {**build.special, **named}
+        extra = extra or [_special(content) for content in build.extra]
+    special = [*(named[name] for name in sorted(named, key=_place) if named[name] is not None), *extra]
+    ordered = _ordered(files, build, tokens, special)
+    if builder == "Qwen2Tokenizer":  # which adds every special token once more, without its flags
+        ordered += [_special(_content(token)) for token in special]
+    same_tokens = build is None or _ids(_vocabulary(files), ordered) == _ids_of_the_file(files)
+    padding, truncation = (files.document.get(name) or {} for name in ("padding", "truncation"))
+    return TokenizerPlan(
+        file=files.file,
+        builder=builder,
+        sections=dict(changed_sections(files.document, build)),
+        template=_template(files, build, named),
+        keeps_tokens=build is None or same_tokens,
+        tokens=tuple(_missing(files, ordered) if build is None else () if same_tokens else ordered),
+        special=tuple(dict.fromkeys(_content(token) for token in special)),
+        named={name: _content(token) for name, token in named.items() if token is not None},
+        splits_special=settings.get("split_special_tokens") is True,
+        pad_token=_pad_token(named, padding),
+        pad_left=_side(settings, "padding_side", padding, pads_left=build is not None and build.pads_left),
+        truncate_left=_side(settings, "truncation_side", truncation),
+    )
+
+
+def _builder(files: TokenizerFiles) -> str:
+    declared = files.config.get("tokenizer_class") or files.tokenizer_class
+    is_byte_level = mentions(files.document.get("pre_tokenizer"), "ByteLevel") or mentions(
+        files.document.get("decoder"), "ByteLevel"
+    )
+    builder = builder_of(files.model_type, declared if isinstance(declared, str) else None, is_byte_level=is_byte_level)
+    if builder == IN_PYTHON:
+        raise TokenizerError(f"has a tokenizer of the class {declared}, which is a program and not in tokenizer.json")
+    if builder != FROM_THE_JSON and builder not in BUILDS:
+        raise TokenizerError(
+            f"has a tokenizer of the class {declared}, and what transformers 5 builds for it is not known here: "
+            "--ignore-config tokenizer_class takes tokenizer.json as it is"
+        )
+    return builder
+
+
+def _build(files: TokenizerFiles, settings: Mapping[str, Any], builder: str) -> Build | None:
+    model = files.document.get("model")
+    if not isinstance(model, dict):
+        return None  # what is wrong with the file is told when it is read
+    build = BUILDS[builder](settings, model.get("vocab"), _charsmap(files.document.get("normalizer")))
+    kind = kind_of(model)
+    if kind != build.kind:
+        raise TokenizerError(
+            f"has a tokenizer.json of the kind {kind} and a tokenizer of the class {builder}, which is {build.kind}: "
+            "--ignore-config tokenizer_class takes tokenizer.json as it is"
+        )
+    return build
+
+
+def _charsmap(normalizer: Any) -> str | None:
+    steps = steps_of(normalizer, "normalizers")
+    return next((step.get("precompiled_charsmap") for step in steps if step.get("type") == "Precompiled"), None)
+
+
+# Special and added tokens ------------------------------------------------------------------------------------------
+
+
+def _special_tokens(
+    files: TokenizerFiles, settings: dict[str, Any]
+) -> tuple[dict[str, Any], list[Any], dict[int, Token]]:
+    """Collect the named special tokens, the further ones, and the added tokens by their ids.
+
+    Reference: transformers 5, `PreTrainedTokenizerBase._from_pretrained`.
+    """
+    settings = dict(settings)
+    if settings.get("additional_special_tokens") and not settings.get("extra_special_tokens"):
+        settings["extra_special_tokens"] = settings["additional_special_tokens"]
+    own = {key: value for key, value in settings.items() if _is_own_token(key, value)}
+    tokens: dict[int, Token] = {}
+    if isinstance(decoder := settings.get("added_tokens_decoder"), dict):
+        tokens = {int(index): _token(token) for index, token in decoder.items()}
+    else:
+        for key, value in files.special_tokens_map.items():
+            if not files.overrides.get(key):
+                settings[key] = {**value, "special": True} if isinstance(value, dict) and key in NAMED_TOKENS else value
+        special = {_content(settings[name]) for name in NAMED_TOKENS if settings.get(name)}
+        for content, index in files.added_tokens.items():
+            is_special = content in special
+            tokens[index] = _token({"content": content, "normalized": not is_special, "special": is_special})
+        for token in files.document.get("added_tokens") or []:
+            tokens[token["id"]] = _token(token)
+    by_content = {token["content"]: token for token in tokens.values()}
+    extra = settings.get("extra_special_tokens") or []
+    if isinstance(extra, dict):
+        own, extra = own | extra, []
+    named = {name: settings[name] for name in NAMED_TOKENS if name in settings} | own
+    _check_tokens(named)
+    named = {name: value and by_content.get(_content(value), value) for name, value in named.items()}
+    return named, list(extra), tokens
+
+
+def _check_tokens(named: Mapping[str, Any]) -> None:
+    for name, value in named.items():
+        if not (value is None or isinstance(value, str) or _is_token(value)):
+            raise TokenizerError(f"has a {name} in tokenizer_config.json that is not a token")
+
+
+def _place(name: str) -> int:
+    return NAMED_TOKENS.index(name) if name in NAMED_TOKENS else len(NAMED_TOKENS)
+
+
+def _is_own_token(key: str, value: Any) -> bool:
+    return key.endswith("_token") and key not in NAMED_TOKENS and (isinstance(value, str) or _is_token(value))
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, dict) and "content" in value
+
+
+def _content(token: Any) -> str:
+    return str(token["content"]) if isinstance(token, dict) else str(token)
+
+
+def _token(token: Mapping[str, Any]) -> Token:
+    """Fill in what an added token leaves unsaid: a special one is found before the text is normalised."""
+    is_special = token.get("special") is True
+    usual = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": not is_special, "special": False}
+    stated = {key: value for key, value in token.items() if key in _FLAGS and value is not None}
+    full = usual | stated
+    return {key: full[key] for key in _FLAGS}
+
+
+def _special(content: str, *, lstrip: bool = False) -> Token:
+    return _token({"content": content, "special": True, "lstrip": lstrip})
+
+
+def _ordered(files: TokenizerFiles, build: Build | None, tokens: dict[int, Token], special: list[Any]) -> list[Token]:
+    """List the tokens in the order in which the constructor adds them."""
+    ordered = [token for _, token in sorted(tokens.items())]
+    contents = {token["content"] for token in ordered}
+    if build is None:
+        contents |= {_content(token) for token in files.document.get("added_tokens") or []}
+    mask = None if build is None or not build.mask_strips else build.special.get("mask_token")
+    for token in special:
+        content = _content(token)
+        if content not in contents:
+            contents.add(content)
+            found = _token({**token, "special": True}) if isinstance(token, dict) else None
+            ordered.append(found or _special(content, lstrip=content == mask))
+    return ordered
+
+
+def _missing(files: TokenizerFiles, ordered: list[Token]) -> list[Token]:
+    """Leave out what tokenizer.json has in the same form."""
+    there = [_token(token) for token in files.document.get("added_tokens") or []]
+    return [token for token in ordered if token not in there]
+
+
+def _vocabulary(files: TokenizerFiles) -> Mapping[str, int]:
+    vocabulary = (files.document.get("model") or {}).get("vocab")
+    if isinstance(vocabulary, list):
+        return {entry[0]: index for index, entry in enumerate(vocabulary)}
+    return vocabulary if isinstance(vocabulary, dict) else {}
+
+
+def _ids(vocabulary: Mapping[str, int], tokens: list[Token]) -> dict[int, Token]:
+    """Give tokens ids as the package `tokenizers` does: their own of the vocabulary, or the next."""
+    found: dict[int, Token] = {}
+    known: dict[str, int] = {}
+    following = len(vocabulary)
+    for token in tokens:
+        index = known.get(token["content"], vocabulary.get(token["content"]))
+        if index is None:
+            index, following = following, following + 1
+        known[token["content"]] = index
+        found[index] = token
+    return found
+
+
+def _ids_of_the_file(files: TokenizerFiles) -> dict[int, Token]:
+    return {token["id"]: _token(token) for token in files.document.get("added_tokens") or []}
+
+
+def _pad_token(named: Mapping[str, Any], padding: Mapping[str, Any]) -> str | None:
+    token = named["pad_token"] if "pad_token" in named else padding.get("pad_token")
+    return None if token is None else _content(token)
+
+
+def _side(settings: Mapping[str, Any], name: str, saved: Mapping[str, Any], *, pads_left: bool = False) -> bool:
+    side = settings.get(name)
+    if side is None and name not in settings:
+        side = str(saved.get("direction", "left" if pads_left else "right")).lower()
+    if side not in ("left", "right"):
+        raise TokenizerError(f"has a {name} in tokenizer_config.json that is neither left nor right")
+    return bool(side == "left")
+
+
+# What the class builds against what the file says ------------------------------------------------------------------
+
+
+def _template(files: TokenizerFiles, build: Build | None, named: Mapping[str, Any]) -> Template | None:
+    """Return the template where it is another than the file's."""
+    told = [name for name in ("add_bos_token", "add_eos_token") if name in files.settings]
+    template = None if build is None else build.template
+    if template is None and (told or files.document.get("post_processor") is None):
+        bos, eos = (named.get(f"{name}_token") for name in ("bos", "eos"))
+        first = (_content(bos),) if files.settings.get("add_bos_token") and bos is not None else ()
+        last = (_content(eos),) if files.settings.get("add_eos_token") and eos is not None else ()
+        template = (*first, None, *last)
+    if template is None or template == template_of(files.document.get("post_processor")):
+        return None
+    return template
