@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 REFERENCE := .venv-reference
 
-.PHONY: demo test coverage clients bench lint fmt soak reference real-models clean
+.PHONY: demo test coverage clients bench lint fmt soak windows arm64 reference real-models clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/python examples/demo.py
@@ -50,6 +50,13 @@ fmt: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m tests.benchmarks
+
+# Windows under Wine and 64-bit ARM under qemu, on Debian as root: see CONTRIBUTING.md. ARGS chooses suites.
+windows:
+	bash tests/platforms/windows.sh $(ARGS)
+
+arm64:
+	bash tests/platforms/arm64.sh $(ARGS)
 
 soak: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m soak --timeout=3600 -s tests

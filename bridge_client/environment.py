@@ -73,14 +73,15 @@ def search_path(*, is_own_interpreter: bool) -> list[str]:
     An interpreter that is not the host's gets the one of `embed_worker` only: the others hold compiled code.
 
     They are the entries of the host's `sys.path` in which it finds them: a checkout, a folder of `pip --target`, an
-    archive that Spark has sent. Never the working directory nor the script's folder: a file there that is named like a
-    module of Python's would be imported in its place.
+    archive that Spark has sent. Never the working directory nor the script's folder, unless PYTHONPATH names it: a file
+    there that is named like a module of Python's would be imported in its place.
 
     Raises:
         ValueError: A package lies in one of these two and nowhere else.
     """
     known = {_real(folder) for folder in _own_folders()}
-    kept_out = {_real(""), *_script_folders()}
+    named = {_real(folder) for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder}
+    kept_out = {_real(""), *_script_folders()} - named
     found: list[str] = []
     for name in _PACKAGES if is_own_interpreter else _PACKAGES[:1]:
         homes = [_real(entry) for entry in sys.path if _holds(entry, name)]

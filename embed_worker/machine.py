@@ -77,14 +77,32 @@ def choose_threads(asked: int | None, environment: Mapping[str, str]) -> Threads
 
 
 def describe_machine() -> dict[str, str]:
-    """Tell what a report of a fault needs: the system and its version, the processor's architecture, the Python."""
-    python = f"{sys.implementation.name} {sys.version.partition(' ')[0]}"
+    """Tell what a report of a fault needs: system and version, the processor's architecture, float16, the Python."""
     if sys.platform == "win32":  # not `platform`, which asks WMI and may wait for it
         version = sys.getwindowsversion()
         system = f"Windows {version.major}.{version.minor}.{version.build}"
-        return {"system": system, "architecture": os.environ.get("PROCESSOR_ARCHITECTURE", ""), "python": python}
-    told = os.uname()
-    return {"system": f"{told.sysname} {told.release}", "architecture": told.machine, "python": python}
+        architecture = os.environ.get("PROCESSOR_ARCHITECTURE", "")
+    else:
+        told = os.uname()
+        system, architecture = f"{told.sysname} {told.release}", told.machine
+    return {
+        "system": system,
+        "architecture": architecture,
+        "float16": "computed" if computes_float16(architecture) else "widened to float32",
+        "python": f"{sys.implementation.name} {sys.version.partition(' ')[0]}",
+    }
+
+
+def computes_float16(architecture: str) -> bool:
+    """Tell whether onnxruntime's CPU kernels compute 16 bits as such: on ARM with the vector instructions for them."""
+    if architecture.lower() not in ("aarch64", "arm64"):
+        return False
+    if sys.platform != "linux":
+        return True  # every Mac of Apple's; Windows on ARM does not tell, and runs on cores that have them
+    try:
+        return "asimdhp" in Path("/proc/cpuinfo").read_text("utf-8", "replace").split()
+    except OSError:
+        return False
 
 
 def cgroup_cores(read_text: ReadText) -> int | None:

@@ -51,7 +51,7 @@ async def kill_now_and_then(client: AsyncEmbedClient, every_s: float) -> None:
         await asyncio.sleep(every_s)
         if (pid := client.stats().pid) is not None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))  # Windows has only the latter
 
 
 async def main(customers: int, questions: int, kill_every_s: float, worker_command: tuple[str, ...] | None) -> None:

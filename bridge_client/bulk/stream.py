@@ -11,9 +11,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from bridge_client.client import BLOCK_INPUTS, BLOCKS_AHEAD, blocks
 from bridge_client.embeddings import Embeddings
 from bridge_client.errors import PoisonedInputError, RequestError
-from bridge_client.stream import BLOCK_INPUTS, BLOCKS_AHEAD, blocks
 
 POISONED = "poisoned_input"  # the text kills the worker
 
@@ -52,7 +52,7 @@ def stream(submit: Submit, texts: Iterable[str]) -> Iterator[Result]:
     """
     calls: deque[tuple[list[str], Future[Embeddings]]] = deque()
     try:
-        for _, block in blocks(texts, BLOCK_INPUTS):
+        for block in blocks(texts, BLOCK_INPUTS):
             calls.append((block, submit(block)))
             if len(calls) > BLOCKS_AHEAD:
                 yield from _results(submit, *calls[0])

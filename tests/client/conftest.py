@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-WAIT_S = 20.0  # for everything that must happen; nothing is proved by its length
+WAIT_S = 60.0  # for everything that must happen; nothing is proved by its length
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -132,8 +133,9 @@ def test_another_model_after_a_restart_is_permanent_until_it_is_accepted(count_f
         with pytest.raises(ModelChangedError):
             client.embed(["c"])
         client.restart()
+        wait_until(lambda: client.stats().generation == 3 and client.stats().state is State.FAILED)
         with pytest.raises(ModelChangedError):
-            wait_until(lambda: client.embed(["c"]) is None)
+            client.embed(["c"])
         client.restart(accept_model=True)
         wait_until(lambda: client.stats().state is State.READY)
         assert client.embed_detailed(["d"]).fingerprint == "0000000000000003"
@@ -351,8 +353,11 @@ def test_an_out_of_memory_answer_is_an_answer_and_the_retry_is_smaller() -> None
 def test_a_kill_from_outside_blames_nobody_and_the_request_ends_with_its_own_timeout() -> None:
     options = ClientOptions(backoff_initial_s=0.01, backoff_max_s=0.01, restart_budget=1000)
     with fake_client(options, kill_after="0") as client:
+        began = time.monotonic()
+        client.info()
+        start_s = time.monotonic() - began
         with pytest.raises(TimeoutError):
-            client.embed(["a"], timeout_s=1.0)
+            client.embed(["a"], timeout_s=1.0 + 10 * start_s)  # time for a few deaths, however slow a start is here
         assert client.stats().blamed == 0
         assert client.stats().replays > 2
 

@@ -24,6 +24,9 @@ from tests.client.test_client import expected
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="of POSIX systems")
 
+# A start takes Windows ten times as long.
+DEATHS = 40 if sys.platform == "win32" else 200
+
 ROOT = str(Path(__file__).resolve().parents[2])
 
 HOST = """
@@ -230,7 +233,7 @@ def test_a_working_directory_that_is_gone_harms_nobody(tmp_path: Path) -> None:
     assert done.stdout.strip() == "(1, 8)", done.stderr
 
 
-def test_two_hundred_restarts_leave_descriptors_threads_and_memory_flat() -> None:
+def test_many_restarts_leave_descriptors_threads_and_memory_flat() -> None:
     options = ClientOptions(backoff_initial_s=0.001, backoff_max_s=0.001, restart_budget=1000)
     others = threading.active_count()
     with fake_client(options) as client:
@@ -248,13 +251,13 @@ def test_two_hundred_restarts_leave_descriptors_threads_and_memory_flat() -> Non
         gc.collect()
         wait_until(lambda: threading.active_count() <= others + 7)
         before = resources()
-        die(180)
+        die(DEATHS - 20)
         gc.collect()
         wait_until(
             lambda: resources()[0] <= before[0] and resources()[1] <= before[1], f"{before} became {resources()}"
         )
         assert resources()[2] - before[2] < 8 * 2**20
-        assert client.stats().restarts == 200
+        assert client.stats().restarts == DEATHS
 
 
 def resources() -> tuple[int, int, int]:

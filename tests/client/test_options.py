@@ -125,6 +125,15 @@ def test_neither_the_working_directory_nor_the_scripts_folder_reaches_it(
     assert ClientOptions(env=named).environment({})["PYTHONPATH"] == str(split["pure"])
 
 
+def test_the_working_directory_reaches_it_where_the_user_has_named_it(
+    split: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(split["pure"])
+    monkeypatch.setattr(sys, "path", list(map(str, split.values())))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", str(split["pure"])]))
+    assert str(split["pure"]) in environment.search_path(is_own_interpreter=True)
+
+
 def test_a_folder_that_the_interpreter_searches_by_itself_is_not_named(
     split: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

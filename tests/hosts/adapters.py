@@ -20,10 +20,11 @@ from bridge_client.testing.conformance.process import Driven
 from tests.client.conftest import WAIT_S
 
 ROOT = Path(__file__).resolve().parents[2]
+EXE = ".exe" if sys.platform == "win32" else ""
 CLIENTS = {
     "Python": (sys.executable, "-m", "bridge_client.testing.conformance.adapter"),
-    "Rust": (str(ROOT / "examples/rust/target/release/examples/conformance-adapter"),),
-    "Go": (str(ROOT / "examples/go/bin/conformance-adapter"),),
+    "Rust": (str(ROOT / f"examples/rust/target/release/examples/conformance-adapter{EXE}"),),
+    "Go": (str(ROOT / f"examples/go/bin/conformance-adapter{EXE}"),),
     "Node": (shutil.which("node") or "node", str(ROOT / "examples/node/conformance-adapter.mjs")),
 }
 _OLDEST_NODE = (20, 4)

@@ -11,9 +11,9 @@ import pytest
 
 from bridge_client.testing import fake_command
 from tests.client.conftest import WAIT_S
-from tests.hosts.adapters import ROOT
+from tests.hosts.adapters import EXE, ROOT
 
-BINARY = ROOT / "examples/rust/target/release/examples/vector-store"
+BINARY = ROOT / f"examples/rust/target/release/examples/vector-store{EXE}"
 REAL_WORKER = (sys.executable, "-m", "embed_worker", "--supervised")
 FACTS = (
     "The battery lasts about ten hours on a single charge.",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.worker.harness import WorkerProcess, cosines, matrix_of
+from tests.worker.harness import WorkerProcess, cosines, matrix_of, tolerance_of
 from tests.worker.test_model_folder import EXPECTED, MODELS
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the copies are links, which need a privilege on Windows")
@@ -64,7 +64,7 @@ def test_answers_are_those_of_sentence_transformers(worker: WorkerProcess, serve
         for place, text in enumerate(case["texts"])
     }
     answers = ask_all(worker, together | alone)
-    tolerance = variant["tolerance_batched"] if variant else expected["tolerance"]
+    tolerance = tolerance_of(variant, "tolerance_batched") if variant else expected["tolerance"]
     for key, case in cases.items():
         answer = answers[key]
         vectors = matrix_of(answer)

@@ -1,0 +1,51 @@
+"""What Wine 8 lacks, as the tests meet it: patches of the interpreter, and the tests that are skipped there by name.
+
+`windows.sh` installs this file as the `sitecustomize` of the Windows CPython; `tests/conftest.py` reads `SKIPPED`. On a
+real Windows neither does anything.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+# The names of tests, without their parameters, and what of Wine they cannot pass with.
+SKIPPED = {
+    "test_a_worker_that_closes_its_output_and_lives_on_is_replaced": (
+        "Wine's console helper inherits the standard handles of a process without a window, and holds them open"
+    ),
+}
+
+
+def is_wine() -> bool:
+    """Tell whether this Windows is Wine."""
+    import ctypes
+
+    return sys.platform == "win32" and hasattr(ctypes.CDLL("ntdll"), "wine_get_version")
+
+
+def _parent_pid() -> int:
+    """Return what `os.getppid` returns on Windows; CPython 3.12 asks PssCaptureSnapshot, which Wine 8 lacks."""
+    import ctypes
+
+    class BasicInformation(ctypes.Structure):  # PROCESS_BASIC_INFORMATION in <winternl.h>
+        _fields_ = tuple((name, ctypes.c_void_p) for name in ("exit", "peb", "affinity", "priority", "pid", "parent"))
+
+    told = BasicInformation()
+    query = ctypes.CDLL("ntdll").NtQueryInformationProcess
+    query.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)
+    query(ctypes.c_void_p(-1), 0, ctypes.byref(told), ctypes.sizeof(told), None)
+    return told.parent or 0
+
+
+def patch() -> None:
+    """Patch this interpreter."""
+    import _winapi
+
+    os.getppid = _parent_pid
+    if hasattr(_winapi, "CopyFile2"):  # Wine 8 has no CopyFile2; shutil then copies by itself
+        del _winapi.CopyFile2
+
+
+if __name__ == "sitecustomize" and is_wine():
+    patch()
