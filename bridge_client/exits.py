@@ -120,7 +120,7 @@ def cause_of(status: int, ours: Cause | None, *, is_windows: bool = sys.platform
     is_crash = status in _WINDOWS_CRASHES or status == _WINDOWS_ABORT if is_windows else -status in _CRASH_SIGNALS
     if is_crash or status == ExitCode.INTERNAL:
         return Cause.CRASHED
-    if status == ExitCode.OUT_OF_MEMORY:
+    if status == ExitCode.TRY_AGAIN:
         return Cause.OUT_OF_MEMORY
     if status == ExitCode.RECYCLED:
         return Cause.RECYCLED

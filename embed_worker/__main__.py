@@ -22,6 +22,7 @@ from embed_worker.config import (
     ModelOptions,
     WorkerConfig,
 )
+from embed_worker.errors import is_shortage
 from embed_worker.model_files.search import models_folders
 from embed_worker.protocol import ExitCode
 
@@ -85,36 +86,37 @@ def serve(config: WorkerConfig, *, log_level: str = "warning", log_format: LogFo
 
     from embed_worker import logs
     from embed_worker.serving import model_store, server
+    from embed_worker.serving.lifecycle import On
 
     logs.set_up_logging(log_level, log_format)
     threads = machine.choose_threads(config.runtime.threads, os.environ)
     logging.getLogger(__name__).info("threads value=%d reason=%s", threads.value, threads.reason)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", str(threads.value))  # numpy's own, made when it is imported
 
-    def load(folder: Path, options: ModelOptions) -> LoadedModel:
+    def load(folder: Path, options: ModelOptions, note: Callable[[str], None]) -> LoadedModel:
         from embed_worker import loading  # on the loader's thread: it takes most of the time until the model is there
 
         options = dataclasses.replace(options, allow_links=config.allow_links)
-        return loading.load_model(folder, options, config.runtime, threads.value)
+        return loading.load_model(folder, options, config.runtime, threads.value, note)
 
     store = model_store.ModelStore(load, models_folders(config.models_dirs))
     worker = server.Server(
         config,
         store,
-        server.Surroundings(
-            lines=stdio.read_lines(wire.reading, config.limits.max_line_bytes),
+        server.Environment(
+            lines=stdio.LineReader(wire.reading, config.limits.max_line_bytes),
             writer_descriptor=wire.writing,
             is_parent_alive=is_parent_alive,
             threads=threads,
         ),
         lanes=min(threads.value, _MAX_LANES),
     )
-    _stop_on_signals(lambda: worker.stop(server.Stop.TERMINATED), lambda: worker.stop(server.Stop.INTERRUPTED))
+    _stop_on_signals(lambda: worker.happens(On.TERMINATED), lambda: worker.happens(On.INTERRUPTED))
     try:
         return worker.run()
-    except Exception:
-        logging.getLogger(__name__).exception("the main thread met a bug")
-        return ExitCode.INTERNAL
+    except Exception as error:
+        logging.getLogger(__name__).exception("internal error")
+        return ExitCode.TRY_AGAIN if is_shortage(error) else ExitCode.INTERNAL
     finally:
         store.close()  # the quick exit would leave temporary files and children behind
 

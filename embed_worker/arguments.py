@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from embed_worker import __version__
 from embed_worker.config import (
     DEFAULT_MODEL,
+    START_LIMIT_S,
     CoremlPrecision,
     CoremlUnits,
     LogFormat,
@@ -36,8 +38,8 @@ Turn texts into embeddings: JSON lines on standard input, JSON lines on standard
 _EPILOG = """\
 requests: embed, info, ping, metrics, cancel, load_model, unload_model, shutdown; docs/protocol.md describes them.
 other commands: inspect, check, pull, export, quantize; `embed-worker inspect --help` and so on.
-exit status: 0 end of input, shutdown or SIGTERM; 2 usage; 70 internal error; 74 the pipe failed; 75 out of memory;
-78 the model or the configuration cannot be used; 79 recycled; 130 Ctrl-C.
+exit status: 0 end of input, shutdown or SIGTERM; 2 usage; 70 internal error; 74 the pipe failed; 75 out of memory or
+threads, or the start took too long; 78 the model or the configuration cannot be used; 79 recycled; 130 Ctrl-C.
 """
 
 
@@ -86,7 +88,7 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"embed-worker {__version__}")
-    limits, runtime = Limits(), RuntimeOptions()
+    runtime = RuntimeOptions()
 
     models = parser.add_argument_group("models", "options after a --model apply to that model")
     models.add_argument(
@@ -178,7 +180,13 @@ def make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="for programs that own the worker: ignore Ctrl-C, end with the parent, drain for 10 s at most",
     )
-
+    running.add_argument(
+        "--start-limit-s",
+        type=_positive,
+        default=START_LIMIT_S,
+        metavar="S",
+        help=f"seconds that loading a model may take; then the worker ends, or load_model fails ({START_LIMIT_S})",
+    )
     running.add_argument(
         "--rss-limit-mb",
         type=_positive,
@@ -217,16 +225,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
 
     bounds = parser.add_argument_group("limits", "advertised in `info`")
-    for name, what in (
-        ("max_line_bytes", "bytes of a request line"),
-        ("max_inputs", "texts of a request"),
-        ("max_text_bytes", "bytes of a text"),
-        ("max_in_flight", "embed requests being worked on; reading stops beyond"),
-        ("max_in_flight_bytes", "bytes of their lines; reading stops beyond"),
-    ):
-        default = getattr(limits, name)
-        flag = f"--{name.replace('_', '-')}"
-        bounds.add_argument(flag, type=_positive, default=default, metavar="N", help=f"{what} ({default})")
+    for limit in fields(Limits):
+        flag = f"--{limit.name.replace('_', '-')}"
+        what = f"{limit.metadata['what']} ({limit.default})"
+        bounds.add_argument(flag, type=_positive, default=limit.default, metavar="N", help=what)
 
     logs = parser.add_argument_group("logs, on standard error: ids and counts, never texts")
     logs.add_argument("--log-level", choices=["debug", "info", "warning", "error"], default="warning", help="(warning)")
@@ -260,14 +262,9 @@ def make_config(options: argparse.Namespace) -> WorkerConfig:
             mlx_precision=MlxPrecision(options.mlx_precision),
             openvino_precision=OpenvinoPrecision(options.openvino_precision),
         ),
-        limits=Limits(
-            max_line_bytes=options.max_line_bytes,
-            max_inputs=options.max_inputs,
-            max_text_bytes=options.max_text_bytes,
-            max_in_flight=options.max_in_flight,
-            max_in_flight_bytes=options.max_in_flight_bytes,
-        ),
+        limits=Limits(**{limit.name: getattr(options, limit.name) for limit in fields(Limits)}),
         is_supervised=options.supervised,
         drain_timeout_s=_SUPERVISED_DRAIN_S if options.supervised else None,
+        start_limit_s=options.start_limit_s,
         rss_limit_bytes=None if options.rss_limit_mb is None else options.rss_limit_mb * 10**6,
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from embed_worker.protocol import Limits
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
+START_LIMIT_S = 600  # above what compiling a model for CoreML may take
 
 
 class Verify(StrEnum):
@@ -111,6 +112,7 @@ class WorkerConfig:
         models_dirs: Where names are looked for first.
         allow_links: Whether files of a model may be links out of its folder; those of the hub's cache always may.
         drain_timeout_s: How long a drain may take; None: as long as it needs.
+        start_limit_s: How long the loading of a model may take before the worker gives up.
         rss_limit_bytes: Resident memory above which the worker finishes what it has and exits, to be restarted.
     """
 
@@ -121,6 +123,7 @@ class WorkerConfig:
     limits: Limits = field(default_factory=Limits)
     is_supervised: bool = False
     drain_timeout_s: float | None = None
+    start_limit_s: float = START_LIMIT_S
     rss_limit_bytes: int | None = None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 
@@ -52,7 +53,20 @@ class OutOfMemoryError(Exception):
     """The runtime could not allocate memory. Its state is unknown, so the worker answers what is live and exits."""
 
 
-def brief(error: Exception) -> str:
+def is_shortage(error: BaseException) -> bool:
+    """Whether the machine lacked memory or threads for a moment: the same may succeed later.
+
+    Python raises plain RuntimeErrors and ImportErrors for what the system refuses.
+    """
+    if isinstance(error, MemoryError | OutOfMemoryError):
+        return True
+    if isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.EAGAIN):
+        return True
+    signs = ("can't start new thread", "failed to map segment", "cannot allocate memory")
+    return any(sign in str(error).lower() for sign in signs)
+
+
+def brief(error: BaseException) -> str:
     """Shorten what a library says to one line, without onnxruntime's codes and without the path of a file."""
     line = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split()))
     return re.sub(r"^(Load model from|Failed to load model from) .*? failed: ?", "", line)[:300]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,20 +25,37 @@ from embed_worker.model_files.plan import ModelPlan
 _log = logging.getLogger(__name__)
 
 
-def load_model(folder: Path, options: ModelOptions, runtime: RuntimeOptions, threads: int) -> LoadedModel:
+def load_model(
+    folder: Path,
+    options: ModelOptions,
+    runtime: RuntimeOptions,
+    threads: int,
+    note: Callable[[str], None] = lambda step: None,
+) -> LoadedModel:
     """Load a folder: verify, resolve, tokenizer, graph, warm-up.
+
+    Args:
+        folder: The model's.
+        options: What was settled about it on the command line.
+        runtime: How it is to be run.
+        threads: Cores that a batch alone may use.
+        note: Told what is being done.
 
     Raises:
         ModelError: The folder cannot be used; one sentence says why.
         ConfigError: The runtime options cannot be met.
     """
     started = time.monotonic()
+    note("verifying its files")
     verified = _verify(folder, options, runtime.verify)
+    note("reading its folder")
     plan = read_model_folder(folder, options)
     warnings = [*plan.warnings, *_warn_of_unlisted(plan, verified, runtime.verify)]
     for warning in warnings:
         _log.warning("model=%s %s", plan.name, warning)
+    note("opening its graph and its tokenizer, and proving its provider")
     tokenizer, backend = _open(plan, runtime, threads)
+    note("warming up")
     # A graph that pools itself has its Dense modules inside.
     engine = Engine.warm_up(plan, tokenizer, backend, () if backend.is_end_to_end else load_modules(plan))
     if engine.one_by_one is not None:

@@ -83,7 +83,7 @@ class ExitCode:
     USAGE = 2
     INTERNAL = 70
     PIPE_FAILED = 74
-    OUT_OF_MEMORY = 75
+    TRY_AGAIN = 75  # no memory or no threads, or a start that took too long
     UNUSABLE_MODEL = 78
     RECYCLED = 79
     INTERRUPTED = 130
@@ -98,15 +98,20 @@ class ProtocolError(Exception):
         self.index = index
 
 
+def _limit(default: int, what: str) -> int:
+    limit: int = dataclasses.field(default=default, metadata={"what": what})
+    return limit
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a host must stay within; `info` advertises them."""
+    """What a host must stay within; `info` advertises them, and the command line has an option for each."""
 
-    max_line_bytes: int = 32 * 2**20
-    max_inputs: int = 16_384
-    max_text_bytes: int = 2**20
-    max_in_flight: int = 1024
-    max_in_flight_bytes: int = 64 * 2**20
+    max_line_bytes: int = _limit(32 * 2**20, "bytes of a request line")
+    max_inputs: int = _limit(16_384, "texts of a request")
+    max_text_bytes: int = _limit(2**20, "bytes of a text")
+    max_in_flight: int = _limit(1024, "embed requests being worked on; reading stops beyond")
+    max_in_flight_bytes: int = _limit(64 * 2**20, "bytes of their lines; reading stops beyond")
 
 
 class EncodingFormat(StrEnum):

@@ -32,7 +32,7 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "loading": "config errors machine model_files inference accelerators",
         "serving": "protocol config errors machine model_files",
         "tools": "protocol config errors machine progress model_files inference encoders accelerators loading",
-        "__main__": "protocol config logs machine arguments model_files loading serving",
+        "__main__": "protocol config errors logs machine arguments model_files loading serving",
         "bridge_client": "protocol machine",
         "bridge_client.testing": "protocol machine bridge_client",
     }.items()

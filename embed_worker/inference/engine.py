@@ -243,3 +243,16 @@ class LoadedModel:
         """
         wanted = self.normalizes if normalize is None else normalize
         return finish_vectors(raw, dimensions or self.dimension, normalize=wanted).astype("<f4", copy=False)
+
+    def finish_and_check(
+        self, raw: Float32, dimensions: int | None, normalize: bool | None
+    ) -> tuple[Float32, int | None]:
+        """Do what `finish` does; return with it the index of the first vector that cannot be used, where one is.
+
+        One that is not finite or has no length cannot, be it whole or cut.
+        """
+        finished = self.finish(raw, dimensions, normalize)
+        good = are_usable(finished)
+        if finished.shape != raw.shape:
+            good &= are_usable(raw)
+        return finished, None if good.all() else int(good.argmin())

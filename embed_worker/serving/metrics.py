@@ -1,8 +1,7 @@
-"""Counters, gauges and latency percentiles of one worker, safe from any thread."""
+"""Counters and latency percentiles of one worker. Whoever counts or looks holds the lock of the answers."""
 
 from __future__ import annotations
 
-import threading
 from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any
@@ -13,53 +12,43 @@ _WINDOW = 1024  # recent requests that the percentiles speak of
 
 
 class Metrics:
-    """What `metrics` tells."""
+    """What `metrics` tells.
+
+    Attributes:
+        micro_batches: Finished so far: the sign of progress.
+        padded_tokens: What they computed, padding included.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._answers: Counter[str] = Counter()
         self._total_ms: deque[float] = deque(maxlen=_WINDOW)
         self._texts = 0
         self._tokens = 0
-        self._micro_batches = 0
-        self._padded_tokens = 0
-
-    @property
-    def micro_batches(self) -> int:
-        """Micro-batches finished so far: the sign of progress."""
-        return self._micro_batches
-
-    def count_batch(self, rows: int, longest: int) -> None:
-        """Note a finished micro-batch of so many rows, padded to the longest."""
-        with self._lock:
-            self._micro_batches += 1
-            self._padded_tokens += rows * longest
+        self.micro_batches = 0
+        self.padded_tokens = 0
 
     def count_embedded(self, tokens: Sequence[int], total_ms: float) -> None:
         """Note a request that was answered with vectors; `tokens` before truncation, one for each text."""
-        with self._lock:
-            self._answers["ok"] += 1
-            self._texts += len(tokens)
-            self._tokens += sum(tokens)
-            self._total_ms.append(total_ms)
+        self._answers["ok"] += 1
+        self._texts += len(tokens)
+        self._tokens += sum(tokens)
+        self._total_ms.append(total_ms)
 
     def count_error(self, code: ErrorCode) -> None:
         """Note a request line that was answered with an error."""
-        with self._lock:
-            self._answers[code.value] += 1
+        self._answers[code.value] += 1
 
     def snapshot(self) -> dict[str, Any]:
         """Return everything at one moment; times in milliseconds."""
-        with self._lock:
-            recent = sorted(self._total_ms)
-            return {
-                "requests": dict(self._answers),
-                "texts": self._texts,
-                "tokens": self._tokens,
-                "padded_tokens": self._padded_tokens,
-                "micro_batches": self._micro_batches,
-                "latency_ms": {f"p{share}": percentile(recent, share) for share in (50, 95, 99)},
-            }
+        recent = sorted(self._total_ms)
+        return {
+            "requests": dict(self._answers),
+            "texts": self._texts,
+            "tokens": self._tokens,
+            "padded_tokens": self.padded_tokens,
+            "micro_batches": self.micro_batches,
+            "latency_ms": {f"p{share}": percentile(recent, share) for share in (50, 95, 99)},
+        }
 
 
 def percentile(ascending: Sequence[float], share: int) -> float | None:

@@ -1,4 +1,4 @@
-"""Which rows run next: pure, without I/O, threads or a clock. The server guards it with its lock.
+"""Which rows run next: pure, without I/O, threads or a clock. Whoever calls holds the lock of the answers.
 
 A *job* is the work of one request, a *row* is one of its texts. A micro-batch is cut by a token budget (rows times what
 the longest row costs) from rows of similar length, across all jobs of one model.

@@ -12,7 +12,8 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 _READ_BYTES = 256 * 1024
@@ -164,28 +165,50 @@ class LineSplitter:
         return line
 
 
-def read_lines(descriptor: int, max_line_bytes: int, clock: Callable[[], float] = time.monotonic) -> Iterator[Line]:
-    """Yield the lines of a descriptor until its end; the last one needs no newline.
+class LineReader:
+    """The lines of a descriptor until its end, one after the other; the last one needs no newline.
 
-    Raises:
-        WireError: The descriptor could not be read, which is not an end of input.
+    Attributes:
+        ready: Lines that have been read and not been asked for.
     """
-    splitter = LineSplitter(max_line_bytes)
-    while True:
-        try:
-            chunk = os.read(descriptor, _READ_BYTES)
-        except BlockingIOError:  # a host may have made its side of a socket or terminal non-blocking, and so ours
-            _wait_until_ready(descriptor, for_writing=False)
-            continue
-        except OSError as error:
-            if sys.platform == "win32" and error.errno == errno.EPIPE:
-                chunk = b""  # how Windows says that the writer has closed its end
+
+    def __init__(self, descriptor: int, max_line_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._descriptor = descriptor
+        self._clock = clock
+        self._splitter = LineSplitter(max_line_bytes)
+        self.ready: deque[Line] = deque()
+        self._is_over = False
+
+    def __iter__(self) -> LineReader:
+        """Return itself."""
+        return self
+
+    def __next__(self) -> Line:
+        """Return the next line.
+
+        Raises:
+            WireError: The descriptor could not be read, which is not an end of input.
+        """
+        while not self.ready:
+            if self._is_over:
+                raise StopIteration
+            if chunk := self._read():
+                self.ready.extend(self._splitter.feed(chunk, self._clock()))
             else:
+                self._is_over = True
+                self.ready.extend(self._splitter.finish())
+        return self.ready.popleft()
+
+    def _read(self) -> bytes:
+        while True:
+            try:
+                return os.read(self._descriptor, _READ_BYTES)
+            except BlockingIOError:  # a host may have made its side of a socket or terminal non-blocking, and so ours
+                _wait_until_ready(self._descriptor, for_writing=False)
+            except OSError as error:
+                if sys.platform == "win32" and error.errno == errno.EPIPE:
+                    return b""  # how Windows says that the writer has closed its end
                 raise WireError(f"standard input cannot be read: {error.strerror or error}") from error
-        if not chunk:
-            yield from splitter.finish()
-            return
-        yield from splitter.feed(chunk, clock())
 
 
 def _wait_until_ready(descriptor: int, *, for_writing: bool) -> None:
@@ -202,35 +225,34 @@ def _wait_until_ready(descriptor: int, *, for_writing: bool) -> None:
 
 
 class LineWriter:
-    """Write whole lines from any thread, never interleaved: one lock, one buffer a line.
+    """Write whole lines from any thread, never interleaved.
 
     Once a write fails nobody reads any more: later lines are dropped, and `on_broken` is called once, from the thread
-    that found out and with no lock held.
+    that found out.
+
+    Attributes:
+        turn: Whoever writes holds it.
     """
 
     def __init__(self, descriptor: int, on_broken: Callable[[], None]) -> None:
         self._descriptor = descriptor
         self._on_broken = on_broken
-        self._lock = threading.Lock()
+        self.turn = threading.Lock()
         self._is_broken = False
 
-    def write(self, line: bytes, before_first_byte: Callable[[], None] | None = None) -> None:
-        """Write one line, its newline included; call `before_first_byte` when its turn has come."""
-        with self._lock:
-            if before_first_byte is not None:
-                before_first_byte()
-            if self._is_broken:
-                return
-            try:
-                self._write_all(line)
-                return
-            except OSError:
-                self._is_broken = True
-        self._on_broken()
+    def write(self, line: bytes) -> None:
+        """Write one line, its newline included; the caller has the turn."""
+        if self._is_broken:
+            return
+        try:
+            self._write_all(line)
+        except OSError:
+            self._is_broken = True
+            self._on_broken()
 
     def try_acquire(self, timeout_s: float) -> bool:
         """Keep everybody else from writing from now on, for ever; False if a write is stuck for that long."""
-        return self._lock.acquire(timeout=timeout_s)
+        return self.turn.acquire(timeout=timeout_s)
 
     def is_abandoned(self) -> bool:
         """Whether nobody can read what would be written, as far as the system tells without a write."""

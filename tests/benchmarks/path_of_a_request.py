@@ -144,21 +144,21 @@ def worker_path() -> Recorder:
     from embed_worker.loading import load_model
     from embed_worker.machine import Threads
     from embed_worker.serving.model_store import ModelStore
-    from embed_worker.serving.server import Server, Surroundings
-    from embed_worker.serving.stdio import read_lines
+    from embed_worker.serving.server import Environment, Server
+    from embed_worker.serving.stdio import LineReader
 
     reading, writing = os.pipe()
     answering, answers = os.pipe()
     config = WorkerConfig(models=(ModelOptions(name_or_path=str(MODEL)),), runtime=RuntimeOptions(provider="cpu"))
-    store = ModelStore(lambda folder, options: load_model(folder, options, config.runtime, 2), [])
-    lines = read_lines(reading, config.limits.max_line_bytes)
-    around = Surroundings(
+    store = ModelStore(lambda folder, options, note: load_model(folder, options, config.runtime, 2, note), [])
+    lines = LineReader(reading, config.limits.max_line_bytes)
+    environment = Environment(
         lines=lines,
         writer_descriptor=answers,
         is_parent_alive=lambda: True,
         threads=Threads(value=2, reason="the lanes below"),
     )
-    thread = threading.Thread(target=Server(config, store, around, lanes=2).run, name="main")
+    thread = threading.Thread(target=Server(config, store, environment, lanes=2).run, name="main")
     thread.start()
 
     def ask() -> None:

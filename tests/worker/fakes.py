@@ -32,8 +32,8 @@ from embed_worker.model_files.plan import ModelPlan, PoolingMode
 from embed_worker.model_files.tokenizer_plan import TokenizerPlan
 from embed_worker.protocol import Limits
 from embed_worker.serving.model_store import ModelStore
-from embed_worker.serving.server import Server, Surroundings
-from embed_worker.serving.stdio import read_lines
+from embed_worker.serving.server import Environment, Server
+from embed_worker.serving.stdio import LineReader
 from tests.worker.harness import parse_answer
 
 if TYPE_CHECKING:
@@ -123,13 +123,14 @@ class FakeEngine:
     is_batch_invariant = True
     one_by_one = None
 
-    def __init__(self) -> None:
+    def __init__(self, plan: ModelPlan) -> None:
         self.gate = _open_gate()
         self.entered: queue.SimpleQueue[int] = queue.SimpleQueue()  # the rows of each run, as it begins
         self.runs: list[int] = []
         self.tokenizer = FakeTokenizer(_open_gate(), queue.SimpleQueue())
         report = SimpleNamespace(asked="auto", chosen="FakeProvider", reason="it is a fake")
         self.backend = SimpleNamespace(provider=report, precision="float32", tolerance=1e-6)
+        self.plan = plan
 
     def embed(self, rows: Sequence[FakeText], **_: Any) -> Float32:
         self.runs.append(len(rows))
@@ -147,9 +148,6 @@ class FakeEngine:
                 vectors[place] = 0
         return vectors
 
-    def are_usable(self, vectors: Float32) -> NDArray[np.bool_]:
-        return are_usable(vectors)
-
     def new_matrix(self, rows: int) -> Float32:
         return np.empty((rows, self.dimension), np.float32)
 
@@ -163,8 +161,6 @@ class FakeModel:
         self.name = name
         self.is_closed = False
         self.fingerprint = f"{zlib.crc32(name.encode()):016x}"
-        self.engine = FakeEngine()
-        self.dimension = self.engine.dimension
         self.plan = ModelPlan(
             name=name,
             folder=Path(name),
@@ -181,6 +177,8 @@ class FakeModel:
             lowercase=False,
             decisions=(),
         )
+        self.engine = FakeEngine(self.plan)
+        self.dimension = self.engine.dimension
 
     def use_all_cores(self) -> None:
         """Open nothing more."""
@@ -188,8 +186,12 @@ class FakeModel:
     def close(self) -> None:
         self.is_closed = True
 
-    def finish(self, raw: Float32, dimensions: int | None, normalize: bool | None) -> Float32:
-        return finish_vectors(raw, dimensions, normalize=normalize is not False)
+    def finish_and_check(
+        self, raw: Float32, dimensions: int | None, normalize: bool | None
+    ) -> tuple[Float32, int | None]:
+        finished = finish_vectors(raw, dimensions, normalize=normalize is not False)
+        good = are_usable(finished) & are_usable(raw)
+        return finished, None if good.all() else int(good.argmin())
 
 
 class FakeLoader:
@@ -201,7 +203,8 @@ class FakeLoader:
         self.models: dict[str, FakeModel] = {}
         self.error: BaseException | None = None  # raised by the next loads
 
-    def __call__(self, folder: Path, options: ModelOptions) -> LoadedModel:
+    def __call__(self, folder: Path, options: ModelOptions, note: Callable[[str], None]) -> LoadedModel:
+        note("waiting at its gate")
         self.entered.put(folder.name)
         assert self.gate.wait(WAIT_S)
         if self.error is not None:
@@ -293,6 +296,7 @@ def running_worker(
     is_supervised: bool = False,
     is_parent_alive: Callable[[], bool] = lambda: True,
     drain_timeout_s: float | None = None,
+    start_limit_s: float = 600.0,
     loader: FakeLoader | None = None,
     runtime: RuntimeOptions | None = None,
 ) -> Iterator[Worker]:
@@ -308,6 +312,7 @@ def running_worker(
             is_supervised=is_supervised,
             is_parent_alive=is_parent_alive,
             drain_timeout_s=drain_timeout_s,
+            start_limit_s=start_limit_s,
             loader=loader or FakeLoader(),
             runtime=runtime or RuntimeOptions(),
         ) as worker,
@@ -326,6 +331,7 @@ def _running_worker(
     is_supervised: bool,
     is_parent_alive: Callable[[], bool],
     drain_timeout_s: float | None,
+    start_limit_s: float,
     loader: FakeLoader,
     runtime: RuntimeOptions,
 ) -> Iterator[Worker]:
@@ -337,18 +343,19 @@ def _running_worker(
         runtime=runtime,
         is_supervised=is_supervised,
         drain_timeout_s=drain_timeout_s,
+        start_limit_s=start_limit_s,
     )
     store = ModelStore(loader, [folder])
     clock = clock or time.monotonic
-    lines = read_lines(reading, limits.max_line_bytes, clock)
-    around = Surroundings(
+    lines = LineReader(reading, limits.max_line_bytes, clock)
+    environment = Environment(
         lines=lines,
         writer_descriptor=writing,
         is_parent_alive=is_parent_alive,
         threads=Threads(value=lanes, reason="the test's"),
         clock=clock,
     )
-    worker = Worker(Server(config, store, around, lanes=lanes), loader, store, host_writes, host_reads, writing)
+    worker = Worker(Server(config, store, environment, lanes=lanes), loader, store, host_writes, host_reads, writing)
     threads = [threading.Thread(target=target, daemon=True) for target in (worker.run, worker.read)]
     for thread in threads:
         thread.start()

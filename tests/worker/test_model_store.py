@@ -11,24 +11,24 @@ import pytest
 
 from embed_worker.config import ModelOptions
 from embed_worker.errors import ConfigError, ModelError, ModelNotFoundError, OutOfMemoryError
-from embed_worker.serving.model_store import ModelSlot, ModelStore
+from embed_worker.serving.model_store import ModelEntry, ModelStore
 from tests.worker.fakes import WAIT_S, FakeLoader, models_folder
 
 
 class Store:
-    """A store with a fake loader, and the slots that were settled."""
+    """A store with a fake loader, and the entrys that were settled."""
 
     def __init__(self, root: Path) -> None:
         self.loader = FakeLoader()
         self.store = ModelStore(self.loader, [models_folder(root)])
-        self.settled: queue.SimpleQueue[ModelSlot] = queue.SimpleQueue()
-        self.store.start()
+        self.settled: queue.SimpleQueue[ModelEntry] = queue.SimpleQueue()
+        self.store.start(lambda: None)
 
-    def open(self, name: str) -> ModelSlot:
+    def open(self, name: str) -> ModelEntry:
         self.store.open(ModelOptions(name_or_path=name), self.settled.put)
         return self.settled.get(timeout=WAIT_S)
 
-    def load(self, name: str) -> ModelSlot:
+    def load(self, name: str) -> ModelEntry:
         self.store.load(name, self.settled.put)
         return self.settled.get(timeout=WAIT_S)
 
@@ -49,8 +49,8 @@ def test_the_first_model_opened_is_the_default(store: Store) -> None:
 
 
 def test_a_model_may_be_opened_by_its_path(store: Store, tmp_path: Path) -> None:
-    slot = store.open(str(tmp_path / "first"))
-    assert (slot.name, slot.error) == ("first", None)
+    entry = store.open(str(tmp_path / "first"))
+    assert (entry.name, entry.error) == ("first", None)
 
 
 @pytest.mark.parametrize(
@@ -68,9 +68,9 @@ def test_who_waits_hears_why_a_model_failed_and_the_loader_goes_on(
     store: Store, error: BaseException, kind: type[Exception]
 ) -> None:
     store.loader.error = error
-    slot = store.open("first")
-    assert isinstance(slot.error, kind)
-    assert slot.model is None
+    entry = store.open("first")
+    assert isinstance(entry.error, kind)
+    assert entry.model is None
     store.loader.error = None
     assert store.load("first").model is not None
 
@@ -85,9 +85,9 @@ def test_a_model_is_loaded_once_for_all_who_ask(store: Store) -> None:
     for _ in range(3):
         store.store.load("second", store.settled.put)
     store.loader.gate.set()
-    slots = {store.settled.get(timeout=WAIT_S) for _ in range(3)}
-    assert len(slots) == 1
-    assert store.load("org/second") in slots
+    entrys = {store.settled.get(timeout=WAIT_S) for _ in range(3)}
+    assert len(entrys) == 1
+    assert store.load("org/second") in entrys
     assert store.loader.entered.get(timeout=WAIT_S) == "second"
     assert store.loader.entered.empty()
 
@@ -116,19 +116,19 @@ def test_before_anything_is_opened_there_is_no_default(store: Store) -> None:
 
 
 def test_a_model_in_use_goes_when_its_last_user_is_done(store: Store) -> None:
-    slot = store.open("first")
+    entry = store.open("first")
     done: list[str] = []
     users = [store.store.acquire(None) for _ in range(2)]
     store.store.unload("first", lambda: done.append("gone"))
     for ask in (lambda: store.store.find("first"), lambda: store.store.unload("first", lambda: None)):
         with pytest.raises(ModelNotFoundError):
             ask()
-    store.store.release(users[0])
-    assert (done, slot.model is None) == ([], False)
-    store.store.release(users[1])
-    assert (done, slot.model) == (["gone"], None)
+    users[0].release()
+    assert (done, entry.model is None) == ([], False)
+    users[1].release()
+    assert (done, entry.model) == (["gone"], None)
     assert store.loader.models["first"].is_closed
-    assert store.load("first") is not slot
+    assert store.load("first") is not entry
 
 
 def test_an_unused_model_goes_at_once_and_a_loading_one_cannot(store: Store) -> None:
@@ -145,8 +145,8 @@ def test_an_unused_model_goes_at_once_and_a_loading_one_cannot(store: Store) -> 
 
 
 def test_a_model_that_is_going_cannot_be_acquired_any_more(store: Store) -> None:
-    slot = store.open("first")
-    slot.when_unused = lambda: None  # what another thread has just decided
+    entry = store.open("first")
+    entry.when_unused = lambda: None  # what another thread has just decided
     with pytest.raises(ModelNotFoundError, match="being unloaded"):
         store.store.acquire("first")
 
@@ -159,10 +159,10 @@ def test_models_are_closed_when_the_process_ends(store: Store) -> None:
 
 
 def test_settled_models_call_back_at_once(store: Store) -> None:
-    slot = store.open("first")
-    called: list[ModelSlot] = []
-    store.store.when_settled(slot, called.append)
-    assert called == [slot]
+    entry = store.open("first")
+    called: list[ModelEntry] = []
+    store.store.when_known(entry, called.append)
+    assert called == [entry]
 
 
 def test_everybody_who_waited_sees_the_model_even_when_the_first_of_them_unloads_it(store: Store) -> None:
@@ -170,11 +170,11 @@ def test_everybody_who_waited_sees_the_model_even_when_the_first_of_them_unloads
     store.loader.gate.clear()
     seen: queue.SimpleQueue[bool] = queue.SimpleQueue()
 
-    def unload(slot: ModelSlot) -> None:
+    def unload(entry: ModelEntry) -> None:
         store.store.unload("second", lambda: None)
 
     store.store.load("second", unload)
-    store.store.load("second", lambda slot: seen.put(slot.model is not None or slot.error is not None))
+    store.store.load("second", lambda entry: seen.put(entry.model is not None or entry.error is not None))
     store.loader.gate.set()
     assert seen.get(timeout=WAIT_S)
     assert store.load("second").model is not None
@@ -182,7 +182,7 @@ def test_everybody_who_waited_sees_the_model_even_when_the_first_of_them_unloads
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_callback_that_fails_does_not_end_the_loader(store: Store) -> None:
-    def fail(slot: ModelSlot) -> None:
+    def fail(entry: ModelEntry) -> None:
         raise RuntimeError("a bug")
 
     store.loader.gate.clear()

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 from embed_worker.config import RuntimeOptions
 from embed_worker.errors import OutOfMemoryError
-from embed_worker.protocol import ExitCode, Limits
-from embed_worker.serving.lanes import Job
-from embed_worker.serving.server import Stop
+from embed_worker.protocol import ErrorCode, ExitCode, Limits
+from embed_worker.serving.lifecycle import On
+from embed_worker.serving.tasks import EmbedTask
 from tests.worker.fakes import (
     DIMENSION,
     MAX_TOKENS,
@@ -214,7 +214,7 @@ def test_out_of_memory_answers_every_live_request_and_exits_with_75() -> None:
         assert worker.is_silent()
         worker.engine.gate.set()
         rest = worker.receive_rest()
-        assert worker.wait() == ExitCode.OUT_OF_MEMORY
+        assert worker.wait() == ExitCode.TRY_AGAIN
     by_id = {answer["id"]: answer for answer in rest}
     assert set(by_id) == {"busy", 1, 2, None}
     assert by_id[1]["code"] == "out_of_memory"
@@ -330,7 +330,7 @@ def test_a_deadline_of_a_request_that_is_over_keeps_nothing_of_it() -> None:
         worker.ask({"id": "last", "inputs": "x"})
         gc.collect()
         # By type, not by name: the client has a class of that name too, and its objects may still await collection.
-        kept = [job for job in gc.get_objects() if type(job) is Job and job.is_over]
+        kept = [job for job in gc.get_objects() if type(job) is EmbedTask and job.is_settled]
         of_this_worker = [job for job in kept if job.deadline_s is not None and len(job.request.inputs) == 3]
         assert len(of_this_worker) <= 2
 
@@ -443,7 +443,7 @@ def test_an_over_long_line_is_answered_in_its_turn_and_the_worker_goes_on() -> N
 
 def test_a_bug_in_one_request_is_an_internal_error_of_that_request(monkeypatch: pytest.MonkeyPatch) -> None:
     with running_worker() as worker:
-        monkeypatch.setattr(worker.server, "_pong", meet_a_bug)
+        monkeypatch.setattr(worker.server._requests, "_pong", meet_a_bug)
         broken = worker.ask({"id": 1, "method": "ping"})
         assert worker.ask({"id": 2, "inputs": "x"})["status"] == "ok"
     assert (broken["code"], broken["retryable"]) == ("internal_error", True)
@@ -694,7 +694,44 @@ def test_a_default_model_without_memory_exits_with_75() -> None:
         assert worker.is_silent()
         loader.gate.set()
         assert worker.receive()["code"] == "out_of_memory"
-        assert worker.wait() == ExitCode.OUT_OF_MEMORY
+        assert worker.wait() == ExitCode.TRY_AGAIN
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), ImportError("x.so: failed to map segment")])
+def test_a_default_model_without_threads_or_room_for_a_library_exits_with_75(error: Exception) -> None:
+    loader = FakeLoader()
+    loader.error = error
+    with running_worker(loader=loader) as worker:
+        assert worker.wait() == ExitCode.TRY_AGAIN
+
+
+def test_a_default_model_that_takes_too_long_ends_the_worker_with_75_and_says_what_it_waited_for() -> None:
+    loader = FakeLoader()
+    loader.gate.clear()
+    with running_worker(loader=loader, start_limit_s=0.01) as worker:
+        worker.send({"id": 1, "inputs": "a"}, {"id": 2, "method": "info"})
+        worker.close_input()
+        rest = worker.receive_rest()
+        assert worker.wait() == ExitCode.TRY_AGAIN
+        loader.gate.set()
+    assert {answer["id"] for answer in rest} <= {1, 2}
+    assert {(answer["code"], answer["message"]) for answer in rest} <= {
+        ("shutting_down", "the model 'first' was not ready within 0.01 s: waiting at its gate")
+    }
+
+
+def test_another_model_that_takes_too_long_fails_and_the_next_one_is_loaded() -> None:
+    loader = FakeLoader()
+    with running_worker(loader=loader, start_limit_s=0.01) as worker:
+        worker.ask({"id": 0, "inputs": "x"})
+        loader.gate.clear()
+        slow = worker.ask({"id": 1, "method": "load_model", "model": "second"})
+        assert (slow["code"], slow["message"][-19:]) == ("model_load_failed", "waiting at its gate")
+        loader.gate.set()
+        loaded = {"id": 2, "method": "load_model", "model": "third"}
+        assert worker.ask(loaded)["status"] == "ok"
+        assert worker.ask({"id": 3, "inputs": "x"})["status"] == "ok"
+        assert worker.ask({"id": 4, "method": "info"})["models"] == ["first", "third"]
 
 
 def test_a_second_model_that_fails_at_start_leaves_the_first_in_service() -> None:
@@ -716,24 +753,25 @@ def owe_three_answers(worker: Worker) -> None:
 class WatchedStops:
     """The server's queue of stops, which tells when the main thread has come back for more than there is."""
 
-    def __init__(self, stops: queue.SimpleQueue[Stop]) -> None:
+    def __init__(self, stops: queue.SimpleQueue[On | ErrorCode | None]) -> None:
         self.stops = stops
         self.put = stops.put
+        self.empty = stops.empty
         self.is_armed = False
         self.all_seen = threading.Event()
 
-    def get(self, *, timeout: float) -> Stop:
+    def get(self, *, timeout: float) -> On | ErrorCode | None:
         if self.is_armed and self.stops.empty():
             self.all_seen.set()
         return self.stops.get(timeout=timeout)
 
 
-def stop_and_wait_until_seen(worker: Worker, *stops: Stop) -> None:
-    watched = WatchedStops(worker.server._stops)
+def stop_and_wait_until_seen(worker: Worker, *stops: On) -> None:
+    watched = WatchedStops(worker.server._happenings)
     for stop in stops:
-        worker.server.stop(stop)
+        worker.server.happens(stop)
     watched.is_armed = True
-    setattr(worker.server, "_stops", watched)  # noqa: B010 - another type, for this test
+    setattr(worker.server, "_happenings", watched)  # noqa: B010 - another type, for this test
     assert watched.all_seen.wait(WAIT_S)
 
 
@@ -742,9 +780,9 @@ def stop_and_wait_until_seen(worker: Worker, *stops: Stop) -> None:
     [
         (lambda worker: worker.close_input(), ExitCode.OK),
         (lambda worker: worker.send({"id": "s", "method": "shutdown"}), ExitCode.OK),
-        (lambda worker: worker.server.stop(Stop.TERMINATED), ExitCode.OK),
-        (lambda worker: worker.server.stop(Stop.INTERRUPTED), ExitCode.INTERRUPTED),
-        (lambda worker: worker.server.stop(Stop.INPUT_BROKEN), ExitCode.PIPE_FAILED),
+        (lambda worker: worker.server.happens(On.TERMINATED), ExitCode.OK),
+        (lambda worker: worker.server.happens(On.INTERRUPTED), ExitCode.INTERRUPTED),
+        (lambda worker: worker.server.happens(On.INPUT_BROKEN), ExitCode.PIPE_FAILED),
     ],
     ids=["end of input", "shutdown", "SIGTERM", "SIGINT", "read error"],
 )
@@ -789,25 +827,25 @@ def test_what_comes_after_shutdown_is_refused_until_the_drain_ends() -> None:
     assert {answer["id"] for answer in rest} == {"busy", None}
 
 
-@pytest.mark.parametrize("first", [Stop.TERMINATED, Stop.INTERRUPTED])
-@pytest.mark.parametrize("second", [Stop.TERMINATED, Stop.INTERRUPTED])
-def test_a_second_stop_signal_drops_queued_work_with_an_answer(first: Stop, second: Stop) -> None:
+@pytest.mark.parametrize("first", [On.TERMINATED, On.INTERRUPTED])
+@pytest.mark.parametrize("second", [On.TERMINATED, On.INTERRUPTED])
+def test_a_second_stop_signal_drops_queued_work_with_an_answer(first: On, second: On) -> None:
     with running_worker() as worker:
         owe_three_answers(worker)
-        worker.server.stop(first)
-        worker.server.stop(second)
+        worker.server.happens(first)
+        worker.server.happens(second)
         rest = worker.receive_rest()
-        assert worker.wait() == (ExitCode.OK if first is Stop.TERMINATED else ExitCode.INTERRUPTED)
+        assert worker.wait() == (ExitCode.OK if first is On.TERMINATED else ExitCode.INTERRUPTED)
         assert not worker.engine.gate.is_set()
     assert {answer["id"] for answer in rest} == {"busy", 1, None}
     assert {answer["code"] for answer in rest} == {"shutting_down"}
 
 
-@pytest.mark.parametrize(("signal", "status"), [(Stop.TERMINATED, ExitCode.OK), (Stop.INTERRUPTED, 130)])
-def test_the_first_stop_signal_after_the_end_of_input_still_lets_accepted_work_end(signal: Stop, status: int) -> None:
+@pytest.mark.parametrize(("signal", "status"), [(On.TERMINATED, ExitCode.OK), (On.INTERRUPTED, 130)])
+def test_the_first_stop_signal_after_the_end_of_input_still_lets_accepted_work_end(signal: On, status: int) -> None:
     with running_worker() as worker:
         owe_three_answers(worker)
-        stop_and_wait_until_seen(worker, Stop.END_OF_INPUT, signal)
+        stop_and_wait_until_seen(worker, On.END_OF_INPUT, signal)
         worker.engine.gate.set()
         rest = worker.receive_rest()
         assert worker.wait() == status
@@ -817,7 +855,7 @@ def test_the_first_stop_signal_after_the_end_of_input_still_lets_accepted_work_e
 def test_nothing_more_is_read_after_a_stop_signal() -> None:
     with running_worker() as worker:
         hold_the_lane(worker)
-        stop_and_wait_until_seen(worker, Stop.TERMINATED)
+        stop_and_wait_until_seen(worker, On.TERMINATED)
         worker.send({"id": 9, "inputs": "never read"})
         worker.engine.gate.set()
         assert [answer["id"] for answer in worker.receive_rest()] == ["busy"]
@@ -839,16 +877,16 @@ def test_a_reader_that_waits_for_room_does_not_hold_up_a_drain(monkeypatch: pyte
     with running_worker(limits=Limits(max_in_flight=1)) as worker:
         hold_the_lane(worker)
         waits = threading.Event()
-        wait_for_flow = worker.server._wait_for_flow
+        admit = worker.server._answers.admit
 
         def wait(*arguments: Any) -> bool:
             waits.set()
-            return wait_for_flow(*arguments)
+            return admit(*arguments)
 
-        monkeypatch.setattr(worker.server, "_wait_for_flow", wait)
+        monkeypatch.setattr(worker.server._answers, "admit", wait)
         worker.send({"id": "blocked", "inputs": "a"}, {"id": "behind", "inputs": "b"})
         assert waits.wait(WAIT_S)
-        worker.server.stop(Stop.TERMINATED)
+        worker.server.happens(On.TERMINATED)
         refused = worker.receive()
         worker.engine.gate.set()
         rest = worker.receive_rest()
@@ -872,7 +910,7 @@ def test_a_supervised_worker_ends_when_its_parent_dies_and_a_plain_one_does_not(
 def test_nobody_reading_the_answers_any_more_ends_the_worker() -> None:
     with running_worker() as worker:
         hold_the_lane(worker)
-        worker.server.stop(Stop.OUTPUT_BROKEN)
+        worker.server.happens(On.OUTPUT_BROKEN)
         assert worker.wait() == ExitCode.PIPE_FAILED
 
 
@@ -889,15 +927,82 @@ def test_an_answer_that_cannot_be_written_ends_the_worker(monkeypatch: pytest.Mo
         assert worker.receive_rest() == []
 
 
+def test_a_thread_that_ends_unexpectedly_ends_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    with running_worker() as worker:
+        hold_the_lane(worker)
+        monkeypatch.setattr(worker.server._lanes, "_choose", Mock(side_effect=Panic))
+        worker.engine.gate.set()
+        assert worker.wait() == ExitCode.INTERNAL
+
+
+def test_a_loader_that_ends_unexpectedly_ends_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    with running_worker() as worker:
+        worker.ask({"id": 0, "inputs": "x"})
+        monkeypatch.setattr(worker.store, "_tell", Mock(side_effect=Panic))
+        worker.send({"id": 1, "method": "load_model", "model": "second"})
+        assert [answer["code"] for answer in worker.receive_rest()] == ["internal_error"]
+        assert worker.wait() == ExitCode.INTERNAL
+
+
+def test_a_task_that_meets_a_bug_is_answered_and_the_lane_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    with running_worker() as worker:
+        worker.ask({"id": 0, "inputs": "a"})
+        with monkeypatch.context() as broken:
+            broken.setattr(worker.server._lanes, "_tokenize", Mock(side_effect=Panic))
+            for inputs in ("small", ["bulk"] * 1000):
+                assert worker.ask({"id": 1, "inputs": inputs})["code"] == "internal_error"
+        for inputs in ("small", ["bulk"] * 1000):
+            assert worker.ask({"id": 1, "inputs": inputs})["status"] == "ok"
+
+
+def test_ping_is_answered_by_another_thread_while_the_one_that_read_a_request_tokenises_it() -> None:
+    with running_worker() as worker:
+        worker.ask({"id": "warm", "inputs": "x"})
+        worker.engine.tokenizer.entered.get(timeout=WAIT_S)
+        worker.engine.tokenizer.gate.clear()
+        worker.send({"id": "small", "inputs": "a"})
+        worker.engine.tokenizer.entered.get(timeout=WAIT_S)
+        assert worker.is_silent()
+        worker.send({"id": "queued", "inputs": "b"})
+        assert worker.is_silent()
+        worker.engine.tokenizer.gate.set()
+        assert set(worker.receive_many(2)) == {"small", "queued"}
+
+
+def test_the_thread_that_read_a_small_request_does_it_when_nothing_else_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    readers: list[str] = []
+    workers: list[str] = []
+    with running_worker() as worker:
+        for _ in range(2):  # the first waits for the model, and so may end with the thread that loads it
+            worker.ask({"id": "warm", "inputs": "x"})
+        handle = worker.server._requests._handle
+        embed = worker.engine.embed
+
+        def note_reader(line: Any) -> Any:
+            readers.append(threading.current_thread().name)
+            return handle(line)
+
+        def note_worker(*arguments: Any, **named: Any) -> Any:
+            workers.append(threading.current_thread().name)
+            return embed(*arguments, **named)
+
+        monkeypatch.setattr(worker.server._requests, "_handle", note_reader)
+        monkeypatch.setattr(worker.engine, "embed", note_worker)
+        for number in range(10):
+            assert worker.ask({"id": number, "inputs": "a"})["status"] == "ok"
+    assert readers == workers
+    assert len(workers) == 10
+
+
 def test_a_reader_that_meets_a_bug_ends_the_worker_instead_of_hanging_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
     with running_worker() as worker:
-        monkeypatch.setattr(worker.server, "_handle", meet_a_bug)
+        monkeypatch.setattr(worker.server._requests, "_handle", meet_a_bug)
         worker.send({"id": 1, "method": "ping"})
         try:
             assert worker.wait() == ExitCode.INTERNAL
         finally:
-            worker.server.stop(Stop.END_OF_INPUT)
+            worker.server.happens(On.END_OF_INPUT)
 
 
 # Exactly one answer

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embed_worker.serving import stdio
-from embed_worker.serving.stdio import Line, LineSplitter, LineWriter, WireError, claim, read_lines
+from embed_worker.serving.stdio import Line, LineReader, LineSplitter, LineWriter, WireError, claim
 
 LIMIT = 10
 BOM = b"\xef\xbb\xbf"
@@ -112,20 +112,20 @@ def test_a_descriptor_is_read_to_its_end_and_the_last_line_needs_no_newline(pipe
     reading, writing = pipe
     os.write(writing, b"a\nb\nc")
     os.close(writing)
-    assert [line.data for line in read_lines(reading, LIMIT)] == [b"a", b"b", b"c"]
+    assert [line.data for line in LineReader(reading, LIMIT)] == [b"a", b"b", b"c"]
 
 
 def test_a_read_error_is_no_end_of_input(pipe: tuple[int, int]) -> None:
     _, writing = pipe
     with pytest.raises(WireError, match="standard input cannot be read"):
-        list(read_lines(writing, LIMIT))
+        list(LineReader(writing, LIMIT))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows pipes are always blocking")
 def test_a_non_blocking_descriptor_is_waited_for(pipe: tuple[int, int]) -> None:
     reading, writing = pipe
     os.set_blocking(reading, False)
-    lines = read_lines(reading, LIMIT)
+    lines = LineReader(reading, LIMIT)
     found: list[Line] = []
     thread = threading.Thread(target=lambda: found.append(next(lines)))
     thread.start()
@@ -140,10 +140,10 @@ def test_a_broken_pipe_on_windows_is_the_end_of_input(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(os, "read", broken)
     monkeypatch.setattr(sys, "platform", "win32")
-    assert list(read_lines(pipe[0], LIMIT)) == []
+    assert list(LineReader(pipe[0], LIMIT)) == []
     monkeypatch.setattr(sys, "platform", "linux")
     with pytest.raises(WireError):
-        list(read_lines(pipe[0], LIMIT))
+        list(LineReader(pipe[0], LIMIT))
 
 
 # Writing
@@ -156,7 +156,8 @@ def test_lines_of_many_threads_are_never_interleaved(pipe: tuple[int, int]) -> N
 
     def write(letter: str) -> None:
         for length in range(1, 200):
-            writer.write((letter * length * 50 + "\n").encode())
+            with writer.turn:
+                writer.write((letter * length * 50 + "\n").encode())
 
     threads = [threading.Thread(target=write, args=(letter,)) for letter in letters]
     for thread in threads:
@@ -183,18 +184,18 @@ def test_a_non_blocking_descriptor_takes_a_long_line_whole(pipe: tuple[int, int]
     thread.join(WAIT_S)
 
 
-def test_before_the_first_byte_somebody_is_told() -> None:
+def test_after_a_failed_write_nothing_is_written_and_one_is_told_once() -> None:
     events: list[str] = []
     reading, writing = os.pipe()
     writer = LineWriter(writing, lambda: events.append("broken"))
-    writer.write(b"a\n", lambda: events.append("before"))
+    writer.write(b"a\n")
     assert os.read(reading, 100) == b"a\n"
     os.close(reading)
-    writer.write(b"b\n", lambda: events.append("before"))
-    writer.write(b"c\n", lambda: events.append("before"))
+    writer.write(b"b\n")
+    writer.write(b"c\n")
     assert writer.is_abandoned()
     os.close(writing)
-    assert events == ["before", "before", "broken", "before"]
+    assert events == ["broken"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="poll")
@@ -230,8 +231,12 @@ def test_after_the_writer_is_taken_nothing_is_written(pipe: tuple[int, int]) -> 
     writer = LineWriter(writing, lambda: None)
     assert writer.try_acquire(0.1)
     assert not writer.try_acquire(0.01)
-    thread = threading.Thread(target=writer.write, args=(b"late\n",), daemon=True)
-    thread.start()
+
+    def write_late() -> None:
+        with writer.turn:
+            writer.write(b"late\n")
+
+    threading.Thread(target=write_late, daemon=True).start()
     os.set_blocking(reading, False)
     with pytest.raises(BlockingIOError):
         os.read(reading, 10)

@@ -146,7 +146,7 @@ def run(args: argparse.Namespace) -> int:
     except (ModelError, QuantizeError, ReferencesError, ManifestError) as error:
         return _refuse(error, ExitCode.UNUSABLE_MODEL)
     except OutOfMemoryError as error:
-        return _refuse(error, ExitCode.OUT_OF_MEMORY)
+        return _refuse(error, ExitCode.TRY_AGAIN)
     except WorkerError as error:
         return _refuse(error, error.exit_status)
     print(json.dumps(asdict(report)) if args.json else _readable(report))

@@ -1,0 +1,224 @@
+"""An `embed` from its line to its answer: the texts that go in, the vectors that come out, and how both are told.
+
+A task is the answer that is owed to its line (`answers.py`). `work.py` decides what of it is done next, and `lanes.py`
+does it.
+"""
+
+from __future__ import annotations
+
+import functools
+from array import array
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from embed_worker.errors import RequestFailed
+from embed_worker.protocol import Embed, ErrorCode, RequestId, encode_error, encode_vectors
+from embed_worker.serving.answers import Answer
+from embed_worker.serving.metrics import Metrics
+from embed_worker.serving.model_store import ModelEntry
+from embed_worker.serving.stdio import Line
+
+if TYPE_CHECKING:  # the loader imports what is heavy, in its own time
+    from embed_worker.inference.engine import LoadedModel
+    from embed_worker.inference.pooling import Float32
+    from embed_worker.inference.tokenizer import TokenizedText
+
+_CHUNK_TEXTS = 128
+_CHUNK_CHARACTERS = 16 * 1024  # tokenising them takes a few milliseconds, so that a short request soon gets its turn
+
+DEADLINE_PASSED = "the deadline passed before the answer was ready"
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class EmbedTask(Answer):
+    """One `embed` request. Its fields belong to the lock of `Answers`, but for those that one thread at a time touches.
+
+    Attributes:
+        entry: The model that it means, kept from being unloaded until the answer is written.
+        arrived_s, deadline_s: On the worker's clock.
+        model: That model, once it is ready and the request has been compared with it.
+        next_text: How many of its texts are tokenised, or being so.
+        expected_tokens: A rough guess, enough to tell a query from an import.
+        is_one_chunk: All of its texts are tokenised at once.
+        waiting: Texts that are tokenised and not taken to be run.
+        vectors: (inputs, dimension) float32 as pooled, filled row by row.
+        answered_s: When the vectors were encoded.
+    """
+
+    request: Embed
+    entry: ModelEntry
+    clock: Callable[[], float]
+    arrived_s: float
+    deadline_s: float | None
+    model: LoadedModel | None = None
+    prompt: str = ""
+    has_begun: bool = False
+    next_text: int = 0
+    characters_left: int = 0
+    expected_tokens: int = 0
+    is_one_chunk: bool = False
+    rows_missing: int = 0
+    tokens: array[int] = field(default_factory=functools.partial(array, "I"))
+    truncated: list[int] = field(default_factory=list)
+    waiting: dict[int, TokenizedText] = field(default_factory=dict)
+    vectors: Float32 | None = None
+    tokenize_s: float = 0.0
+    first_run_s: float | None = None
+    last_run_s: float = 0.0
+    answered_s: float = 0.0
+
+    @classmethod
+    def of_line(
+        cls, line: Line, request_id: RequestId, request: Embed, entry: ModelEntry, clock: Callable[[], float]
+    ) -> EmbedTask:
+        """Return the task of a line; the entry is acquired for it."""
+        arrived_s = clock() if line.completed_s is None else line.completed_s
+        return cls(
+            request_id=request_id,
+            line_number=line.number,
+            size_bytes=len(line.data or b""),
+            request=request,
+            entry=entry,
+            clock=clock,
+            arrived_s=arrived_s,
+            deadline_s=None if request.deadline_ms is None else arrived_s + request.deadline_ms / 1e3,
+        )
+
+    # Texts in
+
+    def meet(self, model: LoadedModel) -> None:
+        """Compare the request with its model, and learn from it what is to be done.
+
+        Raises:
+            RequestFailed: The model cannot answer it.
+        """
+        request, engine = self.request, model.engine
+        self.prompt = _prompt(request, engine.plan.prompts, engine.plan.default_prompt_name)
+        if request.dimensions is not None and request.dimensions > engine.dimension:
+            message = f"`dimensions` is {request.dimensions}, the model has {engine.dimension}"
+            raise RequestFailed(ErrorCode.INVALID_REQUEST, message)
+        if request.normalize is False and engine.normalizes_itself:
+            message = "`normalize` cannot be false: the model's graph normalises by itself"
+            raise RequestFailed(ErrorCode.INVALID_REQUEST, message)
+        count = len(request.inputs)
+        self.tokens = array("I", bytes(count * array("I").itemsize))
+        self.rows_missing = count
+        self.characters_left = sum(map(len, request.inputs)) + count * len(self.prompt)
+        self.expected_tokens = self.characters_left // 4 + 4 * count
+        self.is_one_chunk = count <= _CHUNK_TEXTS and self.characters_left <= _CHUNK_CHARACTERS
+        self.model = model
+
+    @property
+    def vector_bytes(self) -> int:
+        """The size of its vectors."""
+        assert self.model is not None
+        return len(self.request.inputs) * self.model.engine.dimension * 4
+
+    def next_chunk(self) -> tuple[int, list[str]]:
+        """Take the next texts to tokenise, at least one: the index of the first, and the texts."""
+        inputs = self.request.inputs
+        first = last = self.next_text
+        characters = 0
+        while last < len(inputs) and last - first < _CHUNK_TEXTS:
+            more = len(self.prompt) + len(inputs[last])
+            if characters + more > _CHUNK_CHARACTERS and last > first:
+                break
+            characters += more
+            last += 1
+        self.next_text = last
+        self.characters_left -= characters
+        return first, inputs[first:last]
+
+    def note_tokens(self, first: int, texts: list[TokenizedText]) -> None:
+        """Note how long texts are, from the index `first` on.
+
+        Raises:
+            RequestFailed: One has no tokens, or is longer than the request allows.
+        """
+        for index, text in enumerate(texts, first):
+            self.tokens[index] = text.count
+            if text.count > len(text.ids):
+                self.truncated.append(index)
+            if not len(text.ids):
+                raise RequestFailed(ErrorCode.NON_FINITE_EMBEDDING, f"input {index} has no tokens", index=index)
+        if self.truncated and not self.request.truncate:
+            assert self.model is not None
+            index = self.truncated[0]
+            limit = self.model.engine.plan.max_tokens
+            message = f"input {index} has {self.tokens[index]} tokens, the limit is {limit}"
+            raise RequestFailed(ErrorCode.INPUT_TOO_LONG, message, index=index)
+
+    # Vectors out
+
+    def put(self, index: int, vector: Float32, now: float) -> bool:
+        """Keep the (D,) vector of one text; return whether it was the last."""
+        if self.vectors is None:
+            assert self.model is not None
+            self.vectors = self.model.engine.new_matrix(len(self.request.inputs))
+        self.vectors[index] = vector
+        self.last_run_s = now
+        self.rows_missing -= 1
+        return not self.rows_missing
+
+    def write_out(self) -> bytes:
+        """Encode the vectors, unless it is too late, or one of them is not finite or has no length."""
+        if self.line is not None:
+            return self.line
+        model, request, now = self.model, self.request, self.clock()
+        assert model is not None
+        if self.deadline_s is not None and self.deadline_s <= now:
+            return self._refused(ErrorCode.DEADLINE_EXCEEDED, DEADLINE_PASSED)
+        raw = model.engine.new_matrix(0) if self.vectors is None else self.vectors
+        self.answered_s = now
+        timing_ms = self._timing_ms()
+        vectors, bad = model.finish_and_check(raw, request.dimensions, request.normalize)
+        if bad is not None:
+            message = f"the model gave input {bad} a vector that is not finite or has no length"
+            return self._refused(ErrorCode.NON_FINITE_EMBEDDING, message, bad)
+        before = {
+            "model": model.name,
+            "fingerprint": model.fingerprint,
+            "dimension": vectors.shape[1],
+            "count": len(vectors),
+        }
+        after = {"tokens": self.tokens.tolist(), "truncated": self.truncated, "timing_ms": timing_ms}
+        return encode_vectors(self.request_id, self.line_number, before, vectors, request.encoding_format, after)
+
+    def _refused(self, code: ErrorCode, message: str, index: int | None = None) -> bytes:
+        self.code = code
+        return encode_error(self.request_id, self.line_number, code, message, index)
+
+    def _timing_ms(self) -> dict[str, float]:
+        """Split the time of a request, in milliseconds: `queue` is what neither of the others took."""
+        total = self.answered_s - self.arrived_s
+        inference = 0.0 if self.first_run_s is None else self.last_run_s - self.first_run_s
+        queue = max(0.0, total - inference - self.tokenize_s)
+        parts = {"queue": queue, "tokenize": self.tokenize_s, "inference": inference, "total": total}
+        return {name: round(seconds * 1e3, 3) for name, seconds in parts.items()}
+
+    def let_go(self) -> None:
+        """Let go of the vectors and the model, before it is written; no lock is held."""
+        self.waiting.clear()
+        self.vectors = None
+        self.model = None
+        self.entry.release()
+
+    def count(self, metrics: Metrics) -> None:
+        """Be counted where it was not when it was settled, just before the first byte; the lock is held."""
+        if self.code is None:
+            metrics.count_embedded(self.tokens, (self.answered_s - self.arrived_s) * 1e3)
+        elif self.line is None:  # it was too late, or a vector could not be used
+            metrics.count_error(self.code)
+
+
+def _prompt(request: Embed, prompts: Mapping[str, str], default_name: str | None) -> str:
+    if request.prompt is not None:
+        return request.prompt
+    name = default_name if request.prompt_name is None else request.prompt_name
+    if name is None:
+        return ""
+    if name not in prompts:
+        known = ", ".join(sorted(prompts))
+        raise RequestFailed(ErrorCode.INVALID_REQUEST, f"unknown prompt_name {name[:64]!a}; the model has: {known}")
+    return prompts[name]

@@ -1,0 +1,246 @@
+"""What is done next: a few texts to tokenise, a micro-batch to run, or requests whose time is over.
+
+No threads and no clock; whoever calls holds the lock of the answers. Small tasks come before bulk, and tokenising
+before running: known lengths make good micro-batches. Of the bulk tasks one thread at a time tokenises, while the
+others run what is known already; now and then it comes first, so that an endless stream of small tasks does not starve
+it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias, assert_never
+
+from embed_worker.serving.scheduler import Row, Scheduler
+from embed_worker.serving.tasks import EmbedTask
+
+if TYPE_CHECKING:
+    from embed_worker.inference.engine import Engine
+    from embed_worker.inference.tokenizer import TokenizedText
+
+_MAX_WAITING_ROWS = 8192  # enough to find rows of similar length; more would only take memory
+_MAX_HELD_BYTES = 64 * 2**20  # of vectors of requests that have begun and are not answered
+_PATIENCE = 8  # one choice in so many favours bulk over small
+_LONGEST_WAIT_S = 60.0
+
+
+@dataclass(slots=True, eq=False)
+class Chunk:
+    """Texts of one task to tokenise; `first` is the index of the first of them."""
+
+    task: EmbedTask
+    first: int
+    texts: list[str]
+    is_bulk: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Rows of one model to run; `exclusive` when nothing else runs."""
+
+    engine: Engine
+    rows: list[Row[EmbedTask]]
+    texts: list[TokenizedText]
+    exclusive: bool
+
+
+@dataclass(slots=True, eq=False)
+class Expired:
+    """Tasks whose deadline has passed."""
+
+    tasks: list[EmbedTask]
+
+
+Work: TypeAlias = Chunk | Batch | Expired
+
+
+class WorkQueue:
+    """The tasks that are not settled, and what waits of them.
+
+    Attributes:
+        changed: Over the lock; notified when there may be work for one more thread.
+    """
+
+    def __init__(self, lock: threading.RLock, *, lanes: int, batch_tokens: int, max_rows: int | None) -> None:
+        """Start empty.
+
+        Args:
+            lock: The lock of the answers.
+            lanes: Threads that will ask for work.
+            batch_tokens: Budget of a micro-batch.
+            max_rows: Most rows of a micro-batch, where there is such a limit.
+        """
+        self.changed = threading.Condition(lock)
+        self._lanes = lanes
+        self._batch_tokens = batch_tokens
+        self._max_rows = max_rows or batch_tokens
+        self._scheduler: Scheduler[EmbedTask] = Scheduler(batch_tokens=batch_tokens, max_rows=max_rows)
+        self._tasks: dict[EmbedTask, None] = {}  # in the order of arrival
+        self._small: deque[EmbedTask] = deque()  # to tokenise; each fits in one micro-batch
+        self._bulk: list[EmbedTask] = []  # the others
+        self._is_tokenizing_bulk = False
+        self._deadlines: list[tuple[float, int, EmbedTask]] = []
+        self._ticket = itertools.count()
+        self._turns = 0
+        self._held_bytes = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits to be tokenised or run."""
+        return not (self._small or self._bulk or self._scheduler.waiting_rows)
+
+    @property
+    def not_begun(self) -> int:
+        """How many tasks there are of which nothing has run yet."""
+        return sum(task.first_run_s is None for task in self._tasks)
+
+    # Tasks come and go
+
+    def expect(self, task: EmbedTask) -> None:
+        """Take a task whose model may not be ready yet, and watch its deadline."""
+        task.queue = self
+        self._tasks[task] = None
+        if task.deadline_s is not None:
+            heapq.heappush(self._deadlines, (task.deadline_s, next(self._ticket), task))
+            self.changed.notify()  # somebody must wait for it
+
+    def is_for(self, task: EmbedTask) -> bool:
+        """Whether nothing waits, and a task is so small that one thread may do all of it at once."""
+        return self.is_empty and self._is_small(task)
+
+    def _is_small(self, task: EmbedTask) -> bool:
+        return task.expected_tokens <= self._batch_tokens and task.is_one_chunk
+
+    def add(self, task: EmbedTask) -> None:
+        """Begin with an expected task that has texts, and has met its model."""
+        self._open(task)
+        if self._is_small(task):
+            self._small.append(task)
+        else:
+            self._bulk.append(task)
+        self.changed.notify()
+
+    def _open(self, task: EmbedTask) -> None:
+        self._scheduler.open(task, model=task.entry.uid, expected_tokens=task.expected_tokens)
+
+    def forget(self, task: EmbedTask) -> None:
+        """Take a task out of everything: it is settled."""
+        self._tasks.pop(task, None)
+        self._scheduler.close(task)
+        if len(self._deadlines) > 2 * len(self._tasks):  # most are met long before they pass
+            self._deadlines = [entry for entry in self._deadlines if not entry[2].is_settled]
+            heapq.heapify(self._deadlines)
+
+    def give_back(self, held_bytes: int) -> None:
+        """Take back what the vectors of a task were allowed to hold."""
+        self._held_bytes -= held_bytes
+        if self._bulk:
+            self.changed.notify()  # one may have waited for it
+
+    def add_rows(self, task: EmbedTask, first: int, texts: list[TokenizedText]) -> None:
+        """Take texts that are tokenised. Nobody is told: the thread comes back, and tells others if there is more."""
+        if task.is_settled:
+            return
+        task.waiting.update(enumerate(texts, first))
+        if task.queue is None:
+            self.expect(task)
+            self._open(task)
+        self._scheduler.add(rows_of(task, first, texts))
+
+    def end_bulk_chunk(self) -> None:
+        """Let the next chunk of a bulk task be tokenised."""
+        self._is_tokenizing_bulk = False
+
+    # The choice
+
+    def take(self, now: float, *, others: int) -> Work | None:
+        """Take the next piece of work; `others` threads work already."""
+        if not self._tasks:
+            return None
+        if self._deadlines and self._deadlines[0][0] <= now:
+            return Expired(list(self._take_expired(now)))
+        self._turns += 1
+        if self._turns % _PATIENCE == 0 and (chunk := self._bulk_chunk()) is not None:
+            return chunk
+        if self._small:
+            task = self._small.popleft()
+            return Chunk(task, *task.next_chunk())
+        if self._scheduler.waiting_small_rows:
+            return self._batch(now, others)
+        return self._bulk_chunk() or self._batch(now, others)
+
+    def seconds_to_deadline(self, now: float) -> float:
+        """Return how long to wait at most: no system takes a wait of any length."""
+        left = self._deadlines[0][0] - now if self._deadlines else _LONGEST_WAIT_S
+        return min(max(0.0, left), _LONGEST_WAIT_S)
+
+    def is_one_batch(self, texts: list[TokenizedText]) -> bool:
+        """Whether texts make one micro-batch by themselves."""
+        longest = max(len(text.ids) for text in texts)
+        return len(texts) <= self._max_rows and len(texts) * longest <= self._batch_tokens
+
+    def _take_expired(self, now: float) -> Iterable[EmbedTask]:
+        while self._deadlines and self._deadlines[0][0] <= now:
+            yield heapq.heappop(self._deadlines)[2]
+
+    def _bulk_chunk(self) -> Chunk | None:
+        if self._is_tokenizing_bulk or self._scheduler.waiting_rows >= _MAX_WAITING_ROWS:
+            return None
+        self._bulk = [task for task in self._bulk if not task.is_settled]
+        ready = [task for task in self._bulk if self._may_begin(task)]
+        if not ready:
+            return None
+        task = ready[0] if self._turns % _PATIENCE == 0 else min(ready, key=lambda task: task.characters_left)
+        if not task.has_begun:
+            task.has_begun = True
+            task.held_bytes = task.vector_bytes
+            self._held_bytes += task.held_bytes
+        self._is_tokenizing_bulk = True
+        chunk = Chunk(task, *task.next_chunk(), is_bulk=True)
+        if task.next_text == len(task.request.inputs):
+            self._bulk.remove(task)
+        return chunk
+
+    def _may_begin(self, task: EmbedTask) -> bool:
+        """Whether there is memory for its vectors. The oldest task always may, so that something always ends."""
+        if task.has_begun or self._held_bytes + task.vector_bytes <= _MAX_HELD_BYTES:
+            return True
+        return self._held_bytes == 0 or task is next(iter(self._tasks), None)
+
+    def _batch(self, now: float, others: int) -> Batch | None:
+        rows = self._scheduler.next_batch(self._lanes)
+        if not rows:
+            return None
+        texts = []
+        for row in rows:
+            texts.append(row.job.waiting.pop(row.index))
+            if row.job.first_run_s is None:
+                row.job.first_run_s = now
+        model = rows[0].job.model
+        assert model is not None
+        return Batch(model.engine, rows, texts, exclusive=not (others or self._scheduler.waiting_rows))
+
+
+def rows_of(task: EmbedTask, first: int, texts: list[TokenizedText]) -> list[Row[EmbedTask]]:
+    """Return the rows of texts, of which `first` is the index of the first."""
+    return [Row(task, index, len(text.ids)) for index, text in enumerate(texts, first)]
+
+
+def tasks_of(work: Work | EmbedTask) -> list[EmbedTask]:
+    """Return whom a piece of work concerns."""
+    match work:
+        case EmbedTask():
+            return [work]
+        case Chunk():
+            return [work.task]
+        case Batch():
+            return list(dict.fromkeys(row.job for row in work.rows))
+        case Expired():
+            return work.tasks
+        case _:
+            assert_never(work)
