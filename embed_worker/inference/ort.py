@@ -104,6 +104,27 @@ def dump_optimized(graph: Path, target: Path, dimensions: Mapping[str, int]) -> 
     open_session(graph, settings, disabled_optimizers=COREML_DISABLED_OPTIMIZERS)
 
 
+def inferred_shapes(graph: Path, names: Sequence[str]) -> dict[str, list[int | str | None]]:
+    """Return the shapes of values within a graph as this runtime infers them; a dimension is a number, a name or None.
+
+    A number, and a value of unknown rank, have no dimensions. Needs the package `onnx`, and writes beside the graph.
+
+    Raises:
+        Exception: Whatever the runtime raises.
+    """
+    import onnx
+
+    model = onnx.load(graph, load_external_data=False)
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    told = graph.with_name(f"{graph.name}.told")
+    onnx.save(model, told)
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 4
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    outputs = open_session(told, settings).get_outputs()
+    return {output.name: list(output.shape) for output in outputs if output.name in set(names)}
+
+
 def write_float16(graph: Path, target: Path) -> None:
     """Write a graph that computes in float16 and keeps its inputs and outputs in float32. Needs the package `onnx`.
 

@@ -114,7 +114,7 @@ def forecast(
     model: Path | str | onnx.ModelProto,
     *,
     overrides: Mapping[str, int],
-    version: str = "1.31",
+    version: str = "1.32",
     model_format: ModelFormat = "MLProgram",
     static: bool = True,
 ) -> Forecast:
@@ -134,7 +134,7 @@ def forecast(
 
 
 def forecast_optimized(
-    graph: onnx.ModelProto, *, version: str = "1.31", model_format: ModelFormat = "MLProgram", static: bool = True
+    graph: onnx.ModelProto, *, version: str = "1.32", model_format: ModelFormat = "MLProgram", static: bool = True
 ) -> Forecast:
     """Forecast a graph that `optimized` made; the rest is as for `forecast`.
 
@@ -216,11 +216,29 @@ def optimized(model: Path | str | onnx.ModelProto, overrides: Mapping[str, int])
                 raise ForecastError(f"The graph has no dimension {unknown[0]!r}; it has: {_listed(sorted(declared))}.")
             dumped = Path(folder, "dumped.onnx")
             ort.dump_optimized(path, dumped, overrides)
-            return infer_shapes(onnx.load(dumped, load_external_data=False), data_prop=True)
+            return _with_shapes(dumped)
         except ForecastError:
             raise
         except Exception as error:  # those of onnxruntime and of protobuf have no narrower base
             raise ForecastError(f"{path.name} cannot be forecast: {' '.join(str(error).split())[:300]}") from error
+
+
+def _with_shapes(dumped: Path) -> onnx.ModelProto:
+    """Read a dumped graph and describe its values with the shapes that onnxruntime knows, which are fewer than onnx's.
+
+    It does not infer through the bodies of functions, such as GreaterOrEqual of opset 12, and the provider asks it.
+    """
+    model = onnx.load(dumped, load_external_data=False)
+    graph = infer_shapes(model, data_prop=True).graph
+    by_onnx = {value.name: value for value in (*graph.value_info, *graph.output)}
+    shapes = ort.inferred_shapes(dumped, [name for name in by_onnx if name not in {o.name for o in model.graph.output}])
+    del model.graph.value_info[:]
+    for name, shape in shapes.items():
+        kind = by_onnx[name].type.tensor_type
+        # onnxruntime gives no dimension for a number and for a value whose rank it does not know.
+        is_known = bool(shape) or (kind.HasField("shape") and not kind.shape.dim)
+        model.graph.value_info.append(helper.make_tensor_value_info(name, kind.elem_type, shape if is_known else None))
+    return model
 
 
 @dataclass(slots=True)
