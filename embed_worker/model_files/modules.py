@@ -54,7 +54,8 @@ def read_modules(files: FolderFiles) -> Modules:
     is_known = kinds[0] in _HEADS and (first == 1 or kinds[1:2] == ["Pooling"])
     if not is_known or any(kind not in _BEHIND for kind in kinds[first:]):
         raise files.error(f"has modules that cannot be served: {', '.join(kinds)}; known are {_KNOWN}")
-    behind = [(_module(files, kind, path), path) for kind, path in found[first:] if kind != "Dropout"]
+    read = [(_module(files, kind, path), path) for kind, path in found[first:]]
+    behind = [(module, path) for module, path in read if module is not None]
     return Modules(
         head=kinds[0],
         path=found[0][1],
@@ -96,7 +97,8 @@ def _pooling_config(files: FolderFiles, path: str) -> Mapping[str, Any]:
     return config
 
 
-def _module(files: FolderFiles, kind: str, path: str) -> ModulePlan:
+def _module(files: FolderFiles, kind: str, path: str) -> ModulePlan | None:
+    """Read a module behind the pooling; None for Dropout, which does nothing but in training."""
     config = files.read_object(config_of(path), kind if kind in KEYS else None)
     match kind:
         case "Dense":
@@ -105,9 +107,11 @@ def _module(files: FolderFiles, kind: str, path: str) -> ModulePlan:
             weights = files.folder / path / WEIGHTS
             files.check(weights)
             return LayerNormPlan(weights=weights)
-        case _:
+        case "Normalize":
             _check_names(files, config, "a Normalize module")
             return NormalizePlan()
+        case _:
+            return None
 
 
 def _dense(files: FolderFiles, config: Mapping[str, Any], path: str) -> DensePlan:

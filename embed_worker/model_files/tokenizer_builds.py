@@ -230,7 +230,6 @@ def _deberta(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build
         model=_bpe(),
         template=(cls, None, sep),
         special=special,
-        mask_strips=True,
     )
 
 

@@ -186,6 +186,7 @@ def _special_tokens(
     if settings.get("additional_special_tokens") and not settings.get("extra_special_tokens"):
         settings["extra_special_tokens"] = settings["additional_special_tokens"]
     own = {key: value for key, value in settings.items() if _is_own_token(key, value)}
+    stated = settings.get("extra_special_tokens") or []
     tokens: dict[int, Token] = {}
     if isinstance(decoder := settings.get("added_tokens_decoder"), dict):
         tokens = {int(index): _token(token) for index, token in decoder.items()}
@@ -201,6 +202,10 @@ def _special_tokens(
             tokens[token["id"]] = _token(token)
     by_content = {token["content"]: token for token in tokens.values()}
     extra = settings.get("extra_special_tokens") or []
+    if any(not isinstance(token, str) and not (_is_token(token) and "__type" in token) for token in stated):
+        raise TokenizerError(
+            "has special tokens in tokenizer_config.json that are neither strings nor marked as tokens"
+        )
     if isinstance(extra, dict):
         own, extra = own | extra, []
     named = {name: settings[name] for name in NAMED_TOKENS if name in settings} | own

@@ -33,6 +33,8 @@ def builder(name: str) -> str | None:
     found = tokenizer_class_from_name(name)
     if not isinstance(found, type):
         return None
+    if found.__name__ == IN_PYTHON:  # `PreTrainedTokenizerFast` without its end: the general class of either kind
+        return FROM_THE_JSON
     if not issubclass(found, TokenizersBackend):
         return IN_PYTHON
     # A class without a constructor of its own takes tokenizer.json as it is, also below one that has one.

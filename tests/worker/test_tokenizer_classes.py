@@ -1,0 +1,118 @@
+"""Tokenizers of every class and setting against the ids of transformers, which tests/reference/tokenizers.py made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embed_worker.config import ModelOptions
+from embed_worker.errors import InvalidInput, ModelError
+from embed_worker.inference.tokenizer import TextTokenizer
+from embed_worker.model_files.folder import read_model_folder
+from embed_worker.model_files.plan import ModelPlan
+from embed_worker.model_files.tokenizer_builds import BUILDS
+from embed_worker.model_files.tokenizer_classes import FROM_THE_JSON, IN_PYTHON, builder_of
+from tests.reference.tokenizer_variants import TEXTS, VARIANTS, files_of
+from tests.worker.harness import ROOT
+
+RIGHT = json.loads((ROOT / "tests/reference/tokenizers.json").read_bytes())
+LIMIT = RIGHT["limit"]
+NO_LIMIT = 1000
+
+
+def name_of(variant: dict[str, Any]) -> str:
+    changed = [
+        f"{key}={value}"
+        for key, value in variant.items()
+        if key in ("config", "json", "model", "map", "added", "vocab")
+    ]
+    return f"{variant['tokenizer_class']} {variant['model_type']} {' '.join(changed)}"[:90]
+
+
+def plan_of(folder: Path, variant: dict[str, Any], **options: Any) -> ModelPlan:
+    for name, content in files_of(RIGHT["bases"][variant["base"]], variant).items():
+        (folder / name).write_text(content, "utf-8")
+    (folder / "model.onnx").touch()
+    return read_model_folder(folder, ModelOptions(pooling="mean", **options))
+
+
+def encode(tokenizer: TextTokenizer, text: str) -> list[int] | None:
+    try:
+        return [int(index) for index in tokenizer.encode([text], "")[0].ids]
+    except InvalidInput:
+        return None
+
+
+def test_the_variants_are_those_that_were_compared() -> None:
+    assert [
+        {**variant, "right": found["right"]} for variant, found in zip(VARIANTS, RIGHT["variants"], strict=True)
+    ] == (RIGHT["variants"])
+    assert {found["right"]["class"] for found in RIGHT["variants"] if found["right"]} >= set(BUILDS) - {
+        "DistilBertTokenizer"
+    }
+
+
+@pytest.mark.parametrize("variant", RIGHT["variants"], ids=name_of)
+def test_ids_are_those_of_transformers(tmp_path: Path, variant: dict[str, Any]) -> None:
+    right = variant["right"]
+    if right is None:
+        with pytest.raises(ModelError):
+            TextTokenizer.load(plan_of(tmp_path, variant))
+        return
+    whole, cut = (TextTokenizer.load(plan_of(tmp_path, variant, max_tokens=limit)) for limit in (62, LIMIT))
+    for text, ids, short in zip(TEXTS, right["ids"], right["cut"], strict=True):
+        assert encode(whole, text) == ids, text
+        assert encode(cut, text) == short, text
+
+
+@pytest.mark.parametrize(
+    ("model_type", "declared", "builder"),
+    [
+        ("bert", "BertJapaneseTokenizer", IN_PYTHON),
+        ("bert", "PreTrainedTokenizerFast", FROM_THE_JSON),
+        ("bert", "PreTrainedTokenizer", FROM_THE_JSON),
+        ("modernbert", "BertTokenizer", FROM_THE_JSON),
+        ("mistral", "LlamaTokenizer", FROM_THE_JSON),
+        ("nobody's", None, FROM_THE_JSON),
+        (None, "BertTokenizerFast", "BertTokenizer"),
+    ],
+)
+def test_the_class_is_the_declared_one_unless_the_architecture_knows_better(
+    model_type: str | None, declared: str | None, builder: str
+) -> None:
+    assert builder_of(model_type, declared, is_byte_level=False) == builder
+
+
+@pytest.mark.parametrize(
+    ("declared", "words"),
+    [
+        ("BertJapaneseTokenizer", "is a program"),
+        ("FunnelTokenizer", "--ignore-config tokenizer_class"),
+        ("T5Tokenizer", "which is Unigram"),
+    ],
+)
+def test_a_class_that_is_not_followed_is_refused_by_name(tmp_path: Path, declared: str, words: str) -> None:
+    variant = {"base": "bert", "model_type": "bert", "tokenizer_class": declared}
+    with pytest.raises(ModelError, match=words):
+        plan_of(tmp_path, variant)
+    ignored = plan_of(tmp_path, variant | {"model_type": "nobody's"}, ignore_config=("tokenizer_class",))
+    assert encode(TextTokenizer.load(ignored), "hello") is not None
+
+
+def test_a_folder_whose_files_agree_is_read_as_it_lies_there_and_one_whose_files_differ_is_told(tmp_path: Path) -> None:
+    agreeing = {"base": "bert", "model_type": "bert", "tokenizer_class": "BertTokenizer"}
+    plan = plan_of(tmp_path, agreeing)
+    assert (plan.tokenizer.shape, plan.warnings) == ({}, ())
+    plan = plan_of(tmp_path, agreeing | {"config": {"do_lower_case": False}})
+    assert list(plan.tokenizer.shape) == ["normalizer"]
+    assert "what transformers 5 builds for BertTokenizer differ in normalizer" in plan.warnings[0]
+    eos = {
+        "base": "llama",
+        "model_type": "mistral",
+        "tokenizer_class": "LlamaTokenizer",
+        "config": {"add_eos_token": True},
+    }
+    assert any("add_eos_token" in warning for warning in plan_of(tmp_path, eos).warnings)
