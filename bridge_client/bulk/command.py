@@ -26,8 +26,8 @@ from bridge_client.bulk.parts import Form, JsonlParts, NpyParts, Output, written
 from bridge_client.bulk.pipeline import Pipeline
 from bridge_client.bulk.report import Progress
 from bridge_client.bulk.rows import CorpusError, Format
-from bridge_client.bulk.stream import stream
 from bridge_client.embeddings import Embeddings
+from bridge_client.stream import stream
 from embed_worker import __version__
 
 _SOME_FAILED, _USAGE, _INTERRUPTED = 1, 2, 130

@@ -18,7 +18,7 @@ from bridge_client.bulk.corpus import Corpus
 from bridge_client.bulk.job import Counts, Job, PartRecord, RowError
 from bridge_client.bulk.parts import Form, Rows
 from bridge_client.bulk.rows import Block, CorpusError
-from bridge_client.bulk.stream import Failure, Stream, Vector
+from bridge_client.stream import Failure, Stream, Vector
 
 INVALID_ROW = "invalid_row"  # the row itself has no text that could be embedded
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge_client.bulk.stream import Failure, Vector, stream
 from bridge_client.embeddings import Embeddings
 from bridge_client.errors import BridgeError, PoisonedInputError, RequestError
+from bridge_client.stream import Failure, Vector, stream
 
 
 def embeddings(texts: Sequence[str]) -> Embeddings:
