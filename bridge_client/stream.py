@@ -53,7 +53,7 @@ def stream(submit: Submit, texts: Iterable[str]) -> Iterator[Result]:
     calls: deque[tuple[list[str], Future[Embeddings]]] = deque()
     try:
         for block in blocks(texts, BLOCK_INPUTS):
-            calls.append((block, submit(block)))
+            calls.append((block, _begun(submit, block)))
             if len(calls) > BLOCKS_AHEAD:
                 yield from _results(submit, *calls[0])
                 calls.popleft()
@@ -63,6 +63,16 @@ def stream(submit: Submit, texts: Iterable[str]) -> Iterator[Result]:
     finally:
         for _, future in calls:
             future.cancel()
+
+
+def _begun(submit: Submit, texts: Sequence[str]) -> Future[Embeddings]:
+    """Begin a call; what is refused before it is sent is an outcome like any other."""
+    try:
+        return submit(texts)
+    except RequestError as error:
+        refused: Future[Embeddings] = Future()
+        refused.set_exception(error)
+        return refused
 
 
 def _results(submit: Submit, texts: Sequence[str], future: Future[Embeddings]) -> list[Result]:
@@ -77,12 +87,12 @@ def _results(submit: Submit, texts: Sequence[str], future: Future[Embeddings]) -
         if error.index is None and len(texts) > 1:
             middle = len(texts) // 2
             halves = (texts[:middle], texts[middle:])
-            return [result for half in halves for result in _results(submit, half, submit(half))]
+            return [result for half in halves for result in _results(submit, half, _begun(submit, half))]
         failed = {error.index or 0: failure}
         others = None
     rest = [text for place, text in enumerate(texts) if place not in failed]
     if others is None:
-        others = _results(submit, rest, submit(rest)) if rest else []
+        others = _results(submit, rest, _begun(submit, rest)) if rest else []
     good = iter(others)
     return [failed[place] if place in failed else next(good) for place in range(len(texts))]
 

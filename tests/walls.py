@@ -20,21 +20,23 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
     for part, others in {
         "protocol": "",
         "machine": "",
-        "progress": "",
+        "atomic": "",
         "config": "protocol",
         "errors": "protocol",
         "logs": "config",
-        "model_files": "config errors machine",
+        "model_files": "config errors machine atomic",
         "arguments": "config protocol model_files",
         "inference": "config errors machine model_files",
         "encoders": "config errors machine model_files inference",
-        "accelerators": "config errors machine model_files inference encoders",
+        "accelerators": "config errors machine model_files inference encoders atomic",
         "loading": "config errors machine model_files inference accelerators",
         "serving": "protocol config errors machine model_files",
-        "tools": "protocol config errors machine progress model_files inference encoders accelerators loading",
+        "tools": "protocol config errors machine model_files inference encoders accelerators loading atomic",
         "__main__": "protocol config errors logs machine arguments model_files loading serving",
         "bridge_client": "protocol machine",
         "bridge_client.testing": "protocol machine bridge_client",
+        "bridge_client.bulk": "bridge_client atomic",
+        "bridge_client.integrations": "bridge_client",
     }.items()
 }
 # What a part may name under `TYPE_CHECKING` besides: it never loads it.

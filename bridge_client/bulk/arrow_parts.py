@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bridge_client.bulk.parts import VECTOR_COLUMN, Output, Rows, Vectors, written_aside
+from bridge_client.bulk.parts import VECTOR_COLUMN, Output, Rows, Vectors, written_whole
 from bridge_client.bulk.rows import CorpusError
 
 _LEAF = f"{VECTOR_COLUMN}.list.element"  # the numbers' own column in parquet
@@ -36,7 +36,7 @@ class ArrowParts:
     def write(self, rows: Rows, file: Path) -> None:
         """Write a part."""
         table = self._table(rows)
-        with written_aside(file) as out, self._writer(out, table.schema, self._part) as writer:
+        with written_whole(file) as out, self._writer(out, table.schema, self._part) as writer:
             writer.write_table(table)
 
     def join(self, parts: Sequence[Path], target: Path, dimension: int) -> None:
@@ -46,7 +46,7 @@ class ArrowParts:
             has_vector=np.empty(0, np.bool_),
             columns={name: [[]] for name in self._kept.names},
         )
-        with written_aside(target) as out:
+        with written_whole(target) as out:
             schema = self._table(empty).schema if not parts else _schema_of(parts[0])
             with self._writer(out, schema, self._output) as writer:
                 for part in parts:

@@ -22,7 +22,7 @@ import orjson
 from bridge_client import BridgeError, ClientOptions, EmbedClient
 from bridge_client.bulk.corpus import Corpus, find_sources
 from bridge_client.bulk.job import Job, RowError
-from bridge_client.bulk.parts import Form, JsonlParts, NpyParts, Output, written_aside
+from bridge_client.bulk.parts import Form, JsonlParts, NpyParts, Output, written_whole
 from bridge_client.bulk.pipeline import Pipeline
 from bridge_client.bulk.report import Progress
 from bridge_client.bulk.rows import CorpusError, Format
@@ -286,7 +286,7 @@ def _refuse_existing(output: Path, job: Job, *, is_overwriting: bool) -> None:
 
 
 def _write_errors(file: Path, errors: Sequence[RowError]) -> None:
-    with written_aside(file.absolute()) as out:
+    with written_whole(file.absolute()) as out:
         for error in errors:
             out.write(orjson.dumps(error, option=orjson.OPT_APPEND_NEWLINE))
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import orjson
 
-from bridge_client.bulk.parts import sync_folder, written_aside
+from bridge_client.bulk.parts import sync_folder, written_whole
 from bridge_client.bulk.rows import CorpusError
+from embed_worker import atomic
 
 _JOB = "job.json"
 _VERSION = 1
@@ -80,7 +81,7 @@ class Job:
         except OSError as error:
             raise CorpusError(f"{beside} cannot be made: {error.strerror}") from error
         with lock:
-            if not _take(lock.fileno()):
+            if not atomic.lock(lock.fileno(), wait=False):
                 raise CorpusError(f"another command is at work on {self.output}")
             yield
         beside.unlink(missing_ok=True)
@@ -97,7 +98,7 @@ class Job:
         try:
             begun = orjson.loads(file.read_bytes())
         except FileNotFoundError:
-            with written_aside(file) as out:
+            with written_whole(file) as out:
                 out.write(orjson.dumps(asked, option=orjson.OPT_INDENT_2))
             return
         except (OSError, orjson.JSONDecodeError) as error:
@@ -123,7 +124,7 @@ class Job:
 
     def write_record(self, number: int, record: PartRecord) -> None:
         """Write what is known of a part, before its vectors."""
-        with written_aside(self._record_file(number)) as out:
+        with written_whole(self._record_file(number)) as out:
             out.write(orjson.dumps(record))
 
     def finish_as_folder(self) -> None:
@@ -162,19 +163,3 @@ def _difference(name: str, before: Any, now: Any) -> str:
 
 def _shown(value: Any) -> str:
     return "not given" if value is None else orjson.dumps(value).decode()
-
-
-def _take(descriptor: int) -> bool:
-    """Lock a file for this process, without waiting."""
-    try:
-        if os.name == "nt":
-            import msvcrt
-
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined, unused-ignore]
-        else:
-            import fcntl
-
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

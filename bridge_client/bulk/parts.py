@@ -20,6 +20,7 @@ import orjson
 from numpy.typing import NDArray
 
 from bridge_client.bulk.rows import CorpusError
+from embed_worker import atomic
 
 VECTOR_COLUMN = "embedding"
 Vectors: TypeAlias = NDArray[np.floating[Any]]  # float32 or float16
@@ -68,7 +69,7 @@ class NpyParts:
 
     def write(self, rows: Rows, file: Path) -> None:
         """Write a part as an array of its own."""
-        with written_aside(file) as out:
+        with written_whole(file) as out:
             np.save(out, rows.vectors, allow_pickle=False)
 
     def join(self, parts: Sequence[Path], target: Path, dimension: int) -> None:
@@ -80,7 +81,7 @@ class NpyParts:
             "fortran_order": False,
             "shape": (sum(map(len, arrays)), dimension),
         }
-        with written_aside(target) as out:
+        with written_whole(target) as out:
             np.lib.format.write_array_header_1_0(out, header)
             for array in arrays:
                 out.write(np.ascontiguousarray(array).data)
@@ -95,7 +96,7 @@ class JsonlParts:
         """Write a part as lines; numbers are the shortest that read back as the same float32."""
         vectors = rows.vectors.astype(np.float32, copy=False)
         columns = {name: _values(pieces) for name, pieces in rows.columns.items()}
-        with written_aside(file) as out:
+        with written_whole(file) as out:
             for number, (vector, has_vector) in enumerate(zip(vectors, rows.has_vector, strict=True)):
                 row = {name: values[number] for name, values in columns.items()}
                 row[VECTOR_COLUMN] = vector if has_vector else None
@@ -103,7 +104,7 @@ class JsonlParts:
 
     def join(self, parts: Sequence[Path], target: Path, dimension: int) -> None:
         """Put the lines one behind the other."""
-        with written_aside(target) as out:
+        with written_whole(target) as out:
             for part in parts:
                 with part.open("rb") as lines:
                     shutil.copyfileobj(lines, out, 2**20)
@@ -115,26 +116,20 @@ def _values(pieces: Sequence[Any]) -> list[Any]:
 
 
 @contextmanager
-def written_aside(file: Path) -> Iterator[IO[bytes]]:
-    """Write a file that appears whole, synced, or not at all.
+def written_whole(file: Path) -> Iterator[IO[bytes]]:
+    """Write a file that appears whole and synced, or not at all.
 
     Raises:
         CorpusError: There is no room, or it cannot be written.
     """
-    aside = file.with_name(f".{file.name}.aside")
     try:
-        with aside.open("wb") as out:
+        with atomic.written_aside(file) as aside, aside.open("wb") as out:
             yield out
             out.flush()
             os.fsync(out.fileno())
-        os.replace(aside, file)
         sync_folder(file.parent)
     except OSError as error:
-        aside.unlink(missing_ok=True)
         raise CorpusError(f"{file} cannot be written: {error.strerror or error}") from error
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
 
 
 def sync_folder(folder: Path) -> None:

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeAlias, assert_never
 
+from embed_worker.atomic import written_aside
 from embed_worker.config import Verify
 from embed_worker.errors import ModelError
 from embed_worker.machine import cache_dir
-from embed_worker.model_files.atomic import written_aside
 from embed_worker.model_files.damage import damage_of
 from embed_worker.model_files.layout import OutsideError, check_link, inner_path
 

@@ -24,9 +24,9 @@ from embed_worker.config import DEFAULT_MODEL, path_argument
 from embed_worker.errors import ModelError
 from embed_worker.model_files.folder import read_model_folder
 from embed_worker.model_files.known_models import Quality, find_known_model
-from embed_worker.progress import shown
 from embed_worker.protocol import ErrorCode, ExitCode
 from embed_worker.tools.model_options import add_model_arguments, model_folder, model_options
+from embed_worker.tools.progress import shown
 from embed_worker.tools.quality import Gate, judge_pairs, judge_references
 from embed_worker.tools.references import References, ReferencesError, find_references
 from embed_worker.tools.texts import SIMILAR_PAIRS

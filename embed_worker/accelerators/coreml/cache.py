@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from embed_worker.model_files.atomic import lock, written_aside
+from embed_worker.atomic import lock, written_aside
 
 _log = logging.getLogger(__name__)
 

@@ -27,6 +27,7 @@ from embed_worker.accelerators.coreml.graph import (
     pooling_weights,
 )
 from embed_worker.accelerators.coreml.graph_layers import dedicated_graph
+from embed_worker.atomic import replace_folder
 from embed_worker.encoders.architectures import ACCELERATED, reader_for
 from embed_worker.encoders.bert import Bert
 from embed_worker.encoders.checkpoint import (
@@ -42,7 +43,6 @@ from embed_worker.encoders.checkpoint import (
 )
 from embed_worker.encoders.onnx_writer import open_session
 from embed_worker.encoders.qwen3 import Qwen3
-from embed_worker.model_files.atomic import replace_folder
 from embed_worker.model_files.manifest import file_sha256
 from embed_worker.model_files.plan import PoolingMode
 from embed_worker.model_files.safetensors import Tensor

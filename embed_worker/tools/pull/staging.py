@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from embed_worker.model_files.atomic import lock, recover_folder, replace_folder
+from embed_worker.atomic import lock, recover_folder, replace_folder
 
 
 class BusyError(Exception):

@@ -22,19 +22,19 @@ from pathlib import Path
 
 import numpy as np
 
+from embed_worker.atomic import written_aside
 from embed_worker.config import RuntimeOptions, Verify, path_argument
 from embed_worker.errors import ModelError, OutOfMemoryError, brief
 from embed_worker.inference.engine import LoadedModel
 from embed_worker.loading import load_model
-from embed_worker.model_files.atomic import written_aside
 from embed_worker.model_files.external_data import external_files
 from embed_worker.model_files.folder import read_model_folder
 from embed_worker.model_files.manifest import FileRecord, Manifest, ManifestError, file_sha256
 from embed_worker.model_files.onnx_outline import read_outline
 from embed_worker.model_files.plan import ModelPlan
-from embed_worker.progress import shown
 from embed_worker.protocol import ExitCode
 from embed_worker.tools.model_options import add_model_arguments, model_folder, model_options
+from embed_worker.tools.progress import shown
 from embed_worker.tools.quality import cosines
 from embed_worker.tools.quantize.activations import sample_activations
 from embed_worker.tools.quantize.int8 import Changed, Float32, FloatGraph, QuantizeError, choose_rounding

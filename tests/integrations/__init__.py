@@ -1,0 +1,1 @@
+"""Adapters and engines, each where its library is; `make integrations` runs them all."""
