@@ -190,7 +190,7 @@ def picture() -> str:
         part: [other for other in others if not any(other in _reach(folders, third) for third in others)]
         for part, others in folders.items()
     }
-    lines = [f"    {part} --> {other}" for part, others in reduced.items() for other in others]
+    lines = [f"    {part} --> {' & '.join(others)}" for part, others in reduced.items() if others]
     lines += [f"    {part} -. types .-> {other}" for part, others in MAY_NAME.items() for other in sorted(others)]
     return "\n".join(["graph TD", *lines])
 
