@@ -45,9 +45,11 @@ def main() -> None:
     parser.add_argument("file", type=Path, help="one text a line")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--singles", type=int, default=100)
+    parser.add_argument("--fake", action="store_true", help="a worker that computes nothing: the clients' own time")
     args = parser.parse_args()
     texts = args.file.read_text("utf-8").splitlines()
-    command = (sys.executable, "-m", "embed_worker", "--supervised")
+    worker = "bridge_client.testing.fake_worker" if args.fake else "embed_worker"
+    command = (sys.executable, "-m", worker, "--supervised")
     rust = subprocess.Popen(
         [BENCH, args.file, str(args.singles), "--", *command],
         stdin=subprocess.PIPE,

@@ -14,7 +14,7 @@ use embed_bridge::{EmbedBridge, Options};
 use rustix::process::{kill_process, test_kill_process, Pid, Signal};
 
 /// For everything that must happen; nothing is proved by its length.
-pub const WAIT: Duration = Duration::from_secs(20);
+pub const WAIT: Duration = Duration::from_secs(60);
 
 /// The interpreter that can run the workers.
 pub fn interpreter() -> OsString {
@@ -27,7 +27,7 @@ fn python(arguments: &[&str]) -> Options {
     let mut options = Options::with_command([interpreter()].into_iter().chain(arguments));
     options.env = vec![("PYTHONPATH".into(), root.clone().into())];
     options.cwd = Some(root);
-    options.request_timeout = WAIT;
+    options.request_timeout = 2 * WAIT;
     options.start_timeout = WAIT;
     options.backoff_initial = Duration::from_millis(10);
     options.backoff_max = Duration::from_millis(50);
