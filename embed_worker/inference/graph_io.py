@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from embed_worker.errors import ModelError
 from embed_worker.inference.pooling import Float32, pool
 from embed_worker.inference.token_batch import TokenBatch, position_ids
-from embed_worker.model_files.onnx_outline import HIDDEN_OUTPUTS, SENTENCE_OUTPUT
+from embed_worker.model_files.onnx_outline import HIDDEN_OUTPUTS, HIDDEN_STATE, SENTENCE_OUTPUT
 from embed_worker.model_files.plan import ModelPlan
 
 KNOWN_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
@@ -79,6 +79,8 @@ class GraphIo:
         """
         if self.is_end_to_end:
             return output
+        if self.output == HIDDEN_STATE and output.ndim == 2:  # the graph has tokens as rows of one matrix
+            output = output.reshape(*batch.ids.shape, -1)
         if output.ndim != 3 or output.shape[:2] != batch.ids.shape:
             problem = f"an output of shape {output.shape} for token ids of shape {batch.ids.shape}"
             raise ModelError(f"the model {self._plan.name!r} gives {problem}")
@@ -101,6 +103,8 @@ def choose_output(outputs: Sequence[Described], plan: ModelPlan) -> Described:
         ModelError: There is neither, in floats and of its rank.
     """
     named = {output.name: output for output in outputs}
+    if HIDDEN_STATE in named:
+        return named[HIDDEN_STATE]
     known = [named[name] for name in (*HIDDEN_OUTPUTS, SENTENCE_OUTPUT) if name in named]
     if not known:
         problem = f"without an output {' or '.join((*HIDDEN_OUTPUTS, SENTENCE_OUTPUT))}: it has {', '.join(named)}"

@@ -18,6 +18,7 @@ from embed_worker.errors import ConfigError, ModelError, OutOfMemoryError, brief
 from embed_worker.inference import ort
 from embed_worker.inference.backend import CPU_TOLERANCE, TOLERANCES, ProviderReport
 from embed_worker.inference.graph_io import GraphIo
+from embed_worker.inference.hidden_states import graph_with_hidden_state
 from embed_worker.inference.ort import CPU
 from embed_worker.inference.pooling import Float32
 from embed_worker.inference.token_batch import TokenBatch
@@ -83,6 +84,7 @@ class OnnxBackend:
         providers = list(dict.fromkeys([provider, CPU]))
         external_files(graph, outline.external, home=plan.home)
         linked = map_linked(graph, outline.external)
+        deeper = graph_with_hidden_state(plan)
 
         def open_session(threads: int) -> ort.Session:
             settings = ort.session_options(threads)
@@ -91,7 +93,9 @@ class OnnxBackend:
             if linked:
                 values = [ort.value_of(tensor.values, tensor.kind) for tensor in linked]
                 settings.add_external_initializers([tensor.name for tensor in linked], values)
-            return ort.open_session(graph, settings, providers=providers)
+            if deeper is not None:
+                ort.look_for_data_in(settings, graph.parent)
+            return ort.open_session(deeper or graph, settings, providers=providers)
 
         try:
             wide = min(threads, _MAX_THREADS_OF_ONE_BATCH)

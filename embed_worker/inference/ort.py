@@ -36,7 +36,7 @@ def session_options(threads: int = 1) -> onnxruntime.SessionOptions:
 
 
 def open_session(
-    graph: Path,
+    graph: Path | bytes,
     settings: onnxruntime.SessionOptions | None = None,
     *,
     providers: Sequence[str | tuple[str, Mapping[str, str]]] = (CPU,),
@@ -46,7 +46,7 @@ def open_session(
     """Open a graph.
 
     Args:
-        graph: An ONNX file.
+        graph: An ONNX file, or what one holds.
         settings: By default one thread.
         providers: By onnxruntime's names, with their options; the first that can takes a node.
         disabled_optimizers: Passes over the graph to leave out.
@@ -58,8 +58,17 @@ def open_session(
     more = {"disabled_optimizers": list(disabled_optimizers)} if disabled_optimizers else {}
     # With its fallback, onnxruntime prints to standard output and opens another session than was asked for.
     return (factory or onnxruntime.InferenceSession)(
-        str(graph), settings or session_options(), providers=list(providers), enable_fallback=0, **more
+        graph if isinstance(graph, bytes) else str(graph),
+        settings or session_options(),
+        providers=list(providers),
+        enable_fallback=0,
+        **more,
     )
+
+
+def look_for_data_in(settings: onnxruntime.SessionOptions, folder: Path) -> None:
+    """Name the folder of the external data of a graph that is opened from memory."""
+    settings.add_session_config_entry("session.model_external_initializers_file_folder_path", os.fspath(folder))
 
 
 def value_of(array: NDArray[Any], kind: int | None = None) -> Value:

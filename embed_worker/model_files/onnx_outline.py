@@ -15,6 +15,8 @@ from pathlib import Path
 # What graphs call their outputs: a vector a token, by either name, and a vector a text.
 HIDDEN_OUTPUTS = ("last_hidden_state", "token_embeddings")
 SENTENCE_OUTPUT = "sentence_embedding"
+# What a graph is given where an inner hidden state is pooled.
+HIDDEN_STATE = "embed-worker.hidden_state"
 
 _MIN_TABLE_BYTES = 2**20
 _EXTERNAL = 1  # TensorProto.DataLocation

@@ -27,9 +27,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
 # Folders that are refused although vectors would be right, too: none may be added without a reason.
 REFUSED = frozenset({"20-own-pooling-class"})
 # Not right yet; an entry that has become right fails the suite until it is taken out.
-PENDING = {
-    "19-hidden-states": "method_output_name is not read",
-}
+PENDING: dict[str, str] = {}
 PARAMETERS = [
     pytest.param(name, marks=[pytest.mark.xfail(strict=True, reason=PENDING[name])] if name in PENDING else [])
     for name in EXPECTED

@@ -20,6 +20,7 @@ from embed_worker.inference.pooling import Float32
 from embed_worker.loading import load_model
 from embed_worker.model_files.graph_tail import read_tail
 from embed_worker.model_files.plan import PoolingMode
+from tests.worker.export_fixtures import run
 from tests.worker.harness import cosines
 from tests.worker.test_cases import CASES
 from tests.worker.test_model_folder import MODELS
@@ -272,3 +273,47 @@ def test_the_fingerprint_tells_of_positions_only_where_the_graph_takes_them() ->
     folder = CASES / "12-roberta-position-ids/model"
     assert load(folder).plan.padding_position == 1
     assert load(MODELS / "xlmr-unigram").plan.padding_position == 1
+
+
+# Inner hidden states --------------------------------------------------------------------------------------------------
+
+HIDDEN = CASES / "19-hidden-states/model"
+
+
+def with_hidden_state(folder: Path, target: Path, index: object) -> Path:
+    shutil.copytree(folder, target)
+    entry = {"method": "forward", "method_output_name": ["hidden_states", index]}
+    (target / "sentence_bert_config.json").write_text(json.dumps({"modality_config": {"text": entry}}))
+    return target
+
+
+def test_any_hidden_state_of_a_graph_can_be_pooled_and_each_is_another(tmp_path: Path) -> None:
+    found = {}
+    for index in (0, 1, 2, -1, -2, -3):
+        model = load(with_hidden_state(HIDDEN, tmp_path / str(index), index))
+        found[index] = vectors_of(model, together=True)
+    plain = load(with_hidden_state(HIDDEN, tmp_path / "plain", 2))
+    for same in ((0, -3), (1, -2), (2, -1)):
+        np.testing.assert_array_equal(found[same[0]], found[same[1]])
+    np.testing.assert_array_equal(found[2], vectors_of(plain, together=True))
+    assert cosines(found[0], found[1]).max() < 0.99
+
+
+def test_a_graph_that_we_have_written_gives_its_hidden_states_too(tmp_path: Path) -> None:
+    folder = with_hidden_state(MODELS / "bert-mean", tmp_path / "ours", 1)
+    expected = vectors_of(load(folder), together=True)
+    export = load_exported(folder, tmp_path / "made" / "ours")
+    assert cosines(vectors_of(export, together=True), expected).min() > 0.99999
+
+
+def load_exported(folder: Path, output: Path) -> LoadedModel:
+    assert run(folder, "--output", output, "--weights", "float32") == 0
+    return load(output)
+
+
+def test_a_hidden_state_that_cannot_be_found_is_refused_by_name(tmp_path: Path) -> None:
+    beyond = with_hidden_state(HIDDEN, tmp_path / "beyond", 3)
+    assert "pools the hidden state 3 of 3" in refusal(beyond)
+    configure(beyond, "config.json", num_hidden_layers=5)
+    assert "its graph does not show where its layers begin" in refusal(beyond)
+    assert "does not show where" in refusal(with_hidden_state(MODELS / "qwen3-last", tmp_path / "qwen3", -2))

@@ -74,6 +74,8 @@ def _unfit(cpu: OnnxBackend, plan: ModelPlan) -> str | None:
     """Say why a model cannot have a graph of its own for CoreML; None where it may."""
     if cpu.is_end_to_end:
         return "the model's graph pools by itself"
+    if plan.hidden_state is not None:
+        return "the model pools an inner hidden state"
     if cpu.scales_by_batch:
         return "the model's graph is quantised, and CoreML gets none but float graphs"
     one = np.ones((1, 1), np.int64)

@@ -130,7 +130,7 @@ def accelerate(cpu: OnnxBackend, plan: ModelPlan, tokenizer: TextTokenizer, runt
     refusal = f"--provider {runtime.provider}: the model {plan.name!r} cannot be run by MLX"
     try:
         models = _mlx_thread.submit(_import_models).result()
-        _check_graph(is_end_to_end=cpu.is_end_to_end, scales_by_batch=cpu.scales_by_batch)
+        _check_graph(plan, is_end_to_end=cpu.is_end_to_end, scales_by_batch=cpu.scales_by_batch)
         weights = _read_weights(plan)
         model = _mlx_thread.submit(models.make_mlx_model, weights.encoder, runtime.mlx_precision).result()
         backend = MlxBackend(model, plan, runtime.mlx_precision, cpu.provider)
@@ -183,7 +183,7 @@ def _import_models() -> ModuleType:
     return mlx_models
 
 
-def _check_graph(*, is_end_to_end: bool, scales_by_batch: bool) -> None:
+def _check_graph(plan: ModelPlan, *, is_end_to_end: bool, scales_by_batch: bool) -> None:
     """Refuse a graph whose vectors its weights alone do not give.
 
     Raises:
@@ -191,6 +191,8 @@ def _check_graph(*, is_end_to_end: bool, scales_by_batch: bool) -> None:
     """
     if is_end_to_end:
         raise ModelError("its graph pools by itself, and the weights do not say how")
+    if plan.hidden_state is not None:
+        raise ModelError("it pools an inner hidden state")
     if scales_by_batch:
         raise ModelError("its graph is quantised, and MLX computes with floats")
 
@@ -274,6 +276,7 @@ def forecast_model(plan: ModelPlan) -> dict[str, Any]:
     try:
         graph = summarize(plan.graph, sessions=1)
         _check_graph(
+            plan,
             is_end_to_end=choose_output(graph.outputs, plan).name == SENTENCE_OUTPUT,
             scales_by_batch=any(operator.startswith("DynamicQuantize") for operator in graph.operators),
         )

@@ -25,6 +25,7 @@ from embed_worker.inference.onnx_backend import OnnxBackend
 from embed_worker.inference.pooling import Float32, Int64
 from embed_worker.inference.token_batch import TokenBatch
 from embed_worker.inference.tokenizer import TextTokenizer
+from embed_worker.model_files.onnx_outline import HIDDEN_STATE
 from embed_worker.model_files.plan import ModelPlan
 
 _log = logging.getLogger(__name__)
@@ -221,6 +222,8 @@ def accelerate(
 def _check_graph(cpu: OnnxBackend) -> None:
     if cpu.max_rows is not None:
         raise ModelError("its graph takes a fixed number of texts, and batches are padded here")
+    if cpu.graph_io.output == HIDDEN_STATE:
+        raise ModelError("it pools an inner hidden state")
     if cpu.scales_by_batch:
         raise ModelError("its graph quantises by the values of the whole batch, and batches are padded here")
     if not cpu.graph_io.has_mask:
