@@ -6,31 +6,45 @@ Cancelling the task that awaits a call cancels the request. The event loop is ne
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
 
-from bridge_client.calls import EmbedCall, EmbedKeywords, Parameters
-from bridge_client.client import BLOCK_INPUTS, BLOCKS_AHEAD, EmbedClient, blocks, describe_options, portable
+from bridge_client.calls import EmbedKeywords, Parameters
+from bridge_client.client import EmbedClient, describe_options, portable
 from bridge_client.embeddings import Embeddings, Matrix
+from bridge_client.errors import PoisonedInputError, RequestError
 from bridge_client.options import ClientOptions, OptionKeywords
 from bridge_client.stats import ClientStats
+from bridge_client.stream import BLOCK_INPUTS, BLOCKS_AHEAD, Block, OnError, blocks, check_stream
 from embed_worker import protocol
 
 
 class AsyncEmbedClient:
-    """An `EmbedClient` for asyncio. Use it as an asynchronous context manager, or await `close()`."""
+    """An `EmbedClient` for asyncio. Use it as an asynchronous context manager, or await `close()`.
+
+    With `client=` it is another face of a client that exists: blocking and awaiting callers share its workers. Closing
+    it then closes nothing: whoever made the client closes it.
+    """
 
     def __init__(
-        self, model: str | os.PathLike[str] | ClientOptions | None = None, **keywords: Unpack[OptionKeywords]
+        self,
+        model: str | os.PathLike[str] | ClientOptions | None = None,
+        *,
+        client: EmbedClient | None = None,
+        **keywords: Unpack[OptionKeywords],
     ) -> None:
         """Take what `EmbedClient` takes; nothing is started yet.
 
         An event loop need not run.
         """
-        self._client = EmbedClient(model, **keywords)
+        if client is not None and (model is not None or keywords):
+            raise TypeError("give either `client` or what to make one of")
+        self._is_shared = client is not None
+        self._client = EmbedClient(model, **keywords) if client is None else client
 
     async def __aenter__(self) -> Self:
         self._client.start()
@@ -89,23 +103,39 @@ class AsyncEmbedClient:
         inputs: Iterable[str] | AsyncIterable[str],
         *,
         block_inputs: int = BLOCK_INPUTS,
+        on_error: OnError = "raise",
         **parameters: Unpack[EmbedKeywords],
     ) -> AsyncGenerator[Matrix]:
         """Yield the vectors of any number of texts in blocks, as `EmbedClient.embed_iter`; also of an async one."""
+        stream = self.embed_iter_detailed(inputs, block_inputs=block_inputs, on_error=on_error, **parameters)
+        async with contextlib.aclosing(stream):
+            async for result in stream:
+                yield result.vectors
+
+    async def embed_iter_detailed(
+        self,
+        inputs: Iterable[str] | AsyncIterable[str],
+        *,
+        block_inputs: int = BLOCK_INPUTS,
+        on_error: OnError = "raise",
+        **parameters: Unpack[EmbedKeywords],
+    ) -> AsyncGenerator[Embeddings]:
+        """Do as `embed_iter`, and yield tokens, truncation, fingerprint and failures beside the vectors."""
+        check_stream(inputs, block_inputs, on_error)
         wanted = Parameters(**parameters)
-        calls: deque[EmbedCall] = deque()
+        ahead: deque[Block] = deque()
         try:
-            async for block in _blocks(inputs, block_inputs):
-                calls.append(self._client._begin(block, wanted, None))
-                if len(calls) > BLOCKS_AHEAD:
-                    yield (await asyncio.wrap_future(calls[0].future)).vectors
-                    calls.popleft()
-            while calls:
-                yield (await asyncio.wrap_future(calls[0].future)).vectors
-                calls.popleft()
+            async for start, texts in _blocks(inputs, block_inputs):
+                ahead.append(Block(start, texts, on_error, lambda texts: self._client._begin(texts, wanted, None)))
+                if len(ahead) > BLOCKS_AHEAD:
+                    yield await _finished(ahead[0])
+                    ahead.popleft()
+            while ahead:
+                yield await _finished(ahead[0])
+                ahead.popleft()
         finally:
-            for call in calls:
-                call.future.cancel()
+            for block in ahead:
+                block.cancel()
 
     async def info(self, *, worker: int = 0, timeout_s: float | None = None) -> dict[str, Any]:
         """Return what the worker says of itself and its model, as soon as it is ready."""
@@ -130,7 +160,9 @@ class AsyncEmbedClient:
         self._client.restart(accept_model=accept_model)
 
     async def close(self) -> None:
-        """Stop the workers and wait for their end, as `EmbedClient.close`."""
+        """Stop the workers and wait for their end, as `EmbedClient.close`; not those of somebody else's client."""
+        if self._is_shared:
+            return
         until = asyncio.get_running_loop().time() + self._client._core.close_patience_s
         for future in self._client._core.closing():
             left_s = until - asyncio.get_running_loop().time()
@@ -141,16 +173,30 @@ class AsyncEmbedClient:
 describe_options(AsyncEmbedClient.__init__)
 
 
-async def _blocks(inputs: Iterable[str] | AsyncIterable[str], size: int) -> AsyncIterator[list[str]]:
+async def _finished(block: Block) -> Embeddings:
+    """Wait for a block, and try again without what is at fault."""
+    while (result := block.result()) is None:
+        assert block.call is not None
+        try:
+            vectors = await asyncio.wrap_future(block.call.future)
+        except (RequestError, PoisonedInputError) as fault:
+            block.fail(fault)
+        else:
+            block.succeed(vectors)
+    return result
+
+
+async def _blocks(inputs: Iterable[str] | AsyncIterable[str], size: int) -> AsyncIterator[tuple[int, list[str]]]:
     if not isinstance(inputs, AsyncIterable):
-        for block in blocks(inputs, size):
-            yield block
+        for each in blocks(inputs, size):
+            yield each
         return
+    start = 0
     gathered: list[str] = []
     async for text in inputs:
         gathered.append(text)
         if len(gathered) == size:
-            yield gathered
-            gathered = []
+            yield start, gathered
+            start, gathered = start + size, []
     if gathered:
-        yield gathered
+        yield start, gathered

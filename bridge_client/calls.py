@@ -156,7 +156,7 @@ class EmbedCall(Promise[Embeddings]):
         self.timeout_s = timeout_s  # for each chunk, from being sent first, and for room; the deadline goes before it
         self.deadline = deadline
         self.waits_for_room = waits_for_room  # instead of being refused when the queue is full
-        self.sizes = _sizes(inputs)
+        self.sizes = [size_of(text, index) for index, text in enumerate(inputs)]
         self.bytes = sum(self.sizes)
         self.submitted_at = 0.0
         self.missing = max(1, len(inputs))  # inputs without a result; an empty call waits for one answer, too
@@ -389,14 +389,17 @@ def plain_text(text: Any) -> Any:
     return text.as_py() if hasattr(text, "as_py") else text
 
 
-def _sizes(inputs: Sequence[str]) -> list[int]:
-    sizes = []
-    for index, text in enumerate(inputs):
-        if not isinstance(text, str):
-            raise TypeError(f"input {index} must be a string, not {type(text).__name__}")
-        try:
-            sizes.append(len(text.encode()))
-        except UnicodeEncodeError:
-            message = f"input {index} holds a lone surrogate, which is not Unicode text"
-            raise RequestError(ErrorCode.INVALID_REQUEST, message, retryable=False, index=index) from None
-    return sizes
+def size_of(text: object, index: int) -> int:
+    """Return the bytes of an input.
+
+    Raises:
+        TypeError: It is not a string.
+        RequestError: It holds a lone surrogate, which no line can carry.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"input {index} must be a string, not {type(text).__name__}")
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:
+        message = f"input {index} holds a lone surrogate, which is not Unicode text"
+        raise RequestError(ErrorCode.INVALID_REQUEST, message, retryable=False, index=index) from None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import weakref
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -15,13 +16,12 @@ from bridge_client.callbacks import HostFuture
 from bridge_client.calls import CallFuture, EmbedCall, EmbedKeywords, Parameters, texts_of
 from bridge_client.core import Core
 from bridge_client.embeddings import Embeddings, Matrix
+from bridge_client.errors import PoisonedInputError, RequestError
 from bridge_client.options import ClientOptions, OptionKeywords, check_timeout
 from bridge_client.stats import ClientStats
+from bridge_client.stream import BLOCK_INPUTS, BLOCKS_AHEAD, Block, OnError, blocks, check_stream
 from bridge_client.worker_slot import Control
 from embed_worker import protocol
-
-BLOCK_INPUTS = 256
-BLOCKS_AHEAD = 16  # of `embed_iter`: 4,096 texts, which the worker sorts by length
 
 
 class EmbedClient:
@@ -140,26 +140,54 @@ class EmbedClient:
         return self._begin(inputs, Parameters(**parameters), timeout_s, future).future
 
     def embed_iter(
-        self, inputs: Iterable[str], *, block_inputs: int = BLOCK_INPUTS, **parameters: Unpack[EmbedKeywords]
+        self,
+        inputs: Iterable[str],
+        *,
+        block_inputs: int = BLOCK_INPUTS,
+        on_error: OnError = "raise",
+        **parameters: Unpack[EmbedKeywords],
     ) -> Generator[Matrix]:
         """Yield the vectors of any number of texts in blocks, in order: (B, D) with B at most `block_inputs`.
 
         A few blocks are in flight while one is consumed, and no more of `inputs` is read than that: memory is bounded.
+
+        Args:
+            inputs: The texts.
+            block_inputs: How many make a block.
+            on_error: `null` gives an input that cannot be embedded a row of NaN, and goes on; `embed_iter_detailed`
+                tells why. What no input is to blame for is raised in any case. The index of an error is that in
+                the stream.
+            parameters: As those of `embed`.
         """
+        stream = self.embed_iter_detailed(inputs, block_inputs=block_inputs, on_error=on_error, **parameters)
+        with contextlib.closing(stream):
+            for result in stream:
+                yield result.vectors
+
+    def embed_iter_detailed(
+        self,
+        inputs: Iterable[str],
+        *,
+        block_inputs: int = BLOCK_INPUTS,
+        on_error: OnError = "raise",
+        **parameters: Unpack[EmbedKeywords],
+    ) -> Generator[Embeddings]:
+        """Do as `embed_iter`, and yield tokens, truncation, fingerprint and failures beside the vectors."""
+        check_stream(inputs, block_inputs, on_error)
         wanted = Parameters(**parameters)
-        calls: deque[EmbedCall] = deque()
+        ahead: deque[Block] = deque()
         try:
-            for block in blocks(inputs, block_inputs):
-                calls.append(self._begin(block, wanted, None))
-                if len(calls) > BLOCKS_AHEAD:
-                    yield calls[0].future.result().vectors
-                    calls.popleft()
-            while calls:
-                yield calls[0].future.result().vectors
-                calls.popleft()
+            for start, texts in blocks(inputs, block_inputs):
+                ahead.append(Block(start, texts, on_error, lambda texts: self._begin(texts, wanted, None)))
+                if len(ahead) > BLOCKS_AHEAD:
+                    yield _finished(ahead[0])
+                    ahead.popleft()
+            while ahead:
+                yield _finished(ahead[0])
+                ahead.popleft()
         finally:
-            for call in calls:
-                call.future.cancel()
+            for block in ahead:
+                block.cancel()
 
     def info(self, *, worker: int = 0, timeout_s: float | None = None) -> dict[str, Any]:
         """Return what the worker says of itself and its model, as soon as it is ready."""
@@ -257,6 +285,19 @@ def portable(options: ClientOptions) -> ClientOptions:
     return options
 
 
+def _finished(block: Block) -> Embeddings:
+    """Wait for a block, and try again without what is at fault."""
+    while (result := block.result()) is None:
+        assert block.call is not None
+        try:
+            vectors = block.call.future.result()
+        except (RequestError, PoisonedInputError) as fault:
+            block.fail(fault)
+        else:
+            block.succeed(vectors)
+    return result
+
+
 def options_of(model: str | os.PathLike[str] | ClientOptions | None, keywords: OptionKeywords) -> ClientOptions:
     """Return the options that a client is made of.
 
@@ -268,17 +309,3 @@ def options_of(model: str | os.PathLike[str] | ClientOptions | None, keywords: O
             raise TypeError("give either a `ClientOptions` or keyword arguments")
         return model
     return ClientOptions(**keywords) if model is None else ClientOptions(model=model, **keywords)
-
-
-def blocks(inputs: Iterable[str], size: int) -> Iterator[list[str]]:
-    """Cut any iterable into lists of `size`."""
-    if isinstance(inputs, str):
-        raise TypeError("`inputs` must be many texts: this is one")
-    block: list[str] = []
-    for text in inputs:
-        block.append(text)
-        if len(block) == size:
-            yield block
-            block = []
-    if block:
-        yield block

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -24,6 +24,7 @@ class Embeddings:
         fingerprint: Names the vector space; vectors of two fingerprints must not be mixed.
         timing_ms: Milliseconds inside the worker: `queue`, `tokenize`, `inference`, `total`. Of the slowest chunk,
             where the call was split.
+        failures: Of a stream that goes on after errors: why a row has no vector, by row. Its numbers are all NaN.
     """
 
     vectors: Matrix
@@ -32,8 +33,10 @@ class Embeddings:
     model: str
     fingerprint: str
     timing_ms: Mapping[str, float]
+    failures: Mapping[int, Exception] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         count, dimension = self.vectors.shape
         cut = f" truncated={len(self.truncated)}" if self.truncated else ""
-        return f"<Embeddings {count} x {dimension} {self.model} fingerprint={self.fingerprint}{cut}>"
+        failed = f" failures={len(self.failures)}" if self.failures else ""
+        return f"<Embeddings {count} x {dimension} {self.model} fingerprint={self.fingerprint}{cut}{failed}>"

@@ -10,8 +10,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,12 +25,11 @@ from bridge_client.bulk.parts import Form, JsonlParts, NpyParts, Output, written
 from bridge_client.bulk.pipeline import Pipeline
 from bridge_client.bulk.report import Progress
 from bridge_client.bulk.rows import CorpusError, Format
+from bridge_client.calls import EmbedKeywords
 from bridge_client.embeddings import Embeddings
-from bridge_client.stream import stream
 from embed_worker import __version__
 
 _SOME_FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
-_DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 _PART_ROWS = 8192
 _DTYPES = ("float32", "float16")
 
@@ -121,7 +119,7 @@ def _print_vectors(client: EmbedClient, args: argparse.Namespace) -> int:
     """Print one vector a line for texts on the command line."""
     if file := next((name for name in args.inputs if name == "-" or os.path.exists(name)), None):
         raise CorpusError(f"{file!r} is a file: say with -o where its vectors go, such as -o vectors.parquet")
-    found = client.embed_detailed(args.inputs, **_parameters(client, args))
+    found = client.embed_detailed(args.inputs, **_parameters(args))
     for row, text in enumerate(args.inputs):
         vector = found.vectors[row]
         line = {"text": text, "embedding": vector, "tokens": found.tokens[row], "model": found.model,
@@ -131,19 +129,13 @@ def _print_vectors(client: EmbedClient, args: argparse.Namespace) -> int:
     return 0
 
 
-def _parameters(client: EmbedClient, args: argparse.Namespace) -> dict[str, Any]:
+def _parameters(args: argparse.Namespace) -> EmbedKeywords:
     """Return the parameters of `embed` that the arguments ask for."""
-    parameters: dict[str, Any] = {"dimensions": args.dimensions}
-    if args.query or args.document:
-        parameters |= _prompt_for(client.info()["prompts"], ("query",) if args.query else _DOCUMENT_PROMPTS)
-    elif args.prompt_name is not None:
-        parameters["prompt_name"] = args.prompt_name
-    return parameters
-
-
-def _prompt_for(prompts: dict[str, str], names: Sequence[str]) -> dict[str, str]:
-    name = next((name for name in names if prompts.get(name)), None)
-    return {"prompt": ""} if name is None else {"prompt_name": name}
+    return {
+        "dimensions": args.dimensions,
+        "input_type": "query" if args.query else "document" if args.document else None,
+        "prompt_name": args.prompt_name,
+    }
 
 
 # A corpus -------------------------------------------------------------------------------------------------------------
@@ -162,12 +154,12 @@ def _embed_corpus(client: EmbedClient, args: argparse.Namespace) -> int:
             raise CorpusError("an npy file holds vectors alone: leave out --keep, or write parquet")
     corpus = Corpus(find_sources(args.inputs, stated), args.column, keep)
     info = client.info()
-    parameters = _parameters(client, args)
+    parameters = _parameters(args)
     dimension = args.dimensions or int(info["dimension"])
     asked = _asked(args, corpus, info, parameters, dimension, kind)
     metadata = {
         "model": info["model"], "fingerprint": info["fingerprint"], "dimension": str(dimension),
-        "prompt": json.dumps({name: value for name, value in parameters.items() if name.startswith("prompt")}),
+        "prompt": parameters["prompt_name"] or parameters["input_type"] or "",
         "version": __version__,
     }  # fmt: skip
     form = _form_of(kind, corpus, metadata, is_folder=is_folder)
@@ -176,8 +168,8 @@ def _embed_corpus(client: EmbedClient, args: argparse.Namespace) -> int:
         _refuse_existing(output, job, is_overwriting=args.overwrite)
         job.begin(asked)
 
-        def submit(texts: Sequence[str]) -> Future[Embeddings]:
-            return client.submit(texts, **parameters)
+        def embed(texts: Iterable[str]) -> Iterator[Embeddings]:
+            return client.embed_iter_detailed(texts, on_error="null", **parameters)
 
         progress = Progress(
             corpus.total, corpus.unit, lambda: client.stats().restarts, is_quiet=args.quiet or args.json
@@ -187,7 +179,7 @@ def _embed_corpus(client: EmbedClient, args: argparse.Namespace) -> int:
                 job,
                 corpus,
                 form,
-                lambda texts: stream(submit, texts),
+                embed,
                 part_rows=args.part_rows,
                 dimension=dimension,
                 dtype=np.dtype(args.dtype),
@@ -256,7 +248,7 @@ def _asked(
     args: argparse.Namespace,
     corpus: Corpus,
     info: dict[str, Any],
-    parameters: dict[str, Any],
+    parameters: EmbedKeywords,
     dimension: int,
     kind: Output,
 ) -> dict[str, Any]:
@@ -265,8 +257,8 @@ def _asked(
         "inputs": [asdict(source) for source in corpus.sources],
         "column": corpus.column,
         "keep": corpus.kept,
-        "prompt_name": parameters.get("prompt_name"),
-        "prompt": parameters.get("prompt"),
+        "prompt_name": parameters["prompt_name"],
+        "input_type": parameters["input_type"],
         "dimensions": dimension,
         "dtype": args.dtype,
         "model": info["model"],

@@ -7,10 +7,10 @@ next are at the worker already. Memory holds these few parts, whatever the corpu
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -18,30 +18,57 @@ from bridge_client.bulk.corpus import Corpus
 from bridge_client.bulk.job import Counts, Job, PartRecord, RowError
 from bridge_client.bulk.parts import Form, Rows
 from bridge_client.bulk.rows import Block, CorpusError
-from bridge_client.stream import Failure, Stream, Vector
+from bridge_client.embeddings import Embeddings
+from bridge_client.errors import RequestError
 
+POISONED = "poisoned_input"
 INVALID_ROW = "invalid_row"  # the row itself has no text that could be embedded
 
 
-@dataclass(slots=True, kw_only=True)
+Embed: TypeAlias = Callable[[Iterable[str]], Iterator[Embeddings]]
+
+
 class _Part:
-    """Rows whose texts are on their way.
+    """Rows whose texts are on their way. U is the number of its unique texts, D the dimension.
 
     Attributes:
         first_row: The number of its first row in the corpus.
         places: Each text's place among the unique ones.
-        results: What came back so far, in the order of the unique texts.
+        vectors: (U, D) float32, filled from the first text on; NaN where a text has none.
+        tokens, is_truncated: (U,).
+        faults: Why a text has no vector, by its place.
     """
 
-    number: int
-    first_row: int
-    block: Block
-    places: dict[str, int]
-    results: list[Vector | Failure] = field(default_factory=list)
+    def __init__(self, number: int, first_row: int, block: Block, dimension: int) -> None:
+        texts = dict.fromkeys(text for text in block.texts if text is not None)
+        self.number = number
+        self.first_row = first_row
+        self.block = block
+        self.places = {text: place for place, text in enumerate(texts)}
+        self.vectors = np.empty((len(texts), dimension), np.float32)
+        self.tokens = np.zeros(len(texts), np.int64)
+        self.is_truncated = np.zeros(len(texts), np.bool_)
+        self.faults: dict[int, Exception] = {}
+        self._filled = 0
 
     @property
     def is_complete(self) -> bool:
-        return len(self.results) == len(self.places)
+        return self._filled == len(self.places)
+
+    def take(self, result: Embeddings, first: int) -> int:
+        """Take the texts of a result from `first` on, as many as belong here; return how many."""
+        count = min(len(self.places) - self._filled, len(result.vectors) - first)
+        here, there = slice(self._filled, self._filled + count), slice(first, first + count)
+        self.vectors[here] = result.vectors[there]
+        self.tokens[here] = result.tokens[there]
+        for row in result.truncated:
+            if there.start <= row < there.stop:
+                self.is_truncated[self._filled + row - first] = True
+        for row, fault in result.failures.items():
+            if there.start <= row < there.stop:
+                self.faults[self._filled + row - first] = fault
+        self._filled += count
+        return count
 
 
 class Pipeline:
@@ -58,7 +85,7 @@ class Pipeline:
         job: Job,
         corpus: Corpus,
         form: Form,
-        stream: Stream,
+        embed: Embed,
         *,
         part_rows: int,
         dimension: int,
@@ -72,7 +99,7 @@ class Pipeline:
             job: Where parts are kept.
             corpus: The rows.
             form: How a part is written.
-            stream: Embeds texts in order.
+            embed: Embeds texts, in blocks and in order.
             part_rows: How many rows a part has.
             dimension: Of the vectors.
             dtype: What the numbers are stored as.
@@ -82,7 +109,7 @@ class Pipeline:
         self._job = job
         self._corpus = corpus
         self._form = form
-        self._stream = stream
+        self._embed = embed
         self._part_rows = part_rows
         self._dimension = dimension
         self._dtype = dtype
@@ -106,9 +133,11 @@ class Pipeline:
             self.counts.add(record.counts)
             self.errors += record.errors
         self.parts = len(records)
-        for result in self._stream(self._texts(records)):
-            self._finish_complete()
-            self._waiting[0].results.append(result)
+        for result in self._embed(self._texts(records)):
+            first = 0
+            while first < len(result.vectors):
+                self._finish_complete()
+                first += self._waiting[0].take(result, first)
         self._finish_complete()
 
     def _finish_complete(self) -> None:
@@ -119,11 +148,10 @@ class Pipeline:
         """Yield each text of each part once; the parts wait for their vectors."""
         number = len(records)
         for block in self._unfinished(records):
-            texts = dict.fromkeys(text for text in block.texts if text is not None)
-            places = {text: place for place, text in enumerate(texts)}
-            self._waiting.append(_Part(number=number, first_row=number * self._part_rows, block=block, places=places))
+            part = _Part(number, number * self._part_rows, block, self._dimension)
+            self._waiting.append(part)
             number += 1
-            yield from places
+            yield from part.places
 
     def _unfinished(self, records: list[PartRecord]) -> Iterator[Block]:
         """Yield the blocks behind the finished parts. What has neither size nor time is compared by its texts."""
@@ -151,28 +179,35 @@ class Pipeline:
 
     def _assemble(self, part: _Part) -> tuple[Rows, PartRecord]:
         texts, problems = part.block.texts, part.block.problems
-        vectors = np.full((len(texts), self._dimension), np.nan, self._dtype)
-        has_vector = np.zeros(len(texts), np.bool_)
-        counts = Counts(rows=len(texts), unique=len(part.places))
+        place = np.array([-1 if text is None else part.places[text] for text in texts], np.int64)
+        has_vector = place >= 0
         errors = []
         for row, text in enumerate(texts):
-            if text is None:
-                if row in problems:
-                    errors.append(RowError(row=part.first_row + row, code=INVALID_ROW, message=problems[row]))
-                else:
-                    counts.null += 1
-                continue
-            match part.results[part.places[text]]:
-                case Failure(code=code, message=message):
-                    errors.append(RowError(row=part.first_row + row, code=code, message=message))
-                case Vector(values=values, tokens=tokens, is_truncated=is_truncated):
-                    vectors[row] = values
-                    has_vector[row] = True
-                    counts.tokens += tokens
-                    counts.truncated += is_truncated
-        counts.failed = len(errors)
+            if text is None and row in problems:
+                errors.append(RowError(row=part.first_row + row, code=INVALID_ROW, message=problems[row]))
+            elif (fault := part.faults.get(int(place[row]))) is not None:
+                has_vector[row] = False
+                errors.append(_row_error(part.first_row + row, fault))
+        vectors = np.full((len(texts), self._dimension), np.nan, self._dtype)
+        used = place[has_vector]
+        vectors[has_vector] = part.vectors[used]
+        counts = Counts(
+            rows=len(texts),
+            unique=len(part.places),
+            null=texts.count(None) - len(problems),
+            failed=len(errors),
+            truncated=int(part.is_truncated[used].sum()),
+            tokens=int(part.tokens[used].sum()),
+        )
         rows = Rows(vectors=vectors, has_vector=has_vector, columns=part.block.columns)
         return rows, PartRecord(counts=counts, digest=_digest(part.block), errors=errors)
+
+
+def _row_error(row: int, fault: Exception) -> RowError:
+    if isinstance(fault, RequestError):
+        # A message may name a place in the stream of unique texts, which nobody can look up.
+        return RowError(row=row, code=fault.code, message=re.sub(r"\binput \d+\b", "its text", str(fault)))
+    return RowError(row=row, code=POISONED, message="its text kills the worker")
 
 
 def _digest(block: Block) -> str:

@@ -8,18 +8,16 @@ dimension.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from typing import Any, Literal, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bridge_client.calls import EmbedKeywords
-from bridge_client.embeddings import Embeddings, Matrix
-from bridge_client.errors import BridgeError, RequestError
+from bridge_client.embeddings import Matrix
+from bridge_client.errors import RequestError
 from bridge_client.options import ClientOptions, OptionKeywords
 from bridge_client.shared import shared_client
-from bridge_client.stream import Failure, Vector, stream
 
 
 class EmbedBatch:
@@ -110,22 +108,17 @@ class EmbedBatch:
         wanted = [text for text, there in zip(texts, present, strict=True) if there]
         client = shared_client(self._options) if self._options else shared_client(self._model, **self._keywords)  # type: ignore[arg-type]
 
-        def submit(block: Sequence[str]) -> Future[Embeddings]:
-            return client.submit(block, **self._parameters)
-
-        results = list(stream(submit, wanted))
-        dimension = next((len(result.values) for result in results if isinstance(result, Vector)), None)
-        if dimension is None:
-            dimension = self._dimensions or int(client.info()["dimension"])
+        try:
+            parts = list(client.embed_iter_detailed(wanted, on_error=self._on_error, **self._parameters))
+        except RequestError as error:  # its index counts the texts that are there
+            row = None if error.index is None else int(np.flatnonzero(present)[error.index])
+            problem = str(error).removeprefix(f"{error.code}: ").replace(f"input {error.index}", f"row {row}")
+            raise RequestError(error.code, problem, retryable=error.retryable, index=row) from error
+        dimension = parts[0].vectors.shape[1] if parts else self._dimensions or int(client.info()["dimension"])
         matrix = np.full((len(texts), dimension), np.nan, np.float32)
-        for row, result in zip(np.flatnonzero(present), results, strict=True):
-            if isinstance(result, Vector):
-                matrix[row] = result.values
-            elif self._on_error == "raise":
-                raise _error(result, int(row))
-            else:
-                present[row] = False
-        return matrix, present
+        if parts:
+            matrix[present] = np.concatenate([part.vectors for part in parts])
+        return matrix, ~np.isnan(matrix[:, 0])
 
     # Kinds of batches
 
@@ -175,7 +168,3 @@ def _objects(matrix: Matrix, present: NDArray[np.bool_]) -> NDArray[np.object_]:
     for row in np.flatnonzero(present):
         column[row] = matrix[row]
     return column
-
-
-def _error(failure: Failure, row: int) -> BridgeError:
-    return RequestError(failure.code, failure.message, retryable=False, index=row)

@@ -111,6 +111,10 @@ def test_embed_iter_yields_blocks_in_order_and_reads_no_further_than_it_must() -
         stream.close()
         with pytest.raises(TypeError, match="many texts"):
             next(client.embed_iter("one text"))
+        with pytest.raises(ValueError, match="`block_inputs` must be at least 1"):
+            next(client.embed_iter(["a"], block_inputs=0))
+        with pytest.raises(ValueError, match="'raise' or 'null'"):
+            next(client.embed_iter(["a"], on_error="ignore"))  # type: ignore[arg-type]
         stream = client.embed_iter(map(str, range(95)), block_inputs=10)
         assert np.array_equal(np.concatenate(list(stream)), expected(*map(str, range(95))))
 
