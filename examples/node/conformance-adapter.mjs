@@ -1,9 +1,13 @@
 // Drives an EmbedBridge for the conformance suite: calls as JSON lines in, outcomes as JSON lines out. docs/hosts.md
 // has the contract.
+/** @import { EmbedBridgeOptions } from "./index.js" */
+
+import process from "node:process";
 
 import { EmbedBridge, EmbedBridgeError } from "./src/index.js";
 import { LineBuffer } from "./src/worker.js";
 
+/** @type {Record<string, keyof EmbedBridgeOptions>} */
 const SECONDS = {
   request_timeout_s: "requestTimeoutMs",
   start_timeout_s: "startTimeoutMs",
@@ -16,43 +20,38 @@ const SECONDS = {
   terminate_s: "terminateMs",
 };
 
-function optionsOf(settings) {
-  const options = { command: JSON.parse(process.env.CONFORMANCE_WORKER), maxAttempts: settings.max_attempts };
-  for (const [name, option] of Object.entries(SECONDS)) {
-    if (settings[name] !== undefined) options[option] = settings[name] * 1000;
-  }
+/**
+ * @param {Record<string, number>} settings
+ * @returns {EmbedBridgeOptions}
+ */
+function optionsOf({ max_attempts: maxAttempts, max_restarts: maxRestarts, restart_window_s: windowS = 60, ...times }) {
+  const durations = Object.entries(SECONDS).map(([name, option]) => [option, times[name]]);
   const { PYTHONPATH } = process.env; // the suite's worker may be a module of a checkout
-  if (PYTHONPATH !== undefined) options.env = { PYTHONPATH };
-  const { max_restarts: maxRestarts, restart_window_s: windowS = 60 } = settings;
-  if (maxRestarts !== undefined) {
-    // The budget is a bucket of failures that leaks, and no window.
-    options.restartBudget = maxRestarts + 1;
-    options.restartForgiveMs = (windowS * 1000) / Math.max(1, maxRestarts);
-  }
-  return options;
+  return {
+    command: JSON.parse(process.env.CONFORMANCE_WORKER ?? ""),
+    maxAttempts,
+    ...Object.fromEntries(durations.filter(([, s]) => s !== undefined).map(([name, s]) => [name, 1000 * Number(s)])),
+    ...(PYTHONPATH !== undefined && { env: { PYTHONPATH } }),
+    ...(maxRestarts !== undefined && {
+      // The budget is a bucket of failures that leaks, and no window.
+      restartBudget: maxRestarts + 1,
+      restartForgiveMs: (windowS * 1000) / Math.max(1, maxRestarts),
+    }),
+  };
 }
 
 const bridge = new EmbedBridge(optionsOf(JSON.parse(process.env.CONFORMANCE_OPTIONS ?? "{}")));
+/** @type {Map<number, AbortController>} */
 const controllers = new Map();
 
+/** @typedef {Record<string, any>} Given what the suite sends */
+
+/** @type {Record<string, (given: Given, signal: AbortSignal) => Promise<object | void>>} */
 const operations = {
-  async embed(
-    { inputs, timeout_s: timeoutS, prompt_name: promptName, prompt, dimensions, normalize, model, truncate },
-    signal,
-  ) {
-    const { matrix, ...told } = await bridge.embed(inputs, {
-      signal,
-      promptName,
-      prompt,
-      dimensions,
-      normalize,
-      model,
-      truncate,
-      timeoutMs: timeoutS === undefined ? undefined : timeoutS * 1000,
-    });
-    const { count, dimension, tokens, truncated, fingerprint } = told;
-    const vectors = Buffer.from(matrix.buffer).toString("base64");
-    return { count, dimension, vectors_base64: vectors, tokens, truncated, model: told.model, fingerprint };
+  async embed({ inputs, timeout_s: timeoutS, prompt_name: promptName, ...wanted }, signal) {
+    const timeoutMs = timeoutS === undefined ? undefined : timeoutS * 1000;
+    const { matrix, vectors, ...told } = await bridge.embed(inputs, { signal, promptName, timeoutMs, ...wanted });
+    return { ...told, vectors_base64: Buffer.from(matrix.buffer).toString("base64") };
   },
   async info(_, signal) {
     const { model, fingerprint, dimension, maxTokens, protocol, pid } = await bridge.info({ signal });
@@ -73,6 +72,7 @@ const operations = {
   },
 };
 
+/** @param {any} error */
 function failureOf(error) {
   const failure = { ok: false, retryable: error.retryable ?? false, message: error.message };
   if (error instanceof EmbedBridgeError) {
@@ -82,12 +82,13 @@ function failureOf(error) {
   return { ...failure, error: error.name === "AbortError" ? "cancelled" : "invalid_argument" };
 }
 
+/** @param {Given} given */
 async function carryOut({ call, op, ...given }) {
   const controller = new AbortController();
   controllers.set(call, controller);
   let outcome;
   try {
-    outcome = { ok: true, ...(await operations[op](given, controller.signal)) };
+    outcome = { ok: true, ...(await operations[op]?.(given, controller.signal)) };
   } catch (error) {
     outcome = failureOf(error);
   }
@@ -98,7 +99,7 @@ async function carryOut({ call, op, ...given }) {
 const calls = [];
 const lines = new LineBuffer(); // not node:readline, which ends lines at U+2028, too
 for await (const chunk of process.stdin) {
-  for (const line of lines.feed(chunk)) calls.push(carryOut(JSON.parse(line)));
+  for (const line of lines.feed(chunk)) calls.push(carryOut(JSON.parse(line.toString())));
 }
 await Promise.all(calls);
 await bridge.close();

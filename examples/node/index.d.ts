@@ -1,15 +1,15 @@
 /// <reference lib="esnext.disposable" />
 
-/** The settings of an EmbedBridge. Times are milliseconds. */
+/** The settings of an EmbedBridge. Times are milliseconds; Infinity is never. */
 export interface EmbedBridgeOptions {
   /**
-   * The worker's whole command line; no shell reads it. Default: `["embed-worker", "--supervised"]`. Keep
-   * `--supervised` in your own: such a worker leaves when its host has died.
+   * The worker's command line; no shell reads it. `--supervised` is added where it is missing: such a worker leaves
+   * when its host has died. Default: `["embed-worker"]`.
    */
-  command?: string[];
+  command?: readonly string[];
   /**
-   * Set in the worker's environment, beside the few variables that a worker needs from the host's (PATH, HOME, the
-   * locale, temporary folders, OMP_*, ORT_*, EMBED_WORKER_*). Nothing else is passed on.
+   * Set in the worker's environment, beside the variables that a locale, a home, a temporary folder, a linker and an
+   * accelerator need. Nothing else of the host's is passed on.
    */
   env?: Record<string, string>;
   /** The worker's working directory. Default: the host's. */
@@ -42,10 +42,12 @@ export interface EmbedBridgeOptions {
   /** The longest such wait. Default: 30,000. */
   backoffMaxMs?: number;
   /**
-   * How long calls are refused once the budget is spent; then one start is tried. It doubles, up to ten times as long.
+   * How long calls are refused once the budget is spent; then one start is tried. It doubles, up to `halfOpenMaxMs`.
    * Default: 60,000.
    */
   halfOpenAfterMs?: number;
+  /** The longest such refusal. Default: 600,000. */
+  halfOpenMaxMs?: number;
 
   /** The silence after which the worker is pinged. Default: 5,000. */
   pingEveryMs?: number;
@@ -59,7 +61,10 @@ export interface EmbedBridgeOptions {
 
   /** How long `close` waits for a worker to finish before it sends SIGTERM. Default: 5,000. */
   drainMs?: number;
-  /** How long `close` waits after SIGTERM before it sends SIGKILL. Default: 2,000. */
+  /**
+   * How long `close` waits after SIGTERM before it sends SIGKILL, and how long a killed worker may take to disappear.
+   * Default: 2,000.
+   */
   terminateMs?: number;
 }
 
@@ -71,23 +76,38 @@ export interface CallOptions {
   timeoutMs?: number;
 }
 
+/** What a call of `info` may be given. */
+export interface InfoOptions extends CallOptions {
+  /** Another model that the worker has loaded. */
+  model?: string;
+}
+
 /** What a call of `embed` may ask for. What is left out is as the model's folder says. */
 export interface EmbedOptions extends CallOptions {
   /** The name of another model that the worker has loaded. */
   model?: string;
   /** One of the model's prompts, such as "query"; excludes `prompt`. */
   promptName?: string;
-  /** A literal prefix of every text. */
+  /** A literal prefix of every input. */
   prompt?: string;
   /** Keep that many numbers of each vector (Matryoshka). Default: all. */
   dimensions?: number;
   /** Whether vectors get unit length. */
   normalize?: boolean;
-  /** False makes a text over the model's limit an error instead of cutting it. */
+  /** False makes an input over the model's limit an error instead of cutting it. */
   truncate?: boolean;
 }
 
-/** The vectors of one call, one for each text, in order. */
+/** What `embedQuery` and `embedDocuments` may be given: they choose the prompt. */
+export type PromptedOptions = Omit<EmbedOptions, "prompt" | "promptName">;
+
+/** What `embedIter` may be given; `timeoutMs` counts for each block. */
+export interface EmbedIterOptions extends EmbedOptions {
+  /** Inputs in one block. Default: 256. */
+  blockInputs?: number;
+}
+
+/** The vectors of one call, one for each input, in order. */
 export interface Embeddings {
   /** The vectors; they share the memory of `matrix`. */
   vectors: Float32Array[];
@@ -97,7 +117,7 @@ export interface Embeddings {
   dimension: number;
   /** Of each text, before truncation. */
   tokens: number[];
-  /** The indexes of the texts that were cut. */
+  /** The indexes of the inputs that were cut. */
   truncated: number[];
   model: string;
   /** Names the vector space: never mix vectors of two. */
@@ -113,12 +133,16 @@ export interface WorkerInfo {
   fingerprint: string;
   dimension: number;
   maxTokens: number;
+  /** By the names that `promptName` takes. */
+  prompts: Record<string, string>;
+  /** The one that is used when none is asked for. */
+  defaultPromptName: string | undefined;
   limits: {
-    max_line_bytes: number;
-    max_inputs: number;
-    max_text_bytes: number;
-    max_in_flight: number;
-    max_in_flight_bytes: number;
+    maxLineBytes: number;
+    maxInputs: number;
+    maxTextBytes: number;
+    maxInFlight: number;
+    maxInFlightBytes: number;
   };
 }
 
@@ -142,10 +166,22 @@ export interface Stats {
  */
 export class EmbedBridge {
   constructor(options?: EmbedBridgeOptions);
-  /** Embed texts. A large call is cut into pieces that travel ahead of each other. */
-  embed(texts: readonly string[], options?: EmbedOptions): Promise<Embeddings>;
-  /** What the worker says of itself, as soon as it is ready: starts it early, too. */
-  info(options?: CallOptions): Promise<WorkerInfo>;
+  /** Embed texts, with the model's default prompt. A large call is cut into pieces that travel ahead of each other. */
+  embed(inputs: readonly string[], options?: EmbedOptions): Promise<Embeddings>;
+  /** Embed what is searched for: with the model's prompt "query", or with none where it has none. */
+  embedQuery(inputs: readonly string[], options?: PromptedOptions): Promise<Embeddings>;
+  /** Embed what is found: with the model's prompt "document", "passage" or "corpus", or with none. */
+  embedDocuments(inputs: readonly string[], options?: PromptedOptions): Promise<Embeddings>;
+  /**
+   * Embed any number of texts, in blocks and in order. A few blocks are in flight while one is consumed, and no more of
+   * `inputs` is read than that. To leave the loop withdraws them.
+   */
+  embedIter(
+    inputs: Iterable<string> | AsyncIterable<string>,
+    options?: EmbedIterOptions,
+  ): AsyncGenerator<Embeddings, void, undefined>;
+  /** What the worker says of itself and of a model, as soon as it is ready: starts it early, too. */
+  info(options?: InfoOptions): Promise<WorkerInfo>;
   /** Whether the worker answers; it does at once, also when it is busy. */
   ping(options?: CallOptions): Promise<void>;
   stats(): Stats;
@@ -191,7 +227,7 @@ export class EmbedBridgeError extends Error {
   readonly code?: string;
   /** Of a "request": whether the same request may succeed when it is sent again. */
   readonly retryable?: boolean;
-  /** Of a "request": the text that is to blame, where it is known. */
+  /** Of a "request": the input that is to blame, where it is known. */
   readonly index?: number;
   /** Of a "timeout". */
   readonly timeoutMs?: number;
@@ -201,6 +237,11 @@ export class EmbedBridgeError extends Error {
   readonly signal?: string | null;
   /** Of a worker's end: the end of what it wrote to standard error. */
   readonly stderrTail?: string;
+  /**
+   * Of a worker's end: what was being computed can be the reason, as it cannot for a signal from outside. A host that
+   * sees it again and again for one input does well to leave that out.
+   */
+  readonly blamesInput?: boolean;
   /** Of a "circuit_open": when the next start is tried. */
   readonly retryAt?: Date;
 }

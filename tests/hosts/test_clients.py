@@ -37,7 +37,7 @@ def each(languages: list[str]) -> list[Any]:
 
 
 other_languages = pytest.mark.parametrize("language", each(sorted(CLIENTS.keys() - {"Python"})))
-hardened_languages = pytest.mark.parametrize("language", each(["Go", "Python", "Rust"]))
+all_languages = pytest.mark.parametrize("language", each(sorted(CLIENTS)))
 
 
 @other_languages
@@ -103,7 +103,7 @@ def test_vectors_of_the_real_worker_are_those_of_the_python_client(language: str
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
-@hardened_languages
+@all_languages
 def test_the_worker_sees_of_the_hosts_environment_only_what_it_needs(
     language: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,7 +135,7 @@ def complaint_about(case: hostile_worker.Case, outcome: dict[str, Any]) -> str:
     return "" if end in case["then"] else f"{end} instead of {' or '.join(case['then'])}: {outcome.get('message')}"
 
 
-@hardened_languages
+@all_languages
 def test_a_hostile_answer_ends_its_call_as_the_table_says(language: str) -> None:
     complaints = {}
     with Adapter(CLIENTS[language], HOSTILE_WORKER, max_restarts=10_000, **HOSTILE_OPTIONS) as adapter:
@@ -149,7 +149,7 @@ def test_a_hostile_answer_ends_its_call_as_the_table_says(language: str) -> None
     assert {name: why for name, why in complaints.items() if why} == {}
 
 
-@hardened_languages
+@all_languages
 def test_a_hostile_start_ends_the_call_as_the_table_says(language: str) -> None:
     def play(name: str, case: hostile_worker.Case) -> str:
         worker = (*HOSTILE_WORKER, "--start", name)

@@ -2,39 +2,104 @@ import { timeoutError } from "./errors.js";
 
 const LONGEST_TIMER_MS = 2 ** 31 - 1; // setTimeout takes more for 1
 
-/** Run a function later, without keeping the process alive for it; returns what calls it off. */
+/**
+ * Run a function later, without keeping the process alive for it; Infinity is never. Return what calls it off.
+ * @param {number} ms
+ * @param {() => void} run
+ */
 export function later(ms, run) {
-  const timer = setTimeout(run, Math.min(ms, LONGEST_TIMER_MS)).unref();
-  return () => clearTimeout(timer);
+  const step = Math.min(ms, LONGEST_TIMER_MS);
+  let callOff = () => {};
+  const timer = setTimeout(() => {
+    if (ms > step) callOff = later(ms - step, run);
+    else run();
+  }, step).unref();
+  callOff = () => clearTimeout(timer);
+  return () => callOff();
 }
 
-/** A promise that is settled once, by its outcome, by an AbortSignal or by a time-out. */
+/**
+ * The calls that one signal ends, behind one listener: to take a listener off is linear in how many there are, and a
+ * signal that is shared by a whole import has thousands of calls.
+ */
+class Ending {
+  /** @type {Set<Call<any>>} */
+  #calls = new Set();
+  #signal;
+  #onAbort = () => {
+    for (const call of [...this.#calls]) call.end(this.#signal.reason);
+  };
+
+  /** @param {AbortSignal} signal */
+  constructor(signal) {
+    this.#signal = signal;
+  }
+
+  /** @param {Call<any>} call */
+  add(call) {
+    if (this.#calls.size === 0) this.#signal.addEventListener("abort", this.#onAbort);
+    this.#calls.add(call);
+  }
+
+  /** @param {Call<any>} call */
+  remove(call) {
+    this.#calls.delete(call);
+    if (this.#calls.size === 0) this.#signal.removeEventListener("abort", this.#onAbort);
+  }
+
+  /** @type {WeakMap<AbortSignal, Ending>} */
+  static #ofSignals = new WeakMap();
+
+  /** @param {AbortSignal} signal */
+  static of(signal) {
+    const ending = Ending.#ofSignals.get(signal) ?? new Ending(signal);
+    Ending.#ofSignals.set(signal, ending);
+    return ending;
+  }
+}
+
+/**
+ * A promise that is settled once, by its outcome, by an AbortSignal or by a time-out.
+ * @template T
+ */
 export class Call {
   isOver = false;
-  #settle;
+  /** @type {(error: unknown, value: T) => void} */
+  #settle = () => {};
+  /** @type {((error: unknown) => void)[]} */
   #cleanUps;
 
-  /** @param onEnd is called once, with this call, and with the error if it is one */
+  /**
+   * @param {{ signal?: AbortSignal, timeoutMs?: number }} options
+   * @param {(call: Call<T>, error: unknown) => void} onEnd is called once, with the error if it is one
+   */
   constructor({ signal, timeoutMs }, onEnd) {
-    if (timeoutMs !== undefined && !(timeoutMs >= 0)) throw new TypeError("timeoutMs must be a number of at least 0");
+    if (timeoutMs !== undefined && !(typeof timeoutMs === "number" && timeoutMs >= 0)) {
+      throw new TypeError("timeoutMs must be a number of at least 0");
+    }
+    /** @type {Promise<T>} */
     this.promise = new Promise((resolve, reject) => {
       this.#settle = (error, value) => (error === undefined ? resolve(value) : reject(error));
     });
     this.#cleanUps = [(error) => onEnd(this, error)];
     if (signal) {
-      const onAbort = () => this.end(signal.reason);
-      signal.addEventListener("abort", onAbort, { once: true });
-      this.#cleanUps.push(() => signal.removeEventListener("abort", onAbort));
+      const ending = Ending.of(signal);
+      ending.add(this);
+      this.#cleanUps.push(() => ending.remove(this));
     }
     this.hasTimeout = timeoutMs !== undefined;
-    if (this.hasTimeout) this.#cleanUps.push(later(timeoutMs, () => this.end(timeoutError(timeoutMs))));
+    if (timeoutMs !== undefined) this.#cleanUps.push(later(timeoutMs, () => this.end(timeoutError(timeoutMs))));
   }
 
-  /** Settle; the first outcome counts. */
+  /**
+   * Settle; the first outcome counts.
+   * @param {unknown} error undefined for a success
+   * @param {T} [value]
+   */
   end(error, value) {
     if (this.isOver) return;
     this.isOver = true;
-    this.#settle(error, value);
+    this.#settle(error, /** @type {T} */ (value));
     for (const cleanUp of this.#cleanUps) cleanUp(error);
   }
 }

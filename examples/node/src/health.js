@@ -1,6 +1,8 @@
-const MISSES = 2;
-const SLOW_FACTOR = 20;
-const AVERAGE_WEIGHT = 0.2; // of the newest micro-batch time in the moving average
+/** @import { Settings } from "./options.js" */
+
+export const PONG_MISSES = 2;
+export const SLOW_FACTOR = 20;
+export const AVERAGE_WEIGHT = 0.2; // of the newest micro-batch time in the moving average
 
 /**
  * Decides whether a worker hangs. Pure: times come in, a verdict comes out.
@@ -11,37 +13,56 @@ const AVERAGE_WEIGHT = 0.2; // of the newest micro-batch time in the moving aver
 export class Health {
   #options;
   #receivedAt;
-  #pingedAt; // undefined: no ping is out
+  /** @type {number | undefined} */ #pingedAt; // undefined: no ping is out
   #misses = 0;
   #progressAt;
   #seenAt; // when we last knew whether there was progress
-  #microBatches; // as of the last pong since the work began
+  /** @type {number | undefined} */ #microBatches; // as of the last pong since the work began
   #countedAt;
   #microBatchMs = 0; // moving average of one
   #isStuck = false;
 
+  /**
+   * @param {number} now
+   * @param {Pick<Settings, "pingEveryMs" | "pongTimeoutMs" | "stuckAfterMs">} options
+   */
   constructor(now, options) {
     this.#options = options;
     this.#receivedAt = this.#progressAt = this.#seenAt = this.#countedAt = now;
   }
 
-  /** Note the first request after a pause, which must not count as a slow micro-batch. */
+  /**
+   * Note the first request after a pause, which must not count as a slow micro-batch.
+   * @param {number} now
+   */
   workBegan(now) {
     this.#progressAt = this.#seenAt = now;
     this.#microBatches = undefined;
   }
 
-  /** Note any line. */
+  /**
+   * Note any line.
+   * @param {number} now
+   */
   received(now) {
     this.#receivedAt = now;
     this.#misses = 0;
   }
 
-  /** Note an answer to `embed`, which is progress. */
+  /**
+   * Note an answer to `embed`, which is progress.
+   * @param {number} now
+   */
   embedded(now) {
     this.#progressAt = this.#seenAt = now;
   }
 
+  /**
+   * Note a pong and what it tells of progress.
+   * @param {number} now
+   * @param {number} microBatches
+   * @param {boolean} isBusy
+   */
   ponged(now, microBatches, isBusy) {
     const before = this.#microBatches;
     const pingedAt = this.#pingedAt;
@@ -49,7 +70,7 @@ export class Health {
     this.#pingedAt = undefined;
     this.#seenAt = now;
     if (microBatches !== before) {
-      if (microBatches > before) {
+      if (before !== undefined && microBatches > before) {
         const eachMs = (now - this.#countedAt) / (microBatches - before);
         this.#microBatchMs += AVERAGE_WEIGHT * (eachMs - this.#microBatchMs);
       }
@@ -61,16 +82,26 @@ export class Health {
     }
   }
 
-  /** Return "ping" if one is due, which then counts as sent; "silent" or "stuck" for a worker that hangs. */
+  /**
+   * Return "ping" if one is due, which then counts as sent; "silent" or "stuck" for a worker that hangs.
+   * @param {number} now
+   * @param {boolean} isBusy
+   */
   check(now, isBusy) {
     if (this.#isStuck) return "stuck";
     if (now < this.nextCheck(isBusy)) return undefined;
-    if (this.#pingedAt !== undefined && this.#receivedAt < this.#pingedAt && ++this.#misses >= MISSES) return "silent";
+    const isMiss = this.#pingedAt !== undefined && this.#receivedAt < this.#pingedAt;
+    if (isMiss && ++this.#misses >= PONG_MISSES) return "silent";
     this.#pingedAt = now;
     return "ping";
   }
 
+  /**
+   * Return when `check` has something to say, as far as is known now.
+   * @param {boolean} isBusy
+   */
   nextCheck(isBusy) {
+    if (this.#isStuck) return this.#receivedAt;
     if (this.#pingedAt !== undefined) return this.#pingedAt + this.#options.pongTimeoutMs;
     return (isBusy ? Math.min(this.#receivedAt, this.#seenAt) : this.#receivedAt) + this.#options.pingEveryMs;
   }

@@ -1,8 +1,17 @@
+/** @import { EmbedBridgeOptions } from "../index.js" */
+import { requestError } from "./errors.js";
+
+const NO_DEFAULTS = /** @type {const} */ (["cwd", "onStderr"]);
+
+/**
+ * The options with their defaults.
+ * @typedef {Required<Omit<EmbedBridgeOptions, NO_DEFAULTS[number]>> & Pick<EmbedBridgeOptions, NO_DEFAULTS[number]>} Settings
+ */
+
+/** @type {Settings} */
 const DEFAULTS = {
-  command: ["embed-worker", "--supervised"],
+  command: ["embed-worker"],
   env: {},
-  cwd: undefined,
-  onStderr: undefined,
   startTimeoutMs: 60_000,
   requestTimeoutMs: 120_000,
   maxAttempts: 3,
@@ -11,6 +20,7 @@ const DEFAULTS = {
   backoffInitialMs: 200,
   backoffMaxMs: 30_000,
   halfOpenAfterMs: 60_000,
+  halfOpenMaxMs: 600_000,
   pingEveryMs: 5_000,
   pongTimeoutMs: 10_000,
   stuckAfterMs: 60_000,
@@ -18,32 +28,44 @@ const DEFAULTS = {
   terminateMs: 2_000,
 };
 
-/** Check a host's options and fill in the defaults; index.d.ts describes each. */
+/** @type {Record<string, string>} */
+const TYPES = { ...mapped(DEFAULTS, (value) => typeof value), cwd: "string", onStderr: "function" };
+
+/**
+ * Check a host's options and fill in the defaults; index.d.ts describes each. Infinity is never.
+ * @param {EmbedBridgeOptions} given
+ */
 export function withDefaults(given) {
+  /** @type {Record<string, unknown>} */
   const options = { ...DEFAULTS };
   for (const [name, value] of Object.entries(given)) {
-    if (!Object.hasOwn(DEFAULTS, name)) throw new TypeError(`there is no option ${name}`);
+    if (!Object.hasOwn(TYPES, name)) throw new TypeError(`there is no option ${name}`);
     if (value === undefined) continue;
-    if (typeof DEFAULTS[name] === "number" && !(typeof value === "number" && value > 0)) {
-      throw new TypeError(`${name} must be a number above 0`);
-    }
+    const type = /** @type {string} */ (TYPES[name]);
+    if (typeof value !== type || value === null) throw new TypeError(`${name} must be a ${type}`);
+    if (type === "number" && !(Number(value) > 0)) throw new TypeError(`${name} must be a number above 0`);
     options[name] = value;
   }
-  const { command } = options;
+  const settings = /** @type {Settings} */ (/** @type {unknown} */ (options));
+  const { command } = settings;
   if (!Array.isArray(command) || command.length === 0 || !command.every((word) => typeof word === "string")) {
     throw new TypeError("command must be a list of strings: no shell reads it");
   }
-  return options;
+  settings.command = supervised(command);
+  return settings;
 }
 
-const PASSED = /^(PATH|HOME|LANG|TZ|TMPDIR|TEMP|TMP|SYSTEMROOT|LC_.*|OMP_.*|ORT_.*|EMBED_WORKER_.*)$/i;
+/**
+ * Return a command that makes the worker watch its host.
+ * @param {readonly string[]} command
+ */
+export const supervised = (command) =>
+  command.includes("--supervised") ? [...command] : [...command, "--supervised"];
 
-/** Return what the worker gets of the host's environment, never its passwords, and what was set for it. */
-export function environment(added) {
-  return { ...Object.fromEntries(Object.entries(process.env).filter(([name]) => PASSED.test(name))), ...added };
-}
-
-/** What a call of `embed` may ask for: its name on the wire, and its type. */
+/**
+ * What a call of `embed` may ask for: its name on the wire, and its type.
+ * @type {Record<string, [string, string]>}
+ */
 const PARAMETERS = {
   model: ["model", "string"],
   promptName: ["prompt_name", "string"],
@@ -53,15 +75,58 @@ const PARAMETERS = {
   truncate: ["truncate", "boolean"],
 };
 
-/** Check what a call asks for, and name it as the wire does. */
+/**
+ * What a call asks for, as the wire names it.
+ * @typedef {{ model?: string, prompt_name?: string, prompt?: string, dimensions?: number, normalize?: boolean,
+ *   truncate?: boolean }} Parameters
+ */
+
+/**
+ * Check what a call asks for, and name it as the wire does.
+ * @param {object} wanted
+ * @returns {Parameters}
+ */
 export function parametersOf(wanted) {
+  /** @type {Record<string, unknown>} */
   const parameters = {};
   for (const [name, value] of Object.entries(wanted)) {
-    const [wireName, type] = Object.hasOwn(PARAMETERS, name) ? PARAMETERS[name] : [];
+    const [wireName, type] = PARAMETERS[name] && Object.hasOwn(PARAMETERS, name) ? PARAMETERS[name] : [];
     if (!wireName) throw new TypeError(`embed has no option ${name}`);
     if (value === undefined) continue;
-    if (typeof value !== type || Number.isNaN(value)) throw new TypeError(`${name} must be a ${type}`);
+    if (typeof value !== type) throw new TypeError(`${name} must be a ${type}`);
+    if (type === "number" && !(Number.isSafeInteger(value) && value > 0)) {
+      throw new TypeError(`${name} must be an integer above 0`);
+    }
+    if (type === "string" && !String(value).isWellFormed()) {
+      throw requestError("invalid_request", `${name} holds a lone surrogate`, false);
+    }
     parameters[wireName] = value;
   }
   return parameters;
+}
+
+/** Names of prompts that sentence-transformers uses, in the order in which they are looked for. */
+export const QUERY_PROMPTS = ["query"];
+export const DOCUMENT_PROMPTS = ["document", "passage", "corpus"];
+
+/**
+ * Ask for the first of the prompts that the model has a text for, and for the empty one where it has none: its default
+ * prompt may be that of the other side.
+ * @param {Record<string, string>} prompts
+ * @param {readonly string[]} names
+ * @returns {{ promptName: string } | { prompt: string }}
+ */
+export function promptOf(prompts, names) {
+  const promptName = names.find((name) => Object.hasOwn(prompts, name) && prompts[name]);
+  return promptName === undefined ? { prompt: "" } : { promptName };
+}
+
+/**
+ * @template {object} T
+ * @template R
+ * @param {T} object
+ * @param {(value: T[keyof T]) => R} change
+ */
+function mapped(object, change) {
+  return Object.fromEntries(Object.entries(object).map(([name, value]) => [name, change(value)]));
 }

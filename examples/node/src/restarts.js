@@ -1,7 +1,18 @@
-const HEALTHY_MS = 60_000; // of service: the next restart waits for nothing
-const RECYCLE_EVERY_MS = 60_000; // a worker may replace itself so often for free
-const MAX_HALF_OPEN = 10; // times halfOpenAfterMs
-const JITTER = 0.2;
+/** @import { Settings } from "./options.js" */
+
+export const HEALTHY_MS = 60_000; // of service: the next restart waits for nothing
+export const RECYCLE_EVERY_MS = 60_000; // a worker may replace itself so often for free
+export const JITTER = 0.2;
+
+/**
+ * What a restart depends on of the worker that is gone.
+ * @typedef {object} Life
+ * @property {number} [readySince]
+ * @property {number} [usefulSince] when it embedded first
+ * @property {boolean} [isRecycle] it ended at its memory ceiling, all work answered
+ * @property {boolean} [isInvestigation] it died with a suspect alone, whose fault it may be
+ * @property {boolean} [isCharged] false for the further deaths of one investigation, which cost the budget once
+ */
 
 /**
  * Decides when the next worker starts. Pure: times and the random number come in.
@@ -13,35 +24,45 @@ export class Restarts {
   #options;
   #level = 0;
   #failures = 0; // in a row, none of them after a healthy minute
-  #halfOpens = 0;
+  #openForMs = 0; // the next refusal; 0: halfOpenAfterMs
   #recycledAt = -Infinity;
 
+  /** @param {Settings} options */
   constructor(options) {
     this.#options = options;
   }
 
   /**
    * Return how long to wait, and whether calls are refused meanwhile.
-   * @param life of the worker that is gone: when it became ready and first embedded, if ever; whether it ended at its
-   * memory ceiling, all work answered.
-   * @param random in -1 … 1
+   * @param {Life} life
+   * @param {number} now
+   * @param {number} random in -1 … 1
    */
-  after({ readySince = Infinity, usefulSince = Infinity, isRecycle = false }, now, random) {
-    const { restartBudget, restartForgiveMs, halfOpenAfterMs, backoffInitialMs, backoffMaxMs } = this.#options;
-    this.#level = Math.max(0, this.#level - Math.max(0, now - usefulSince) / restartForgiveMs);
+  after(life, now, random) {
+    const { readySince = Infinity, usefulSince = now, isRecycle, isInvestigation, isCharged = true } = life;
+    const { restartBudget, restartForgiveMs, halfOpenAfterMs, halfOpenMaxMs, backoffInitialMs, backoffMaxMs } =
+      this.#options;
+    this.#level = Math.max(0, this.#level - (now - usefulSince) / restartForgiveMs);
     if (isRecycle && now - this.#recycledAt >= RECYCLE_EVERY_MS) {
       this.#recycledAt = now;
       return { waitMs: 0, isOpen: false };
     }
-    if (now - readySince >= HEALTHY_MS) this.#failures = this.#halfOpens = 0;
-    else this.#failures++;
-    this.#level = Math.min(restartBudget, this.#level + 1);
-    if (this.#level >= restartBudget - 1e-9) {
-      // sums of fractions
-      return { waitMs: halfOpenAfterMs * Math.min(MAX_HALF_OPEN, 2 ** this.#halfOpens++), isOpen: true };
+    if (isCharged) {
+      this.#level = Math.min(restartBudget, this.#level + 1);
+      if (this.#level >= restartBudget - 1e-9) {
+        // a sum of fractions
+        const waitMs = Math.min(halfOpenMaxMs, Math.max(this.#openForMs, halfOpenAfterMs));
+        this.#openForMs = 2 * waitMs;
+        return { waitMs, isOpen: true };
+      }
     }
-    if (this.#failures === 0) return { waitMs: 0, isOpen: false };
-    const delayMs = Math.min(backoffMaxMs, backoffInitialMs * 2 ** (this.#failures - 1));
+    let delayMs = backoffInitialMs;
+    if (!isInvestigation && now - readySince >= HEALTHY_MS) {
+      delayMs = this.#failures = this.#openForMs = 0;
+    } else if (!isInvestigation) {
+      delayMs = Math.min(backoffMaxMs, backoffInitialMs * 2 ** this.#failures);
+      this.#failures = Math.min(this.#failures + 1, 64);
+    }
     return { waitMs: delayMs * (1 + JITTER * random), isOpen: false };
   }
 }

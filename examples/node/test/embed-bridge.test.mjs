@@ -175,6 +175,7 @@ describe("errors of requests", { concurrency: 8 }, () => {
       const tooLong = bridge.embed([...numbered(500), "x".repeat(5000)]);
       await fails(tooLong, "request", { code: "input_too_long", index: 500 });
       await fails(bridge.embed(["good", "\ud800"]), "request", { code: "invalid_request", index: 1 });
+      await fails(bridge.embed(["a"], { prompt: "\ud800" }), "request", { code: "invalid_request", index: undefined });
       await assertEmbeds(bridge);
     });
     // The second request of the call is refused, at its first text.
@@ -191,6 +192,8 @@ describe("errors of requests", { concurrency: 8 }, () => {
         [["a", 7]],
         [["a"], { dimension: 3 }],
         [["a"], { dimensions: NaN }],
+        [["a"], { dimensions: 0 }],
+        [["a"], { timeoutMs: "5" }],
         [["a"], { normalize: "yes" }],
         [["a"], { timeoutMs: NaN }],
         [["a"], { timeoutMs: -1 }],
@@ -231,12 +234,102 @@ describe("errors of requests", { concurrency: 8 }, () => {
       assert.equal(getEventListeners(signal, "abort").length, 0);
     }));
 
+  test("one signal for 32,000 calls is as quick as many", () =>
+    using(["--latency=3600", "--max-in-flight=1"], { drainMs: 100 }, async (bridge) => {
+      await bridge.info();
+      const controller = new AbortController();
+      const calls = Array.from({ length: 32_000 }, () => bridge.embed(["a"], { signal: controller.signal }));
+      const wanted = bridge.embed(["b"]);
+      await sleep(0); // they are begun
+      assert.equal(getEventListeners(controller.signal, "abort").length, 1);
+      assert.deepEqual([bridge.stats().inFlight, bridge.stats().queued], [1, 32_000]);
+      const outcomes = Promise.allSettled(calls);
+      controller.abort(); // a quadratic abort would be over the test's time limit of 40 s
+      for (const { reason } of await outcomes) assert.equal(reason.name, "AbortError");
+      assert.equal(bridge.stats().queued, 1);
+      const ended = fails(wanted, "closed");
+      await bridge.close();
+      await ended;
+    }));
+
   test("a late answer is ignored", () =>
     using(["--latency=0.2", "--slow-write=50:0.01"], {}, async (bridge) => {
       await bridge.info();
       await fails(bridge.embed(numbered(100), { timeoutMs: 250 }), "timeout"); // while it answers, more or less
       await assertEmbeds(bridge);
       assert.deepEqual([bridge.stats().inFlight, bridge.stats().restarts], [0, 0]);
+    }));
+});
+
+describe("many inputs", { concurrency: 8 }, () => {
+  async function* endless() {
+    for (let number = 0; ; number++) yield `text ${number % 100}`;
+  }
+
+  test("they are embedded in blocks, in order", () =>
+    using([], {}, async (bridge) => {
+      for (const inputs of [numbered(100), new Set(numbered(100)), endless()]) {
+        const vectors = [];
+        for await (const block of bridge.embedIter(inputs, { blockInputs: 7 })) {
+          assert.ok(block.count <= 7);
+          vectors.push(...block.vectors);
+          if (vectors.length >= 100) break;
+        }
+        assert.deepEqual(vectors.slice(0, 100), hundred);
+      }
+      await until("what was ahead is withdrawn", () => bridge.stats().inFlight + bridge.stats().queued === 0);
+    }));
+
+  test("no more is read than is needed", () =>
+    using(["--latency=3600"], { drainMs: 10 }, async (bridge) => {
+      let read = 0;
+      function* counted() {
+        for (;;) yield `text ${read++}`;
+      }
+      const controller = new AbortController();
+      const block = bridge.embedIter(counted(), { blockInputs: 2, signal: controller.signal }).next();
+      await until("they are sent", () => bridge.stats().inFlight > 0);
+      controller.abort();
+      await assert.rejects(block, { name: "AbortError" });
+      assert.ok(read <= 2 * 18, `${read}`);
+    }));
+
+  test("an error ends the loop, and nothing else", () =>
+    using(["--error-after=2:inference_failed"], {}, async (bridge) => {
+      const blocks = [];
+      const loop = async () => {
+        for await (const { count } of bridge.embedIter(numbered(100), { blockInputs: 10 })) blocks.push(count);
+      };
+      await fails(loop(), "request", { code: "inference_failed" });
+      assert.deepEqual(blocks, [10, 10]);
+      for (const wrong of ["one text", 7]) await assert.rejects(bridge.embedIter(wrong).next(), TypeError);
+      await assert.rejects(bridge.embedIter([], { blockInputs: 0 }).next(), TypeError);
+    }));
+});
+
+describe("prompts", { concurrency: 8 }, () => {
+  test("queries and documents get the model's", () => {
+    const model = join(ROOT, "tests/models/extra-prompt-options");
+    return using([], { command: [PYTHON, "-m", "embed_worker", "--model", model] }, async (bridge) => {
+      const { prompts, defaultPromptName, model: name } = await bridge.info();
+      assert.equal(defaultPromptName, "document");
+      assert.notEqual(prompts.query, prompts.document);
+      for (const [method, promptName] of [
+        ["embedQuery", "query"],
+        ["embedDocuments", "document"],
+      ]) {
+        const { vectors } = await bridge[method](["a cat"], { model: name, timeoutMs: PATIENCE_MS });
+        assert.deepEqual(vectors, (await bridge.embed(["a cat"], { promptName })).vectors);
+        await assert.rejects(bridge[method](["a"], { prompt: "" }), TypeError);
+        await fails(bridge[method](["a"], { model: "another" }), "request", { code: "model_not_found" });
+      }
+    });
+  });
+
+  test("a model without prompts gets none", () =>
+    using([], {}, async (bridge) => {
+      assert.deepEqual((await bridge.embedQuery(["text 3"])).vectors, [hundred[3]]);
+      assert.deepEqual((await bridge.embedDocuments(["text 4"])).vectors, [hundred[4]]);
     }));
 });
 
@@ -341,6 +434,64 @@ describe("deaths and lies", { concurrency: 8 }, () => {
       process.kill(bridge.stats().pid, "SIGKILL");
       assert.deepEqual((await call).vectors, [hundred[0]]);
     }));
+
+  test("the deaths of one poisoned call cost the budget twice", () =>
+    // Once with others, and once alone, however often: as for every client that looks for the guilty.
+    using(["--poison=bad"], { maxAttempts: 5, restartBudget: 2.5 }, async (bridge) => {
+      await fails(bridge.embed([...numbered(5), "bad"]), "worker_died", { blamesInput: true });
+      await assertEmbeds(bridge);
+      assert.equal(bridge.stats().restarts, 5);
+    }));
+
+  test("a group is only signalled while its number cannot be somebody else's", async (context) => {
+    const signalled = [];
+    const kill = process.kill.bind(process);
+    let isReused = true;
+    context.mock.method(process, "kill", (pid, name) => {
+      signalled.push([pid, name]);
+      return name === 0 && isReused ? true : kill(pid, name);
+    });
+    for (isReused of [true, false]) {
+      signalled.length = 0;
+      let pid;
+      await using([], {}, async (bridge) => {
+        ({ pid } = await bridge.info());
+      });
+      const groups = signalled.filter(([number]) => number === -pid);
+      assert.deepEqual(groups, isReused ? [] : [[-pid, "SIGKILL"]]);
+    }
+  });
+
+  test("a start that is too late quotes what was on the pipe", () => {
+    const program = "import sys, time; sys.stdout.write('Downloading 100%'); sys.stdout.flush(); time.sleep(3600)";
+    const options = { command: [PYTHON, "-c", program], startTimeoutMs: 1000, restartBudget: 1, drainMs: 1 };
+    return using([], options, (bridge) =>
+      assert.rejects(bridge.info(), ({ kind, message }) => {
+        assert.equal(kind, "circuit_open");
+        assert.match(message, /"Downloading 100%"/);
+        return true;
+      }),
+    );
+  });
+
+  test("no hostile answer is an exception of the host, a hang or a success", async () => {
+    const program =
+      "import json; from bridge_client.testing.hostile_worker import cases; print(json.dumps([" +
+      "[name, case.get('inputs', 1), case.get('request', {}), case['then']] for name, case in cases('answers')]))";
+    const cases = JSON.parse(execFileSync(PYTHON, ["-c", program], { env: { ...process.env, PYTHONPATH: ROOT } }));
+    const options = { maxAttempts: 1, restartBudget: 10_000, backoffInitialMs: 1, backoffMaxMs: 1, pingEveryMs: 100 };
+    const command = [PYTHON, "-m", "bridge_client.testing.hostile_worker"];
+    await using([], { ...options, command }, async (bridge) => {
+      for (const [name, count, request, then] of cases) {
+        const call = bridge.embed(new Array(count).fill(name), { ...request, timeoutMs: PATIENCE_MS });
+        const end = await call.then(
+          ({ vectors }) => (vectors.every((vector) => vector[0] === 1 && vector.length === 8) ? "ok" : "other vectors"),
+          (error) => error.code ?? error.kind ?? error.message,
+        );
+        assert.ok(then.includes(end), `${name}: ${end} instead of ${then}`);
+      }
+    });
+  });
 
   for (const lines of [[], ["--stderr-no-newline"]]) {
     test(`a flood on standard error holds nothing up ${lines}`, async () => {
