@@ -85,6 +85,8 @@ class _Reader:
         modules, normalize = self._behind(truncate_dim)
         chat = self._chat(tokenizer_config, tokenizer)
         limits = Limits(self._files, self._config, tokenizer_config, self._transformer, self._head)
+        asked = self._options.max_tokens
+        limit = limits.of_a_table(asked, tokenizer.saved_limit) if is_static else limits.decide(asked)
         plan = ModelPlan(
             name=self._name,
             folder=self._folder,
@@ -99,7 +101,7 @@ class _Reader:
             truncate_dim=truncate_dim,
             hidden_state=self._hidden_state(),
             padding_position=limits.padding_position(),
-            max_tokens=self._decide("max_tokens", *limits.decide(self._options.max_tokens, is_static=is_static)),
+            max_tokens=self._decide("max_tokens", *limit),
             prompts=prompts,
             default_prompt_name=self._default_prompt_name(prompts),
             tokenizer=tokenizer,

@@ -56,18 +56,27 @@ class Limits:
         self._transformer = transformer
         self._head = head
 
-    def decide(self, asked: int | None, *, is_static: bool) -> tuple[int, str]:
+    def of_a_table(self, asked: int | None, saved: object) -> tuple[int, str]:
+        """Return the limit of a StaticEmbedding, which has no positions: an option, or what its tokenizer cuts at.
+
+        Raises:
+            ModelError: What is saved is no number.
+        """
+        if asked is not None:
+            return asked, "--max-tokens"
+        if saved is None:
+            return UNLIMITED, "StaticEmbedding has no limit"
+        return self._files.positive(saved, "tokenizer.json: truncation"), "tokenizer.json: truncation"
+
+    def decide(self, asked: int | None) -> tuple[int, str]:
         """Return the limit and what decides it.
 
         Args:
             asked: What an option says.
-            is_static: A table has no positions; only an option, or truncation saved with the tokenizer, cuts a text.
 
         Raises:
             ModelError: Nobody says, or what is said is no number.
         """
-        if is_static:
-            return (asked, "--max-tokens") if asked is not None else (UNLIMITED, "StaticEmbedding has no limit")
         limit, source = (asked, "--max-tokens") if asked is not None else self._stated()
         table = self._position_table(is_asked=asked is not None)
         if table is not None and table < limit:

@@ -76,8 +76,10 @@ def _text(value: object) -> str | None:
 
 
 def _static(file: Any, document: Mapping[str, Any]) -> TokenizerPlan:
+    """A table's tokenizer is tokenizer.json as it lies there, also where it cuts a text."""
     truncation = document.get("truncation") or {}
-    return TokenizerPlan(file=file, sections={}, truncate_left=str(truncation.get("direction")).lower() == "left")
+    is_left = str(truncation.get("direction")).lower() == "left"
+    return TokenizerPlan(file=file, sections={}, truncate_left=is_left, saved_limit=truncation.get("max_length"))
 
 
 def _warn(files: FolderFiles, found: TokenizerFiles, plan: TokenizerPlan) -> None:

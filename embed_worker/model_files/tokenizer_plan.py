@@ -42,6 +42,7 @@ class TokenizerPlan:
         splits_special: Special tokens inside a text are text.
         pad_token: None where none is named.
         pad_left, truncate_left: On which side a text is padded and cut.
+        saved_limit: Where tokenizer.json cuts by itself, if that counts: in a StaticEmbedding.
     """
 
     file: Path
@@ -56,6 +57,7 @@ class TokenizerPlan:
     pad_token: str | None = None
     pad_left: bool = False
     truncate_left: bool = False
+    saved_limit: int | None = None
 
     @property
     def shape(self) -> dict[str, Any]:

@@ -8,10 +8,12 @@ float32 on the CPU.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -81,12 +83,8 @@ def run_set(model: SentenceTransformer, texts: list[str], request: dict[str, Any
     """Embed each text alone as the request asks, and count its tokens."""
     prompt = _prompt(model, request)
     cut = [_count(model, text, prompt) for text in texts]
-    limit = model[0].max_seq_length if hasattr(model[0], "max_seq_length") else None
-    if limit is not None:
-        model.max_seq_length = _NO_LIMIT
-    tokens = [_count(model, text, prompt) for text in texts]
-    if limit is not None:
-        model.max_seq_length = limit
+    with _without_limit(model):
+        tokens = [_count(model, text, prompt) for text in texts]
     return {
         "request": request,
         "texts": texts,
@@ -94,6 +92,29 @@ def run_set(model: SentenceTransformer, texts: list[str], request: dict[str, Any
         "truncated": [index for index, count in enumerate(tokens) if count > cut[index]],
         "embeddings": [[float(str(number)) for number in row] for row in embed(model, texts, request)],
     }
+
+
+@contextlib.contextmanager
+def _without_limit(model: SentenceTransformer) -> Iterator[None]:
+    """Count whole texts; a table of vectors has no limit but for the truncation that its tokenizer was saved with."""
+    head = model[0]
+    limit = getattr(head, "max_seq_length", None)
+    if limit is None or limit == float("inf"):
+        truncation = getattr(head.tokenizer, "truncation", None)
+        if truncation is not None:
+            head.tokenizer.no_truncation()
+        yield
+        if truncation is not None:
+            head.tokenizer.enable_truncation(**truncation)
+        return
+    calls = getattr(head, "processing_kwargs", {})
+    head.processing_kwargs = {
+        part: {key: value for key, value in given.items() if key != "max_length"} for part, given in calls.items()
+    }
+    model.max_seq_length = _NO_LIMIT
+    yield
+    model.max_seq_length = limit
+    head.processing_kwargs = calls
 
 
 def embed(model: SentenceTransformer, texts: list[str], request: dict[str, Any]) -> Float32:
