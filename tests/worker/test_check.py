@@ -302,17 +302,17 @@ def test_the_default_model_passes_its_gates(capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     ("option", "expected"),
     [
-        (["--pooling", "cls"], {"pooling", "references"}),
-        (["--pooling", "weightedmean"], {"pooling", "references"}),
-        (["--max-tokens", "200"], {"max_tokens", "references_cut"}),
-        (["--no-normalize"], {"normalize", "vector_length"}),
+        (["--pooling", "cls"], ["pooling", "references"]),
+        (["--pooling", "weightedmean"], ["pooling", "references"]),
+        (["--max-tokens", "200"], ["max_tokens", "references_cut"]),
+        (["--no-normalize"], ["normalize", "vector_length"]),
     ],
     ids=str,
 )
 def test_a_known_model_served_wrongly_fails_and_the_fault_is_named(
-    option: list[str], expected: set[str], capsys: pytest.CaptureFixture[str]
+    option: list[str], expected: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert set(failed(report_of(capsys, "--quality-only", *option, status=1))) >= expected
+    assert set(failed(report_of(capsys, "--quality-only", *option, status=1))) >= set(expected)
 
 
 def test_a_known_model_with_another_prompt_fails_and_the_prompt_is_named(
