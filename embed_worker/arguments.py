@@ -105,6 +105,12 @@ def make_parser() -> argparse.ArgumentParser:
         "--variant", action=_SettleModel, metavar="NAME", help="run onnx/model_NAME.onnx: fp16, int8, quantized …"
     )
     models.add_argument(
+        "--onnx-output",
+        action=_SettleModel,
+        metavar="NAME",
+        help="the graph's output to take, where it has none of the usual names",
+    )
+    models.add_argument(
         "--pooling",
         action=_SettleModel,
         metavar="MODE[,MODE]",

@@ -67,6 +67,7 @@ class ModelOptions:
 
     name_or_path: str = DEFAULT_MODEL
     onnx_file: str | None = None
+    onnx_output: str | None = None
     variant: str | None = None
     pooling: str | None = None
     normalize: bool | None = None

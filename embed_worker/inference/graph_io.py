@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -56,7 +56,7 @@ class GraphIo:
         output = choose_output(outputs, plan)
         self.output = output.name
         self.output_type = output.type.removeprefix("tensor(").removesuffix(")")
-        self.is_end_to_end = output.name == SENTENCE_OUTPUT
+        self.is_end_to_end = is_sentence(output)
         self.max_rows = fixed_rows(inputs, plan.name)
         batch_axis = next((node.shape[0] for node in inputs if node.name == "input_ids" and node.shape), None)
         self._feeders = dict(feeder(node, batch_axis, plan) for node in inputs)
@@ -99,17 +99,20 @@ def choose_output(outputs: Sequence[Described], plan: ModelPlan) -> Described:
     Token vectors go through the folder's own modules, as in sentence-transformers, and so come first wherever all of
     them are at hand. Of vectors in several types the float ones are taken.
 
+    An output of another name is taken where an option names it, or where it is the only one of tokens in floats.
+
     Raises:
         ModelError: There is neither, in floats and of its rank.
     """
     named = {output.name: output for output in outputs}
+    if plan.onnx_output is not None:
+        return _asked(named, plan.onnx_output, plan.name)
     if HIDDEN_STATE in named:
         return named[HIDDEN_STATE]
     known = [named[name] for name in (*HIDDEN_OUTPUTS, SENTENCE_OUTPUT) if name in named]
     if not known:
-        problem = f"without an output {' or '.join((*HIDDEN_OUTPUTS, SENTENCE_OUTPUT))}: it has {', '.join(named)}"
-        raise ModelError(f"the model {plan.name!r} has a graph {problem}")
-    floats = [output for output in known if "float" in output.type or "double" in output.type]
+        return _only_tokens(outputs, plan.name)
+    floats = [output for output in known if _is_float(output)]
     if not floats:
         kinds = ", ".join(f"{output.name} as {output.type}" for output in known)
         raise ModelError(f"the model {plan.name!r} has a graph that gives integers alone: {kinds}")
@@ -122,6 +125,42 @@ def choose_output(outputs: Sequence[Described], plan: ModelPlan) -> Described:
         return sentence
     rank = f"{hidden[0].name} has {len(hidden[0].shape)} dimensions"
     raise ModelError(f"the model {plan.name!r} has a graph whose {rank}, not batch, tokens, size")
+
+
+def _asked(named: Mapping[str, Described], wanted: str, name: str) -> Described:
+    output = named.get(wanted)
+    if output is None:
+        has = ", ".join(map(_described, named.values()))
+        raise ModelError(f"the model {name!r} has a graph without the output {wanted!a} of --onnx-output: it has {has}")
+    if not _is_float(output) or len(output.shape) not in (2, 3):
+        needed = "floats with the axes batch, tokens, size or batch, size"
+        raise ModelError(f"the model {name!r} has a graph whose output {_described(output)} is none of {needed}")
+    return output
+
+
+def _only_tokens(outputs: Sequence[Described], name: str) -> Described:
+    tokens = [output for output in outputs if _is_float(output) and len(output.shape) == 3]
+    if len(tokens) == 1:
+        return tokens[0]
+    usual = " or ".join((*HIDDEN_OUTPUTS, SENTENCE_OUTPUT))
+    has = ", ".join(map(_described, outputs))
+    raise ModelError(
+        f"the model {name!r} has a graph without an output {usual}: it has {has}; --onnx-output names the one to take"
+    )
+
+
+def is_sentence(output: Described) -> bool:
+    """Tell whether an output that was chosen is a vector of the whole text."""
+    return output.name == SENTENCE_OUTPUT or len(output.shape) == 2
+
+
+def _is_float(output: Described) -> bool:
+    return "float" in output.type or "double" in output.type
+
+
+def _described(output: Described) -> str:
+    kind = output.type.removeprefix("tensor(").removesuffix(")")
+    return f"{output.name} ({kind}, {len(output.shape)} axes)"
 
 
 def fixed_rows(inputs: Sequence[Described], name: str) -> int | None:

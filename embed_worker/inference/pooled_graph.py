@@ -21,7 +21,7 @@ def check_pooled_graph(plan: ModelPlan, dimension: int, *, normalizes: bool) -> 
     Raises:
         ModelError: It gives something else than the folder says, or nothing shows that it gives what `--pooling` says.
     """
-    tail = read_tail(plan.graph, SENTENCE_OUTPUT)
+    tail = read_tail(plan.graph, plan.onnx_output or SENTENCE_OUTPUT)
     if (problem := next(_differences(plan, tail, dimension, normalizes=normalizes), None)) is not None:
         given = f"has a graph that gives no token vectors but a vector of the whole text, and {problem}"
         raise ModelError(f"the model {plan.name!r} {given}: export it with token vectors")

@@ -45,7 +45,7 @@ def _rarities(plan: ModelPlan) -> dict[str, object]:
     return {
         "lowercase": plan.lowercase,
         "padding_position": plan.padding_position if "position_ids" in outline.inputs else None,
-        "output": "tokens" if takes_tokens and plan.takes_tokens else None,
+        "output": plan.onnx_output or ("tokens" if takes_tokens and plan.takes_tokens else None),
         "static": plan.is_static,
         "truncate_dim": plan.truncate_dim,
         "hidden_state": plan.hidden_state,

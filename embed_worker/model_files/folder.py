@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import filecmp
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from embed_worker.config import ModelOptions
 from embed_worker.errors import ModelError
 from embed_worker.model_files import tokenizer_files
-from embed_worker.model_files.folder_files import FolderFiles
+from embed_worker.model_files.folder_files import FolderFiles, UnsettledError
 from embed_worker.model_files.known_models import KnownModel, find_known_model
 from embed_worker.model_files.layout import USUAL_GRAPHS, WEIGHTS
 from embed_worker.model_files.limits import Limits
 from embed_worker.model_files.modules import read_modules, without_trailing_normalize
-from embed_worker.model_files.onnx_outline import SENTENCE_OUTPUT, read_outline
+from embed_worker.model_files.onnx_outline import SENTENCE_OUTPUT, Outline, read_outline
 from embed_worker.model_files.plan import (
     ChatPlan,
     Decision,
@@ -34,6 +34,8 @@ from embed_worker.model_files.plan import (
 from embed_worker.model_files.search import model_name
 from embed_worker.model_files.tokenizer_plan import TokenizerPlan
 from embed_worker.model_files.transformer_module import read_transformer_config
+
+_T = TypeVar("_T")
 
 _SENTENCE_CONFIG = "config_sentence_transformers.json"
 
@@ -63,6 +65,7 @@ class _Reader:
         self._folder = folder
         self._options = options
         self._decisions: list[Decision] = []
+        self._unsettled: list[str] = []
         self._name = model_name(folder)
         if not folder.name.isprintable():
             raise ModelError(f"the model folder {folder.name!a} has a name that is not text: rename it")
@@ -76,22 +79,27 @@ class _Reader:
         self._check_kind()
         is_static = self._modules.head == "StaticEmbedding"
         tokenizer_config = self._files.read_object(f"{self._head}tokenizer_config.json")
-        tokenizer = self._tokenizer(tokenizer_config, is_static=is_static)
+        tokenizer = self._settle(lambda: self._tokenizer(tokenizer_config, is_static=is_static))
         pooling_config = self._modules.pooling
         prompts = self._prompts()
-        graph = self._table() if is_static else self._graph()
-        pooling = (PoolingMode.MEAN,) if is_static else self._pooling(pooling_config, graph)
+        graph = self._settle(self._table if is_static else self._graph)
+        outline = Outline() if graph is None or is_static else read_outline(graph)
+        pooling = (PoolingMode.MEAN,) if is_static else self._settle(lambda: self._pooling(pooling_config, outline))
+        limits = self._limits(tokenizer_config, outline)
+        saved = tokenizer.saved_limit if is_static and tokenizer is not None else None
+        asked = self._options.max_tokens
+        limit = self._settle(lambda: limits.of_a_table(asked, saved) if is_static else limits.decide(asked))
+        if tokenizer is None or graph is None or pooling is None or limit is None:
+            raise self._files.unsettled(*self._unsettled)
         truncate_dim = self._truncate_dim()
         modules, normalize = self._behind(truncate_dim)
         chat = self._chat(tokenizer_config, tokenizer)
-        limits = Limits(self._files, self._config, tokenizer_config, self._transformer, self._head)
-        asked = self._options.max_tokens
-        limit = limits.of_a_table(asked, tokenizer.saved_limit) if is_static else limits.decide(asked)
         plan = ModelPlan(
             name=self._name,
             folder=self._folder,
             graph=graph,
             is_static=is_static,
+            onnx_output=self._options.onnx_output,
             pooling=pooling,
             pooling_source=self._pooling_source(pooling_config, pooling, is_static=is_static),
             pooling_dimension=self._pooling_dimension(pooling_config),
@@ -115,6 +123,14 @@ class _Reader:
         self._files.check_ignored()
         return replace(plan, decisions=(*plan.decisions, *self._ignored()))
 
+    def _settle(self, decide: Callable[[], _T]) -> _T | None:
+        """Decide something; what is missing for it is told with all else that is, and not start by start."""
+        try:
+            return decide()
+        except UnsettledError as error:
+            self._unsettled.append(error.problem)
+            return None
+
     def _decide(self, subject: str, value: Any, source: str) -> Any:
         self._decisions.append(Decision(subject, value, source))
         return value
@@ -128,6 +144,21 @@ class _Reader:
     def _known(self) -> KnownModel | None:
         """What the table of known models says of a model of this name."""
         return find_known_model(self._name)
+
+    def _limits(self, tokenizer_config: Mapping[str, Any], outline: Outline) -> Limits:
+        return Limits(
+            self._files,
+            self._config,
+            tokenizer_config,
+            self._transformer,
+            self._head,
+            known=self._known_limit(),
+            graph_positions=outline.positions,
+        )
+
+    def _known_limit(self) -> tuple[int, str] | None:
+        known = self._known() if self._modules.head is None else None
+        return None if known is None else (known.max_tokens, f"known_models.toml: {known.name}")
 
     def _check_kind(self) -> None:
         kind = self._sentence_config.get("model_type", "SentenceTransformer")
@@ -172,7 +203,7 @@ class _Reader:
             if usual == "onnx/model.onnx":
                 self._warn_of_another(self._folder / usual, self._folder / "model.onnx")
         else:
-            raise self._error(f"has no onnx/model.onnx and no model.onnx{self._other_graphs()}")
+            raise self._files.unsettled(f"has no onnx/model.onnx and no model.onnx{self._other_graphs()}")
         graph = self._files.path(chosen, source)
         if not graph.is_file():
             raise self._error(f"has no {chosen}, which {source} asks for{self._other_graphs()}")
@@ -197,16 +228,19 @@ class _Reader:
             return f": `embed-worker export {self._folder}` makes one of its weights"
         return ""
 
-    def _pooling(self, config: Mapping[str, Any], graph: Path) -> tuple[PoolingMode, ...]:
+    def _pooling(self, config: Mapping[str, Any], outline: Outline) -> tuple[PoolingMode, ...]:
         if self._options.pooling is not None:
             return self._pooling_modes(self._options.pooling.split(","), "--pooling")
         if not config and (known := self._known()) is not None:
             return self._pooling_modes(known.pooling, f"known_models.toml: {known.name}")
-        if not config and SENTENCE_OUTPUT in read_outline(graph).outputs:
-            self._decide("pooling", "the graph's own", f"the graph: its output {SENTENCE_OUTPUT}")
+        output = self._options.onnx_output or SENTENCE_OUTPUT
+        if not config and output in (outline.sentence_outputs if self._options.onnx_output else outline.outputs):
+            self._decide("pooling", "the graph's own", f"the graph: its output {output}")
             return ()
         if not config:
-            raise self._error("does not say how to pool; settle it with --pooling, for instance --pooling mean")
+            raise self._files.unsettled(
+                f"does not say how to pool; settle it with --pooling, as its model card says: {', '.join(PoolingMode)}"
+            )
         if "pooling_mode" in config:
             named = config["pooling_mode"]
             return self._pooling_modes(named if isinstance(named, list) else [named], "1_Pooling: pooling_mode")

@@ -11,6 +11,18 @@ from embed_worker.model_files import keys
 from embed_worker.model_files.layout import OutsideError, check_link, inner_path, read_file, read_json
 
 
+class UnsettledError(ModelError):
+    """Something is missing that the folder should have or an option could say.
+
+    Attributes:
+        problem: What, and the way out; it completes a sentence that begins with the folder.
+    """
+
+    def __init__(self, folder: str, problem: str) -> None:
+        super().__init__(f"the model folder {folder!a} {problem}")
+        self.problem = problem
+
+
 class FolderFiles:
     """Reads files of a folder; `warnings` grows with what is told of them, `ignored` with keys that are left out."""
 
@@ -24,6 +36,10 @@ class FolderFiles:
     def error(self, problem: str) -> ModelError:
         """Make the error of this folder; the problem completes its sentence."""
         return ModelError(f"the model folder {self.folder.name!a} {problem}")
+
+    def unsettled(self, *problems: str) -> UnsettledError:
+        """Make the error of what is missing in this folder, all of it at once."""
+        return UnsettledError(self.folder.name, "; it also ".join(problems))
 
     def path(self, path: str, source: str) -> Path:
         """Return the place of a file that the folder or an option names.

@@ -58,11 +58,6 @@ class GraphSummary:
     external_files: tuple[str, ...]
     resident_bytes: int
 
-    @property
-    def is_batch_dynamic(self) -> bool:
-        """Whether texts of any length can share a batch of any size."""
-        return not any(isinstance(size, int) for tensor in self.inputs[:1] for size in tensor.shape)
-
 
 def summarize(graph: Path, *, sessions: int) -> GraphSummary:
     """Read a graph.

@@ -49,12 +49,28 @@ class Limits:
         tokenizer_config: Mapping[str, Any],
         transformer: TransformerConfig,
         head: str,
+        *,
+        known: tuple[int, str] | None = None,
+        graph_positions: int | None = None,
     ) -> None:
+        """Take what may state a limit.
+
+        Args:
+            files: The folder, for its errors.
+            config: config.json.
+            tokenizer_config: tokenizer_config.json.
+            transformer: What sentence-transformers reads.
+            head: The prefix of the head's files.
+            known: What is known of a model of this name, for a folder that has only a graph and a tokenizer.
+            graph_positions: The rows of the graph's own table of positions.
+        """
         self._files = files
         self._config = config
         self._tokenizer_config = tokenizer_config
         self._transformer = transformer
         self._head = head
+        self._known = known
+        self._graph_positions = graph_positions
 
     def of_a_table(self, asked: int | None, saved: object) -> tuple[int, str]:
         """Return the limit of a StaticEmbedding, which has no positions: an option, or what its tokenizer cuts at.
@@ -80,8 +96,19 @@ class Limits:
         limit, source = (asked, "--max-tokens") if asked is not None else self._stated()
         table = self._position_table(is_asked=asked is not None)
         if table is not None and table < limit:
-            return table, f"config.json: the position table is smaller than {source}"
+            limit, source = table, f"config.json: the position table is smaller than {source}"
+        rows = self._positions_in_the_graph()
+        if rows is not None and rows < limit:
+            limit, source = rows, f"the graph: its position table is smaller than {source}"
         return limit, source
+
+    def _positions_in_the_graph(self) -> int | None:
+        rows = self._graph_positions
+        if rows is None:
+            return None
+        # RoBERTa and its kin leave two rows unused; their tables have two more than a round number.
+        offset = self._offset() if self._kind() is not None else 2 * (rows % 8 == 2)
+        return rows - offset
 
     def _stated(self) -> tuple[int, str]:
         transformer = self._transformer
@@ -92,13 +119,15 @@ class Limits:
             return self._files.positive(stated, f"{transformer.name}: max_seq_length"), (
                 f"{transformer.name}: max_seq_length"
             )
+        if self._known is not None:
+            return self._known
         limits = []
         if stated is None and (limit := self._limit_of_the_tokenizer()) is not None:
             limits.append((limit, "tokenizer_config.json: model_max_length"))
         if (rows := self._rows()) is not None:
             limits.append((rows - self._offset(), "config.json: max_position_embeddings"))
         if not limits:
-            raise self._files.error("does not say how many tokens a text may have; settle it with --max-tokens")
+            raise self._files.unsettled("does not say how many tokens a text may have; settle it with --max-tokens")
         return min(limits)
 
     def _limit_of_the_tokenizer(self) -> int | None:
@@ -134,8 +163,8 @@ class Limits:
         return padding_id if is_stated else 1
 
     def _position_table(self, *, is_asked: bool) -> int | None:
-        if self._kind() is None and not is_asked:
-            raise self._files.error(
+        if self._kind() is None and not is_asked and self._known is None:
+            raise self._files.unsettled(
                 "has no config.json with a model_type, which a limit is checked by: settle it with --max-tokens"
             )
         rows = self._rows()

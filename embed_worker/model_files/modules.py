@@ -18,6 +18,8 @@ _HEADS = ("Transformer", "StaticEmbedding")
 _BEHIND = ("Dense", "LayerNorm", "Normalize", "Dropout")
 _KNOWN = "Transformer and Pooling, or StaticEmbedding, then any of Dense, LayerNorm and Normalize"
 
+_USUAL_POOLING = "1_Pooling"
+
 _SENTENCE = "sentence_embedding"
 
 
@@ -48,7 +50,7 @@ def read_modules(files: FolderFiles) -> Modules:
     """
     found = list(_entries(files))
     if not found:
-        return Modules(head=None, path="", pooling={}, behind=(), sources=())
+        return Modules(head=None, path="", pooling=_stray_pooling(files), behind=(), sources=())
     kinds = [kind for kind, _ in found]
     first = 2 if kinds[0] == "Transformer" else 1
     is_known = kinds[0] in _HEADS and (first == 1 or kinds[1:2] == ["Pooling"])
@@ -94,6 +96,18 @@ def _pooling_config(files: FolderFiles, path: str) -> Mapping[str, Any]:
     config = files.read_object(config_of(path), "Pooling")
     if not config:
         raise files.error(f"has no {config_of(path)}, which says how to pool")
+    return config
+
+
+def _stray_pooling(files: FolderFiles) -> Mapping[str, Any]:
+    """Read how to pool where the file that would name the module is missing."""
+    where = config_of(_USUAL_POOLING)
+    config = files.read_object(where, "Pooling")
+    if config:
+        files.warnings.append(
+            f"there is no {MODULES}: {where} says how to pool, and nothing whether vectors have length 1; "
+            "--normalize or --no-normalize does"
+        )
     return config
 
 

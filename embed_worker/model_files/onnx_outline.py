@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,11 @@ _IR_VERSION_TAG = 0x08  # a number in field 1, which every writer puts first
 _MODEL_GRAPH = 7
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 5, 11, 12
 _NODE_INPUT, _NODE_OUTPUT, _NODE_OPERATOR = 1, 2, 4
-_VALUE_NAME = 1
+_TENSOR_NAME = 8
+_VALUE_NAME, _VALUE_TYPE = 1, 2
+_TYPE_TENSOR, _TENSOR_SHAPE, _SHAPE_DIM = 1, 2, 1
+# What exporters have made of the names of position tables in transformers; a relative one bounds no length.
+_POSITION_TABLE = re.compile(r"position_?embedding|embed_positions|(^|[./])wpe([./]|$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,8 @@ class Outline:
         rounded: The types of weights that were rounded to fewer bits than float16 has.
         inputs: Their names.
         outputs: Their names.
+        sentence_outputs: Those of the outputs that have a row a text and no axis of tokens.
+        positions: The rows of its table of positions; None where no table has such a name.
     """
 
     operators: frozenset[str] = frozenset()
@@ -90,6 +97,8 @@ class Outline:
     rounded: frozenset[str] = frozenset()
     inputs: frozenset[str] = frozenset()
     outputs: frozenset[str] = frozenset()
+    sentence_outputs: frozenset[str] = frozenset()
+    positions: int | None = None
 
     @property
     def quantization(self) -> str | None:
@@ -138,7 +147,8 @@ def _outline(data: mmap.mmap) -> Outline:
     tables: list[Table] = []
     external: list[ExternalTensor] = []
     rounded: set[str] = set()
-    ends: dict[int, set[str]] = {_GRAPH_INPUT: set(), _GRAPH_OUTPUT: set()}
+    ends: dict[int, dict[str, int | None]] = {_GRAPH_INPUT: {}, _GRAPH_OUTPUT: {}}
+    positions: list[int] = []
     for field, span in _fields(data, graph.start, graph.stop):
         if field == _GRAPH_NODE and isinstance(span, range):
             node = _node(data, span)
@@ -148,6 +158,8 @@ def _outline(data: mmap.mmap) -> Outline:
             used_otherwise.update(node.inputs[first:])
         elif field == _GRAPH_INITIALIZER and isinstance(span, range):
             kind, shape, tensor = _initializer(data, span)
+            if len(shape) > 1 and _is_position_table(_text(data, span, _TENSOR_NAME)):
+                positions.append(shape[-2])
             if kind in _ROUNDED and len(shape) > 1 and math.prod(shape) >= _MIN_WEIGHTS:
                 rounded.add(_ROUNDED[kind])
             match tensor:
@@ -158,7 +170,7 @@ def _outline(data: mmap.mmap) -> Outline:
                 case None:
                     pass
         elif field in ends and isinstance(span, range):
-            ends[field].add(_text(data, span, _VALUE_NAME))
+            ends[field][_text(data, span, _VALUE_NAME)] = _rank(data, span)
     shared = gathered - used_otherwise
     found = tuple(table for table in tables if table.name in shared)
     return Outline(
@@ -168,7 +180,25 @@ def _outline(data: mmap.mmap) -> Outline:
         frozenset(rounded),
         inputs=frozenset(ends[_GRAPH_INPUT]),
         outputs=frozenset(ends[_GRAPH_OUTPUT]),
+        sentence_outputs=frozenset(name for name, rank in ends[_GRAPH_OUTPUT].items() if rank == 2),
+        positions=min(positions, default=None),
     )
+
+
+def _is_position_table(name: str) -> bool:
+    return _POSITION_TABLE.search(name.lower()) is not None and "relative" not in name.lower()
+
+
+def _rank(data: mmap.mmap, value: range) -> int | None:
+    """Count the dimensions of an input or an output; None where its type says nothing of them."""
+    shape = value
+    for wanted in (_VALUE_TYPE, _TYPE_TENSOR, _TENSOR_SHAPE):
+        found = (inner for field, inner in _fields(data, shape.start, shape.stop) if field == wanted)
+        inner = next(found, None)
+        if not isinstance(inner, range):
+            return None
+        shape = inner
+    return sum(field == _SHAPE_DIM for field, _ in _fields(data, shape.start, shape.stop))
 
 
 def read_nodes(path: Path) -> tuple[Node, ...]:

@@ -90,6 +90,7 @@ class ModelPlan:
         name: The folder's name, by which requests call the model.
         graph: The ONNX file to run; the file of the table where `is_static`.
         is_static: A text's vector is the mean of rows of a table: no graph, no limit, no special tokens.
+        onnx_output: The graph's output to take, where an option names it.
         pooling: The modes whose vectors are concatenated, in order; none where only the graph knows.
         pooling_source: What settles it.
         pooling_dimension: What the pooling configuration says the token vectors have; None where it does not.
@@ -115,6 +116,7 @@ class ModelPlan:
     folder: Path
     graph: Path
     is_static: bool = False
+    onnx_output: str | None = None
     pooling: tuple[PoolingMode, ...]
     pooling_source: PoolingSource = PoolingSource.FOLDER
     pooling_dimension: int | None

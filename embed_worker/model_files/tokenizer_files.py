@@ -44,10 +44,13 @@ def read_tokenizer(
     file = files.folder / head / name
     files.check(file)
     if name == _WORD_PIECES and (is_static or not file.is_file()):
-        raise files.error(
-            f"has no {head}{_TOKENIZER}: `AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)` of "
-            "transformers makes one"
+        others = sorted(path.name for path in (files.folder / head).glob(f"*{_TOKENIZER}"))
+        way_out = (
+            f"rename {others[0]}"
+            if len(others) == 1
+            else ("`AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)` of transformers makes one")
         )
+        raise files.unsettled(f"has no {head}{_TOKENIZER}: {way_out}")
     document = files.read_object(head + _TOKENIZER) if name == _TOKENIZER else {"model": {"type": "WordPiece"}}
     if is_static:
         return _static(file, document)

@@ -22,6 +22,7 @@ def add_settling_arguments(parser: argparse._ActionsContainer) -> None:
     """Declare the options that settle a folder, and where names are looked for, as the worker has them."""
     parser.add_argument("--onnx-file", metavar="FILE", help="the graph to run, relative to the folder")
     parser.add_argument("--variant", metavar="NAME", help="run onnx/model_NAME.onnx: fp16, int8, quantized …")
+    parser.add_argument("--onnx-output", metavar="NAME", help="the graph's output to take")
     parser.add_argument("--pooling", metavar="MODE[,MODE]", help="how token vectors become one: mean, cls, lasttoken …")
     parser.add_argument("--normalize", action=argparse.BooleanOptionalAction, help="L2-normalise, or do not")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="cut texts to N tokens")
@@ -47,11 +48,15 @@ def add_settling_arguments(parser: argparse._ActionsContainer) -> None:
 def settling_arguments(args: argparse.Namespace) -> list[str]:
     """Return the parsed options as the worker's command line has them."""
     arguments = []
-    for name in ("onnx_file", "variant", "pooling", "max_tokens"):
+    for name in ("onnx_file", "onnx_output", "variant", "pooling", "max_tokens"):
         if (value := getattr(args, name)) is not None:
             arguments += [f"--{name.replace('_', '-')}", str(value)]
     if args.normalize is not None:
         arguments.append("--normalize" if args.normalize else "--no-normalize")
+    for key in args.ignore_config:
+        arguments += ["--ignore-config", key]
+    if args.allow_links:
+        arguments.append("--allow-links")
     for folder in args.models_dirs:
         arguments += ["--models-dir", str(folder)]
     return arguments
@@ -62,6 +67,7 @@ def model_options(args: argparse.Namespace) -> ModelOptions:
     return ModelOptions(
         name_or_path=args.model,
         onnx_file=args.onnx_file,
+        onnx_output=args.onnx_output,
         variant=args.variant,
         pooling=args.pooling,
         normalize=args.normalize,

@@ -19,7 +19,8 @@ from tests.worker.test_model_folder import EXPECTED, MODELS
 MEMBERS = {
     "format", "name", "folder", "fingerprint", "source", "license", "is_verified_at_load", "known_as", "graph_file",
     "other_graphs", "pooling", "include_prompt", "dense", "normalize", "max_tokens", "prompts", "default_prompt_name",
-    "vocabulary", "ignored_of_tokenizer_json", "graph", "decisions", "warnings",
+    "dimension", "precision", "batch_invariant", "vocabulary", "ignored_of_tokenizer_json", "graph", "decisions",
+    "warnings",
 }  # fmt: skip
 GRAPH_MEMBERS = {
     "opset", "domains", "producer", "inputs", "outputs", "operators", "parameters", "weight_bytes", "table_rows",
@@ -129,20 +130,30 @@ def changed(tmp_path: Path, change: str) -> Path:
     else:
         table = max(model.graph.initializer, key=lambda tensor: tensor.dims[0] if len(tensor.dims) == 2 else 0)
         width = table.dims[1]
-        table.raw_data = table.raw_data[: 900 * width * 4]
-        table.dims[0] = 900
+        table.raw_data = table.raw_data[: 990 * width * 4]
+        table.dims[0] = 990
     onnx.save(model, folder / "onnx/model.onnx")
     return folder
 
 
-@pytest.mark.parametrize(
-    ("change", "words"), [("fixed", "fixed shape"), ("single", "one text at a time"), ("table", "a table of 900")]
-)
+@pytest.mark.parametrize(("change", "words"), [("single", "one text at a time"), ("table", "a table of 990")])
 def test_what_would_fail_later_is_warned_of(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, change: str, words: str
 ) -> None:
     report = report_on(capsys, str(changed(tmp_path, change)))
     assert any(words in warning for warning in report["warnings"])
+
+
+def test_what_a_worker_refuses_gets_no_clean_plan(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert run(str(changed(tmp_path, "fixed"))) == 78
+    assert "a graph for texts of one fixed shape" in capsys.readouterr().err
+
+
+def test_a_file_that_nobody_reads_and_that_is_none_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(MODELS / "bert-mean", tmp_path / "m"))
+    (folder / "README.md").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "utf-8")
+    (warning,) = report_on(capsys, str(folder))["warnings"]
+    assert warning.startswith("README.md is a Git LFS pointer")
 
 
 def test_without_the_package_onnx_the_plan_is_told_and_the_extra_is_named(

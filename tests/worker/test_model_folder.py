@@ -83,7 +83,7 @@ def test_a_published_folder_is_read_as_sentence_transformers_reads_it(name: str)
 
 
 def test_a_bare_folder_is_refused_with_the_option_that_settles_it() -> None:
-    with pytest.raises(ModelError, match="--pooling mean"):
+    with pytest.raises(ModelError, match="--pooling, as its model card says"):
         plan_of(MODELS / "xenova-bare")
 
 

@@ -245,9 +245,9 @@ def test_token_vectors_come_first_where_all_that_follows_them_is_at_hand(tmp_pat
     # A bare folder of the table: the table speaks of the graph's own vector.
     assert output_of(SENTENCE, TOKENS, pooling_source=PoolingSource.TABLE) == "sentence_embedding"
     dense = DensePlan(weights=tmp_path / "model.safetensors", activation="Tanh", use_residual=False)
-    assert output_of(SENTENCE, TOKENS, dense=(dense,)) == "sentence_embedding"
+    assert output_of(SENTENCE, TOKENS, modules=(dense,)) == "sentence_embedding"
     dense.weights.write_bytes(b"")
-    assert output_of(SENTENCE, TOKENS, dense=(dense,)) == "token_embeddings"
+    assert output_of(SENTENCE, TOKENS, modules=(dense,)) == "token_embeddings"
 
 
 def test_of_outputs_the_float_one_is_taken_and_integers_alone_are_refused() -> None:

@@ -269,15 +269,14 @@ def forecast_model(plan: ModelPlan) -> dict[str, Any]:
     Returns:
         `weights`: The file that they would be read from, None where it cannot. `sentences`: The same for people.
     """
-    from embed_worker.inference.graph_io import choose_output
+    from embed_worker.inference.graph_io import choose_output, is_sentence
     from embed_worker.model_files.graph_summary import SummaryError, summarize
-    from embed_worker.model_files.onnx_outline import SENTENCE_OUTPUT
 
     try:
         graph = summarize(plan.graph, sessions=1)
         _check_graph(
             plan,
-            is_end_to_end=choose_output(graph.outputs, plan).name == SENTENCE_OUTPUT,
+            is_end_to_end=is_sentence(choose_output(graph.outputs, plan)),
             scales_by_batch=any(operator.startswith("DynamicQuantize") for operator in graph.operators),
         )
         weights = _read_weights(plan)

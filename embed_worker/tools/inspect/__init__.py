@@ -1,4 +1,6 @@
-"""`embed-worker inspect`: how a model folder is read and why, and what its graph needs. Nothing is run.
+"""`embed-worker inspect`: how a model folder is read and why, and what its graph needs.
+
+The model is loaded as a worker loads it, so that nothing is told of a folder that a worker refuses.
 
 The JSON form (`--json`) is for programs: `format` changes when a member changes its meaning or goes.
 """

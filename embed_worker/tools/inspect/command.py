@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -12,22 +13,23 @@ from pathlib import Path
 from typing import Any
 
 from embed_worker import machine
-from embed_worker.config import Verify
-from embed_worker.errors import ModelError
-from embed_worker.inference.graph_io import choose_output
-from embed_worker.inference.tokenizer import TextTokenizer
-from embed_worker.model_files.fingerprint import fingerprint, unlisted_files
-from embed_worker.model_files.folder import read_model_folder
+from embed_worker.config import RuntimeOptions, Verify
+from embed_worker.errors import ModelError, OutOfMemoryError
+from embed_worker.inference.engine import LoadedModel
+from embed_worker.inference.graph_io import choose_output, is_sentence
+from embed_worker.loading import load_model
+from embed_worker.model_files.damage import damage_of
+from embed_worker.model_files.fingerprint import unlisted_files
 from embed_worker.model_files.graph_summary import GraphSummary, SummaryError, summarize
 from embed_worker.model_files.known_models import find_known_model
 from embed_worker.model_files.manifest import Manifest, ManifestError, verify
-from embed_worker.model_files.onnx_outline import SENTENCE_OUTPUT
+from embed_worker.model_files.onnx_outline import HIDDEN_OUTPUTS, SENTENCE_OUTPUT
 from embed_worker.model_files.plan import Decision, ModelPlan
+from embed_worker.protocol import ExitCode
 from embed_worker.tools.inspect.model_card import licence_of
 from embed_worker.tools.model_options import add_model_arguments, model_folder, model_options
 
 FORMAT = 2
-_CANNOT_BE_USED = 78
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,16 +46,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Inspect a model and report on standard output; give the exit status."""
     try:
-        folder = model_folder(args)
-        plan = read_model_folder(folder, model_options(args))
-        report = describe(plan)
+        # As a worker does it, on the CPU: what is refused there must not get a clean plan here.
+        logging.getLogger("embed_worker").addHandler(logging.NullHandler())  # the report has the same warnings
+        model = load_model(model_folder(args), model_options(args), RuntimeOptions(provider="cpu"), threads=1)
+        report = describe(model)
     except (ModelError, ManifestError) as error:
-        print(f"embed-worker inspect: {error}", file=sys.stderr)
-        return _CANNOT_BE_USED
+        return _refuse(error, ExitCode.UNUSABLE_MODEL)
+    except OutOfMemoryError as error:
+        return _refuse(error, ExitCode.TRY_AGAIN)
     if args.provider is not None:
-        report["forecast"] = _forecast(args.provider, plan)
+        report["forecast"] = _forecast(args.provider, model.plan)
     print(json.dumps(report, ensure_ascii=False) if args.json else "\n".join(_lines(report)))
     return 0
+
+
+def _refuse(error: Exception, status: int) -> int:
+    print(f"embed-worker inspect: {error}", file=sys.stderr)
+    return status
 
 
 def _forecast(provider: str, plan: ModelPlan) -> dict[str, Any]:
@@ -66,34 +75,38 @@ def _forecast(provider: str, plan: ModelPlan) -> dict[str, Any]:
     return coreml_forecast.forecast_model(plan)
 
 
-def describe(plan: ModelPlan) -> dict[str, Any]:
+def describe(model: LoadedModel) -> dict[str, Any]:
     """Describe a model, with the names of the JSON form.
 
     Raises:
         ModelError: A file that its plan names cannot be used.
         ManifestError: The folder's manifest is not one.
     """
+    plan, engine = model.plan, model.engine
     manifest = Manifest.read(plan.folder)
     verified = {} if manifest is None else verify(plan.folder, manifest, Verify.AUTO, allow_links=plan.allow_links)
     unlisted = [] if manifest is None else unlisted_files(plan, verified)
-    tokenizer = TextTokenizer.load(plan)
     known = find_known_model(plan.name)
     decisions, warnings = list(plan.decisions), [*plan.warnings, *map(_unlisted, unlisted)]
     graph = None if plan.is_static else _summary(plan, warnings)
     if graph is not None:
-        warnings += _graph_warnings(graph, tokenizer.vocabulary)
+        warnings += _graph_warnings(graph, engine.tokenizer.vocabulary)
         decisions += _graph_decisions(graph, plan)
+    warnings += _impostors(plan.folder)
     return {
         "format": FORMAT,
         "name": plan.name,
         "folder": str(plan.folder),
-        "fingerprint": fingerprint(plan, verified),
+        "fingerprint": model.fingerprint,
         "source": None if manifest is None else manifest.source,
         "license": _licence(plan.folder, manifest),
         "is_verified_at_load": manifest is not None and not unlisted,
         "known_as": None if known is None else known.repository,
         "graph_file": plan.graph.relative_to(plan.folder).as_posix(),
         "other_graphs": _other_graphs(plan),
+        "dimension": model.dimension,
+        "precision": engine.backend.precision,
+        "batch_invariant": engine.is_batch_invariant,
         "pooling": [str(mode) for mode in plan.pooling],
         "include_prompt": plan.include_prompt,
         "dense": [layer.activation for layer in plan.dense],
@@ -101,7 +114,7 @@ def describe(plan: ModelPlan) -> dict[str, Any]:
         "max_tokens": plan.max_tokens,
         "prompts": dict(plan.prompts),
         "default_prompt_name": plan.default_prompt_name,
-        "vocabulary": tokenizer.vocabulary,
+        "vocabulary": engine.tokenizer.vocabulary,
         "ignored_of_tokenizer_json": _ignored(plan.tokenizer_file),
         "graph": None if graph is None else asdict(graph),
         "decisions": [asdict(decision) for decision in decisions],
@@ -126,6 +139,13 @@ def _unlisted(name: str) -> str:
     return f"{name} is not in manifest.json: nothing says whether it is what it was, and --verify always refuses it"
 
 
+def _impostors(folder: Path) -> Iterator[str]:
+    """Tell of files that nobody reads here, and that somebody else might."""
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if file.stat().st_size and (damage := damage_of(file)) is not None:
+            yield f"{file.relative_to(folder).as_posix()} is {damage}"
+
+
 def _other_graphs(plan: ModelPlan) -> list[str]:
     found = (path for path in plan.folder.rglob("*.onnx") if path != plan.graph)
     return sorted(path.relative_to(plan.folder).as_posix() for path in found)
@@ -138,9 +158,14 @@ def _ignored(tokenizer_file: Path) -> dict[str, Any]:
 
 
 def _graph_decisions(graph: GraphSummary, plan: ModelPlan) -> Iterator[Decision]:
-    output = choose_output(graph.outputs, plan).name
-    if output == SENTENCE_OUTPUT:
+    chosen = choose_output(graph.outputs, plan)
+    output = chosen.name
+    if is_sentence(chosen):
         yield Decision("vectors", "the graph's own", f"its output {output}: pooling and Dense modules are inside")
+    elif plan.onnx_output is not None:
+        yield Decision("vectors", f"of tokens, {output}", "--onnx-output")
+    elif output not in HIDDEN_OUTPUTS:
+        yield Decision("vectors", f"of tokens, {output}", "the graph's only output of floats with an axis of tokens")
     elif any(tensor.name == SENTENCE_OUTPUT for tensor in graph.outputs):
         yield Decision(
             "vectors", "of tokens", f"its output {output}: the folder's own modules come before {SENTENCE_OUTPUT}"
@@ -157,8 +182,6 @@ def _graph_warnings(graph: GraphSummary, vocabulary: int) -> Iterator[str]:
     shape = graph.inputs[0].shape if graph.inputs else ()
     if shape[:1] == (1,) and not any(isinstance(size, int) for size in shape[1:]):
         yield "the graph takes one text at a time: each runs by itself"
-    elif not graph.is_batch_dynamic:
-        yield f"the graph's inputs have a fixed shape, {list(graph.inputs[0].shape)}: export it with dynamic axes"
     elif "attention_mask" not in inputs:
         yield "the graph has no attention_mask: neighbours change a vector, unless each text runs by itself, as it will"
     if any(operator.startswith("DynamicQuantize") for operator in graph.operators):
