@@ -40,9 +40,11 @@ def choose_backend(
             return cpu.chosen_because(reason)
         case "auto" | "coreml":
             from embed_worker.accelerators.coreml import backend as coreml
-            from embed_worker.accelerators.coreml import gate as coreml_gate  # nothing of it is loaded anywhere else
+            from embed_worker.accelerators.coreml import (
+                environment as coreml_environment,
+            )  # nothing of it is loaded anywhere else
 
-            return coreml.accelerate(cpu, plan, tokenizer, runtime, coreml_gate.surroundings(runtime))
+            return coreml.accelerate(cpu, plan, tokenizer, runtime, coreml_environment.environment_of(runtime))
         case "mlx":
             from embed_worker.accelerators.mlx import backend as mlx_backend  # as above
 

@@ -167,7 +167,8 @@ class Bert:
             "Slice",
             graph.stored(f"{table}.weight", self.tensors[f"{table}.weight"]),
             graph.constant(f"{table}.start", np.array([0], np.int64)),
-            graph.node("sequence_length", "Shape", "input_ids", start=1, end=2),
+            # Without an end: CoreML's provider throws where that is the rank.
+            graph.node("sequence_length", "Shape", "input_ids", start=1),
         )
         return graph.picked(table, rows)
 

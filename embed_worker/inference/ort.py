@@ -17,6 +17,9 @@ CPU = "CPUExecutionProvider"
 # CoreML's provider writes the weights of its Gemm nodes as text, by the gigabyte: microsoft/onnxruntime#32212.
 COREML_DISABLED_OPTIMIZERS = ("MatMulAddFusion",)
 
+# Above the smallest number that float16 has: a norm's 1e-12 would become 0, and a constant text divide by it.
+_MIN_FLOAT16 = 6e-8
+
 Session: TypeAlias = onnxruntime.InferenceSession
 Value: TypeAlias = onnxruntime.OrtValue
 # onnxruntime's class, or what stands for it in a test.
@@ -134,12 +137,13 @@ def inferred_shapes(graph: Path, names: Sequence[str]) -> dict[str, list[int | s
     return {output.name: list(output.shape) for output in outputs if output.name in set(names)}
 
 
-def write_float16(graph: Path, target: Path) -> None:
-    """Write a graph that computes in float16 and keeps its inputs and outputs in float32. Needs the package `onnx`.
+def float16_of(graph: Path) -> Any:
+    """Convert a graph to an `onnx.ModelProto` that computes in float16, with inputs and outputs in float32.
+
+    Needs the package `onnx`.
 
     Raises:
         ImportError: The package is not there.
-        OSError: The file cannot be written.
     """
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
@@ -148,9 +152,13 @@ def write_float16(graph: Path, target: Path) -> None:
     # The converter appends the casts of the inputs; ONNX wants them before what reads them.
     inputs = {node.name for node in model.graph.input}
     nodes = sorted(model.graph.node, key=lambda node: not inputs.intersection(node.input))
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.name == "epsilon":
+                attribute.f = max(attribute.f, _MIN_FLOAT16)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    target.write_bytes(model.SerializeToString(deterministic=True))
+    return model
 
 
 def runtime_version() -> str:

@@ -27,9 +27,10 @@ import onnxruntime
 from embed_worker import __main__ as command
 from embed_worker.accelerators import choose as providers
 from embed_worker.accelerators.coreml import child as coreml_compile
-from embed_worker.accelerators.coreml import gate as coreml_gate
-from embed_worker.accelerators.coreml.child import ChildFailedError, ChildRunner, Job
-from embed_worker.accelerators.coreml.gate import Host, Surroundings
+from embed_worker.accelerators.coreml import environment as coreml_environment
+from embed_worker.accelerators.coreml.cache_key import compiled_model, read_cache_key
+from embed_worker.accelerators.coreml.child import ChildFailedError, ChildRunner, ChildTask
+from embed_worker.accelerators.coreml.environment import CoremlEnvironment, Host
 from embed_worker.accelerators.coreml.static_session import StaticSession
 from embed_worker.inference.onnx_backend import OnnxBackend
 from embed_worker.inference.pooling import Float32
@@ -46,7 +47,7 @@ MAC = Host(
     onnxruntime="1.31.1",
     providers=[COREML, "AzureExecutionProvider", CPU],
     has_onnx=True,
-    has_cache=True,
+    cache=Path("/Users/u/Library/Caches/embed-bridge/coreml"),
 )
 
 
@@ -70,6 +71,7 @@ class Fault(StrEnum):
     FEW_NODES = "few nodes"
     SLOW = "slow"
     RUN_RAISES = "run raises"
+    KEEPS_NOTHING = "keeps nothing"
 
 
 class FakeClock:
@@ -111,7 +113,10 @@ class FakeProvider:
             case _:
                 pass
         # The provider fills its folder before anything has run.
-        Path(options["ModelCacheDirectory"], "compiled_model.mlmodelc").write_bytes(b"\0" * 1000)
+        if self.fault is not Fault.KEEPS_NOTHING:
+            kept = compiled_model(Path(options["ModelCacheDirectory"]), read_cache_key(Path(path)) or "by-path")
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_bytes(b"\0" * 1000)
         inner = onnxruntime.InferenceSession(path, settings, providers=[CPU], **kwargs)
         self.opened += 1
         return FakeSession(self, inner)
@@ -192,6 +197,8 @@ class TimedBackend:
         self.precision = inner.precision
         self.scales_by_batch = False
         self.is_end_to_end = False
+        self.max_rows = inner.max_rows
+        self.tolerance = inner.tolerance
         self.runs: list[tuple[int, ...]] = []
         self.widened = 0
         self.run_s = CPU_S
@@ -214,33 +221,33 @@ class TimedBackend:
 
 
 class InlineChildren(ChildRunner):
-    """Does a child's job in this process, with the fake provider; notes the jobs."""
+    """Does a child's task in this process, with the fake provider; notes the tasks."""
 
     def __init__(self, provider: FakeProvider) -> None:
         super().__init__()
         self.provider = provider
-        self.jobs: list[Job] = []
+        self.tasks: list[ChildTask] = []
         self.before: Callable[[], object] = lambda: None
 
-    def run(self, job: Job, limit_s: float) -> None:
-        self.jobs.append(job)
+    def run(self, task: ChildTask, limit_s: float) -> None:
+        self.tasks.append(task)
         self.before()
         try:
-            coreml_compile.perform(job, self.provider)
+            coreml_compile.perform(task, self.provider)
         except Exception as error:
             raise ChildFailedError(f"it ended with status 1: {' '.join(str(error).split())}") from error
 
 
-def fake_surroundings(provider: FakeProvider, cache: Path, **changes: Any) -> Surroundings:
+def fake_environment(provider: FakeProvider, cache: Path, **changes: Any) -> CoremlEnvironment:
     """Describe a Mac with the fake provider; its children run inline."""
-    around = Surroundings(
+    environment = CoremlEnvironment(
         host=MAC,
         cache=cache,
         open_session=functools.partial(StaticSession, factory=provider),
         children=InlineChildren(provider),
         clock=provider.clock,
     )
-    return dataclasses.replace(around, **changes)
+    return dataclasses.replace(environment, **changes)
 
 
 # As a program
@@ -259,14 +266,14 @@ def main(argv: Sequence[str]) -> NoReturn:
     worker_provider = FakeProvider(in_worker)
     children = ChildRunner([sys.executable, "-m", "tests.worker.coreml_fakes", "child", fault])
     limit_s = 0.5 if provider.fault is Fault.HANGS else 60.0
-    around = fake_surroundings(worker_provider, Path(cache), children=children, compile_limit_s=limit_s)
+    environment = fake_environment(worker_provider, Path(cache), children=children, compile_limit_s=limit_s)
     embed_on_cpu = OnnxBackend.embed
 
     def embed(self: OnnxBackend, batch: TokenBatch, *, exclusive: bool) -> Float32:
         worker_provider.clock.advance(CPU_S)
         return embed_on_cpu(self, batch, exclusive=exclusive)
 
-    mock.patch.object(coreml_gate, "surroundings", return_value=around).start()
+    mock.patch.object(coreml_environment, "environment_of", return_value=environment).start()
     mock.patch.object(providers, "_is_mac", return_value=True).start()
     mock.patch.object(OnnxBackend, "embed", embed).start()
     command.main(arguments)

@@ -28,11 +28,12 @@ import onnx
 import onnxruntime
 import pytest
 
+from embed_worker.accelerators.coreml import environment as coreml_environment
 from embed_worker.accelerators.coreml import proof as coreml_proof
 from embed_worker.accelerators.coreml.backend import CoremlBackend, CoremlReport, accelerate
 from embed_worker.accelerators.coreml.cache import Entry, State, Verdict, sweep
-from embed_worker.accelerators.coreml.child import ChildFailedError, ChildRunner, Job, StoppedError
-from embed_worker.accelerators.coreml.gate import Surroundings, gate
+from embed_worker.accelerators.coreml.child import ChildFailedError, ChildRunner, ChildTask, StoppedError
+from embed_worker.accelerators.coreml.environment import CoremlEnvironment, unsupported_reason
 from embed_worker.accelerators.coreml.proof import SHAPES, Shape, is_worth, shape_for
 from embed_worker.config import CoremlPrecision, CoremlUnits, ModelOptions, RuntimeOptions
 from embed_worker.errors import ConfigError, ModelError
@@ -54,7 +55,7 @@ from tests.worker.coreml_fakes import (
     Fault,
     InlineChildren,
     TimedBackend,
-    fake_surroundings,
+    fake_environment,
 )
 from tests.worker.harness import ROOT, TINY_MODEL, cosines, lines_of, matrix_of, parse_answer, run_worker
 
@@ -98,7 +99,7 @@ class Rig:
     backend: Backend
     provider: FakeProvider
     cpu: TimedBackend
-    around: Surroundings
+    environment: CoremlEnvironment
 
     @property
     def coreml(self) -> CoremlBackend:
@@ -107,8 +108,8 @@ class Rig:
 
     @property
     def children(self) -> InlineChildren:
-        assert isinstance(self.around.children, InlineChildren)
-        return self.around.children
+        assert isinstance(self.environment.children, InlineChildren)
+        return self.environment.children
 
     @property
     def info(self) -> dict[str, Any]:
@@ -142,16 +143,16 @@ class Rigs:
         *,
         plan: ModelPlan | None = None,
         is_started: bool = True,
-        around: dict[str, Any] | None = None,
+        environment: dict[str, Any] | None = None,
         **runtime: Any,
     ) -> Rig:
         plan = plan_of(self.folder) if plan is None else plan
         provider = FakeProvider(fault)
-        surroundings = fake_surroundings(provider, self.cache, **(around or {}))
+        machine = fake_environment(provider, self.cache, **(environment or {}))
         timed = TimedBackend(self.cpu, provider.clock)
         options = RuntimeOptions(**runtime)
-        backend = accelerate(cast(OnnxBackend, timed), plan, self.tokenizer, options, surroundings)
-        rig = Rig(backend, provider, timed, surroundings)
+        backend = accelerate(cast(OnnxBackend, timed), plan, self.tokenizer, options, machine)
+        rig = Rig(backend, provider, timed, machine)
         if is_started:
             backend.use_all_cores()
         self.made.append(rig)
@@ -185,6 +186,9 @@ REFUSING_HOSTS = [
     ({"onnxruntime": "1.27.9"}, "needs onnxruntime 1.28, and this is 1.27.9"),
     ({"onnxruntime": "1.3.0"}, "needs onnxruntime 1.28"),
     ({"providers": [CPU]}, "this onnxruntime has no CoreMLExecutionProvider"),
+    ({"cache": None}, "there is no home to keep compiled models in"),
+    ({"cache": Path("/Users/u/My Caches")}, "CoreML cannot keep compiled models in /Users/u/My Caches: --coreml-cache"),
+    ({"cache": Path("/Users/jörg/Library")}, "--coreml-cache names a folder of plain letters"),
 ]
 
 
@@ -193,17 +197,17 @@ def test_rule_01_what_the_gate_refuses_runs_on_the_cpu_with_the_reason(
     rigs: Rigs, changes: dict[str, Any], reason: str
 ) -> None:
     host = replace(MAC, **changes)
-    rig = rigs(around={"host": host})
+    rig = rigs(environment={"host": host})
     assert isinstance(rig.backend, TimedBackend)
     assert reason in rig.info["reason"]
     assert rig.provider.calls == []
     with pytest.raises(ConfigError, match=re.escape(reason)):
-        rigs(around={"host": host}, provider="coreml")
+        rigs(environment={"host": host}, provider="coreml")
 
 
 @pytest.mark.parametrize("changes", [{}, {"macos": "14.0"}, {"macos": "26.1"}, {"onnxruntime": "1.28.0"}])
 def test_rule_01_the_gate_lets_pass_what_can_be_proved(changes: dict[str, Any]) -> None:
-    assert gate(replace(MAC, **changes)) is None
+    assert unsupported_reason(replace(MAC, **changes)) is None
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="on a Mac the gate may be open")
@@ -233,8 +237,8 @@ def test_a_model_that_has_no_graph_of_that_form_runs_on_the_cpu(
     for name, value in changes.items():
         setattr(timed, name, value)
     plan = plan_of(rigs.folder, pooling=pooling)
-    around = fake_surroundings(provider, rigs.cache)
-    backend = accelerate(cast(OnnxBackend, timed), plan, TextTokenizer.load(plan), RuntimeOptions(), around)
+    environment = fake_environment(provider, rigs.cache)
+    backend = accelerate(cast(OnnxBackend, timed), plan, TextTokenizer.load(plan), RuntimeOptions(), environment)
     assert isinstance(backend, TimedBackend)
     assert reason in backend.provider.reason
 
@@ -298,7 +302,7 @@ def test_rule_04_a_wrong_name_of_a_dimension_is_not_overlooked(rigs: Rigs, monke
     Entry(next(rigs.cache.glob("*.json")).with_suffix("")).remember(Verdict(state=State.PROVED))
     proved.settle()
     monkeypatch.setattr(coreml_proof, "LENGTH_DIMENSION", "sequence")
-    again = rigs(around={"children": InlineChildren(proved.provider)})
+    again = rigs(environment={"children": InlineChildren(proved.provider)})
     again.settle()
     assert again.bucket()["state"] == "refused"
 
@@ -312,7 +316,7 @@ def test_rule_04_buckets_are_built_when_a_batch_asks_for_them(rigs: Rigs) -> Non
 
 
 def test_rule_04_a_session_is_closed_for_another_once_it_is_idle(rigs: Rigs) -> None:
-    rig = rigs(around={"max_session_bytes": 1})
+    rig = rigs(environment={"max_session_bytes": 1})
     rig.settle(1, 32)
     rig.settle(8, 32)
     assert (rig.bucket()["state"], rig.bucket(FULL)["state"]) == ("proved", "untried")
@@ -324,10 +328,10 @@ def test_rule_04_a_session_is_closed_for_another_once_it_is_idle(rigs: Rigs) -> 
     gc.collect()
     assert rig.provider.opened == 1
     rig.provider.clock.advance(61)
-    jobs = len(rig.children.jobs)
+    tasks = len(rig.children.tasks)
     rig.settle(1, 32)
     assert (rig.bucket()["state"], rig.bucket()["cache_hit"]) == ("proved", True)
-    assert len(rig.children.jobs) == jobs
+    assert len(rig.children.tasks) == tasks
 
 
 # Rule 5: the dedicated graph
@@ -361,7 +365,7 @@ def test_rule_05_prompts_that_pooling_leaves_out_are_left_out(rigs: Rigs) -> Non
 
 def test_rule_05_a_graph_that_is_not_there_is_made_in_the_cache_once(rigs: Rigs) -> None:
     plan = plan_of(TINY_MODEL)
-    rig = rigs(plan=plan, around={"children": ChildOfInline(FakeProvider())})
+    rig = rigs(plan=plan, environment={"children": ChildOfInline(FakeProvider())})
     rig.settle()
     assert rig.bucket()["state"] == "proved", rig.bucket()
     graph = Path(rig.provider.calls[-1].path)
@@ -370,27 +374,27 @@ def test_rule_05_a_graph_that_is_not_there_is_made_in_the_cache_once(rigs: Rigs)
     again = rigs(plan=plan)
     again.settle()
     assert again.bucket()["state"] == "proved"
-    assert [job.task for job in again.children.jobs] == []
+    assert [task.kind for task in again.children.tasks] == []
 
 
 class ChildOfInline(InlineChildren):
     """Exports in a real child, and compiles inline."""
 
-    def run(self, job: Job, limit_s: float) -> None:
-        if job.task == "export":
-            ChildRunner().run(job, WAIT_S)
+    def run(self, task: ChildTask, limit_s: float) -> None:
+        if task.kind == "export":
+            ChildRunner().run(task, WAIT_S)
         else:
-            super().run(job, limit_s)
+            super().run(task, limit_s)
 
 
 def test_rule_05_without_onnx_the_reason_names_what_to_install(rigs: Rigs) -> None:
-    rig = rigs(plan=plan_of(TINY_MODEL), around={"host": replace(MAC, has_onnx=False)})
+    rig = rigs(plan=plan_of(TINY_MODEL), environment={"host": replace(MAC, has_onnx=False)})
     for rows in (1, 8):
         rig.settle(rows)
     assert [bucket["state"] for bucket in rig.info["buckets"]] == ["refused", "refused"]
     assert "install the extra `tools`" in rig.bucket()["reason"]
     with pytest.raises(ModelError, match="extra `tools`"):
-        rigs(plan=plan_of(TINY_MODEL), around={"host": replace(MAC, has_onnx=False)}, provider="coreml")
+        rigs(plan=plan_of(TINY_MODEL), environment={"host": replace(MAC, has_onnx=False)}, provider="coreml")
     assert list(rigs.cache.glob("*.json")) == []  # installing it is enough
 
 
@@ -426,7 +430,7 @@ def test_rule_07_whatever_a_compiled_model_depends_on_has_a_folder_of_its_own(
 ) -> None:
     folders = set()
     for options, changes in (({}, {}), (runtime, host)):
-        rig = rigs(provider="coreml", around={"host": replace(MAC, **changes)}, **options)
+        rig = rigs(provider="coreml", environment={"host": replace(MAC, **changes)}, **options)
         rig.settle(8, 32)
         folders |= {call.providers[0][1]["ModelCacheDirectory"] for call in rig.provider.calls}
     assert len(folders) == 4
@@ -463,11 +467,11 @@ def test_rule_07_an_entry_is_complete_once_it_has_run(rigs: Rigs) -> None:
     rig.settle()
     assert "code -6" in rig.bucket()["reason"]
     assert not any(path.is_dir() for path in rigs.cache.iterdir())
-    rig = rigs(around={"host": replace(MAC, macos_build="another")})
+    rig = rigs(environment={"host": replace(MAC, macos_build="another")})
     rig.settle()
     (entry,) = (Entry(path) for path in rigs.cache.iterdir() if path.is_dir())
     assert entry.is_complete
-    assert (entry.folder / "compiled_model.mlmodelc").exists()
+    assert len(list(entry.folder.rglob("compiled_model.mlmodelc"))) == 1
 
 
 def test_rule_07_what_nobody_finished_is_removed_at_the_start_unless_somebody_is_at_it(rigs: Rigs) -> None:
@@ -507,11 +511,11 @@ def test_rule_07_a_cache_that_went_bad_is_made_anew_once(rigs: Rigs) -> None:
     rigs(provider="coreml")
     assert len(list(rigs.cache.glob("*/.complete"))) == 1
     rig = rigs()
-    (marked,) = rigs.cache.glob("*/compiled_model.mlmodelc")
+    (marked,) = rigs.cache.rglob("compiled_model.mlmodelc")
     rig.provider.fault = Fault.ZEROS
     rig.children.before = lambda: setattr(rig.provider, "fault", Fault.NONE)  # what is compiled anew is good
     rig.settle()
-    assert len(rig.children.jobs) == 1
+    assert len(rig.children.tasks) == 1
     assert (rig.bucket()["state"], rig.bucket()["cache_hit"]) == ("proved", False)
     assert marked.exists()
 
@@ -520,9 +524,76 @@ def test_rule_07_a_cache_that_stays_bad_is_given_up_after_one_rebuild(rigs: Rigs
     rigs(provider="coreml")
     rig = rigs(Fault.ZEROS)
     rig.settle()
-    assert len(rig.children.jobs) == 1
+    assert len(rig.children.tasks) == 1
     assert rig.bucket()["state"] == "refused"
     assert not any(path.is_dir() for path in rigs.cache.iterdir())
+
+
+def test_rule_07_a_model_that_was_moved_is_not_compiled_again(rigs: Rigs, tmp_path: Path) -> None:
+    """The provider names its folder by the path of a graph that has no key, and would compile in the worker."""
+    rigs(provider="coreml")
+    moved = tmp_path / "elsewhere" / rigs.folder.name
+    shutil.copytree(rigs.folder, moved)
+    rig = rigs(plan=plan_of(moved), provider="coreml")
+    assert rig.bucket()["cache_hit"] is True
+    assert rig.children.tasks == []
+    (kept,) = rigs.cache.rglob("compiled_model.mlmodelc")
+    assert kept.parents[2].name.isalnum()
+    assert len(kept.parents[2].name) <= 64
+
+
+def test_rule_07_a_mark_without_what_was_compiled_is_not_believed(rigs: Rigs) -> None:
+    rigs(provider="coreml")
+    (kept,) = rigs.cache.rglob("compiled_model.mlmodelc")
+    kept.unlink()
+    rig = rigs(provider="coreml")
+    assert (rig.bucket()["cache_hit"], len(rig.children.tasks)) == (False, 1)
+
+
+def test_rule_07_a_provider_that_keeps_nothing_is_found_out_by_the_child(rigs: Rigs) -> None:
+    rig = rigs(Fault.KEEPS_NOTHING)
+    rig.settle()
+    assert rig.bucket()["state"] == "refused"
+    assert "the provider has kept nothing of what it compiled" in rig.bucket()["reason"]
+    assert rig.provider.opened == 0
+
+
+def test_rule_07_a_graph_of_other_weights_in_the_folder_is_not_used(
+    rigs: Rigs, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    changed = tmp_path / "changed" / rigs.folder.name
+    shutil.copytree(rigs.folder, changed)
+    (changed / "config.json").write_bytes((changed / "config.json").read_bytes() + b" ")
+    rig = rigs(plan=plan_of(changed))
+    rig.settle()
+    assert rig.bucket()["state"] == "proved"
+    assert Path(rig.provider.calls[-1].path).is_relative_to(rigs.cache)
+    assert "it was made of other weights" in caplog.text
+
+
+def test_rule_07_what_other_weights_were_refused_for_is_forgotten_with_them(rigs: Rigs, tmp_path: Path) -> None:
+    """The graph has the same name and the same size, whatever its weights are."""
+    folder = tmp_path / "changed" / rigs.folder.name
+    shutil.copytree(rigs.folder, folder)
+    graph = plan_of(folder).graph
+    right = graph.read_bytes()
+    graph.write_bytes(right[:-1] + bytes([right[-1] ^ 1]))
+    bad = rigs(Fault.WRONG, plan=plan_of(folder))
+    bad.settle()
+    assert bad.bucket()["state"] == "refused"
+    graph.write_bytes(right)
+    good = rigs(plan=plan_of(folder))
+    good.settle()
+    assert good.bucket()["state"] == "proved"
+
+
+def test_rule_07_the_usual_cache_is_one_that_coreml_can_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    for users, expected in (
+        (Path("/Users/u/Library/Caches/embed-bridge"), "/Users/u/Library/Caches/embed-bridge/coreml"),
+        (Path("/Users/Jörg Ö/Library/Caches/embed-bridge"), f"/var/tmp/embed-bridge-{os.getuid()}/coreml"),
+    ):
+        monkeypatch.setattr(coreml_environment, "cache_dir", lambda users=users: users)
+        assert coreml_environment.environment_of(RuntimeOptions()).cache == Path(expected)
 
 
 def test_rule_07_the_least_recently_used_go_first_when_the_cache_is_too_large(tmp_path: Path) -> None:
@@ -539,10 +610,10 @@ def test_rule_07_the_least_recently_used_go_first_when_the_cache_is_too_large(tm
 
 
 def test_rule_07_a_start_keeps_the_cache_below_its_size(rigs: Rigs) -> None:
-    rig = rigs(provider="coreml", around={"max_cache_bytes": 1500})
+    rig = rigs(provider="coreml", environment={"max_cache_bytes": 1500})
     rig.settle(8, 32)  # what is open stays
     assert len(list(rigs.cache.glob("*/.complete"))) == 2
-    rigs(provider="coreml", around={"max_cache_bytes": 1500})
+    rigs(provider="coreml", environment={"max_cache_bytes": 1500})
     assert len(list(rigs.cache.glob("*/.complete"))) == 1
 
 
@@ -599,7 +670,7 @@ def assert_refused(rigs: Rigs, fault: Fault, reason: str) -> Rig:
     again = rigs(fault)
     again.settle()
     assert again.bucket()["reason"] == found["reason"]
-    assert (again.children.jobs, again.provider.calls) == ([], [])
+    assert (again.children.tasks, again.provider.calls) == ([], [])
     gc.collect()
     assert rig.provider.opened == 0
     return rig
@@ -622,7 +693,7 @@ def test_rule_09_vectors_are_compared_before_they_are_served(rigs: Rigs, fault: 
 
 def test_rule_09_every_bucket_is_compared_when_full_and_with_padding(rigs: Rigs) -> None:
     for fault in (Fault.WRONG_WITH_PADDING, Fault.WRONG_WHEN_FULL):
-        rig = rigs(fault, around={"host": replace(MAC, macos_build=fault.name)})
+        rig = rigs(fault, environment={"host": replace(MAC, macos_build=fault.name)})
         for rows, tokens in ((1, 32), (8, 32), (8, 64)):
             rig.settle(rows, tokens)
         assert [bucket["state"] for bucket in rig.info["buckets"]] == ["refused"] * 3
@@ -677,11 +748,11 @@ def test_rule_10_a_batch_that_would_be_mostly_padding_is_the_cpus(rigs: Rigs) ->
 
 def test_rule_11_no_request_waits_for_a_compile(rigs: Rigs) -> None:
     rig = rigs()
-    gate, entered = threading.Event(), threading.Event()
+    opened, entered = threading.Event(), threading.Event()
 
     def wait() -> None:
         entered.set()
-        gate.wait(WAIT_S)
+        opened.wait(WAIT_S)
 
     rig.children.before = wait
     try:
@@ -693,14 +764,14 @@ def test_rule_11_no_request_waits_for_a_compile(rigs: Rigs) -> None:
         assert "being compiled" in rig.info["reason"]
         assert not rig.coreml.wait_until_settled(0)
     finally:
-        gate.set()
+        opened.set()
     assert rig.coreml.wait_until_settled(WAIT_S)
     before = len(rig.cpu.runs)
     served, expected = rig.ask(seed=9)
     np.testing.assert_allclose(served, expected, rtol=0, atol=1e-5)
     assert len(rig.cpu.runs) == before
     assert rig.info["chosen"] == COREML
-    assert len(rig.children.jobs) == 1
+    assert len(rig.children.tasks) == 1
 
 
 CHILDREN = [
@@ -719,7 +790,7 @@ def test_rule_11_a_child_that_dies_or_hangs_costs_a_verdict(
     rigs: Rigs, capfd: pytest.CaptureFixture[str], code: str, reason: str, is_remembered: bool
 ) -> None:
     children = ChildRunner([sys.executable, "-S", "-E", "-c", code])
-    rig = rigs(around={"children": children, "compile_limit_s": 0.3 if "Event" in code else WAIT_S})
+    rig = rigs(environment={"children": children, "compile_limit_s": 0.3 if "Event" in code else WAIT_S})
     rig.settle()
     assert rig.bucket()["state"] == "refused"
     assert rig.bucket()["reason"].startswith("compiling it failed: it ")
@@ -734,7 +805,7 @@ def test_rule_11_a_child_that_dies_or_hangs_costs_a_verdict(
 
 
 def test_rule_11_a_program_that_cannot_be_started_costs_no_lasting_verdict(rigs: Rigs) -> None:
-    rig = rigs(around={"children": ChildRunner([str(rigs.folder / "no-such-program")])})
+    rig = rigs(environment={"children": ChildRunner([str(rigs.folder / "no-such-program")])})
     rig.settle()
     assert "it could not be started" in rig.bucket()["reason"]
     assert list(rigs.cache.glob("*.json")) == []
@@ -745,8 +816,8 @@ def test_rule_11_the_child_ends_with_its_parent() -> None:
     code = """
 import json, sys, threading
 from embed_worker.accelerators.coreml import child as coreml_compile
-coreml_compile.perform = lambda job, factory: (print("begun", flush=True), threading.Event().wait())
-coreml_compile.main([json.dumps({"task": "compile", "entry": "e", "source": "s"})])
+coreml_compile.perform = lambda task, factory: (print("begun", flush=True), threading.Event().wait())
+coreml_compile.main([json.dumps({"kind": "compile", "entry": "e", "source": "s"})])
 """
     with subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -765,9 +836,9 @@ def test_rule_11_a_child_leaves_alone_what_another_has_done(tmp_path: Path) -> N
     entry = Entry(tmp_path / "entry")
     entry.folder.mkdir()
     entry.mark_complete()
-    ChildRunner().run(Job("compile", str(entry.folder), "nowhere"), WAIT_S)
+    ChildRunner().run(ChildTask("compile", str(entry.folder), "nowhere"), WAIT_S)
     with pytest.raises(ChildFailedError, match="it ended with status"):
-        ChildRunner().run(Job("compile", str(tmp_path / "other"), "nowhere"), WAIT_S)
+        ChildRunner().run(ChildTask("compile", str(tmp_path / "other"), "nowhere"), WAIT_S)
     assert not Entry(tmp_path / "other").is_complete
 
 
@@ -785,7 +856,7 @@ def test_rule_11_stopping_kills_the_child_and_blames_nobody(rigs: Rigs, monkeypa
 
     def run() -> None:
         try:
-            children.run(Job("compile", "entry", "source"), WAIT_S)
+            children.run(ChildTask("compile", "entry", "source"), WAIT_S)
         except StoppedError as stopped:
             ended.append(stopped)
 
@@ -795,7 +866,7 @@ def test_rule_11_stopping_kills_the_child_and_blames_nobody(rigs: Rigs, monkeypa
     children.stop()
     thread.join(WAIT_S)
     assert len(ended) == 1
-    rig = rigs(around={"children": children})
+    rig = rigs(environment={"children": children})
     rig.settle()
     assert "the worker is ending" in rig.bucket()["reason"]
     assert list(rigs.cache.glob("*.json")) == []
@@ -804,8 +875,8 @@ def test_rule_11_stopping_kills_the_child_and_blames_nobody(rigs: Rigs, monkeypa
 def test_a_batch_of_which_a_part_is_proved_keeps_its_order(rigs: Rigs) -> None:
     rig = rigs()
     rig.settle(1, 32)
-    gate = threading.Event()
-    rig.children.before = lambda: gate.wait(WAIT_S)
+    opened = threading.Event()
+    rig.children.before = lambda: opened.wait(WAIT_S)
     try:
         before = len(rig.cpu.runs)
         batch = TokenBatch(batch_of(9, 32).ids | 5, np.ones((9, 32), np.int64))
@@ -813,7 +884,7 @@ def test_a_batch_of_which_a_part_is_proved_keeps_its_order(rigs: Rigs) -> None:
         np.testing.assert_allclose(served, expected, rtol=0, atol=1e-5)
         assert rig.cpu.runs[before:] == [(8, 32)]
     finally:
-        gate.set()
+        opened.set()
 
 
 # Rule 12: one thread, and an end
@@ -860,7 +931,7 @@ def test_rule_12_an_unloaded_model_leaves_no_session_and_no_thread(rigs: Rigs) -
 @pytest.mark.parametrize("fault", [Fault.RUN_RAISES, Fault.NAN, Fault.ZEROS])
 def test_what_fails_while_it_serves_is_answered_by_the_cpu_and_made_anew_once(rigs: Rigs, fault: Fault) -> None:
     rig = rigs(provider="coreml")
-    jobs = len(rig.children.jobs)
+    tasks = len(rig.children.tasks)
 
     rig.children.before = lambda: setattr(rig.provider, "fault", Fault.NONE)
     for _ in range(2):
@@ -872,7 +943,7 @@ def test_what_fails_while_it_serves_is_answered_by_the_cpu_and_made_anew_once(ri
         rig.provider.fault = Fault.NONE
     assert rig.bucket()["state"] == "refused"
     assert "while it served" in rig.bucket()["reason"]
-    assert len(rig.children.jobs) == jobs + 1
+    assert len(rig.children.tasks) == tasks + 1
     gc.collect()
     assert rig.provider.opened == 0
     again = rigs()
@@ -906,6 +977,15 @@ def test_rule_13_float16_is_another_graph_behind_the_same_proof(rigs: Rigs) -> N
         rigs(Fault.WRONG, provider="coreml", coreml_precision=CoremlPrecision.FP16)
 
 
+def test_rule_13_no_norm_divides_by_zero_in_float16(rigs: Rigs) -> None:
+    rig = rigs(provider="coreml", coreml_precision=CoremlPrecision.FP16)
+    (graph,) = {call.path for call in rig.provider.calls}
+    norms = [node for node in onnx.load(graph).graph.node if node.op_type == "LayerNormalization"]
+    epsilons = {a.f for node in norms for a in node.attribute if a.name == "epsilon"}
+    assert norms
+    assert all(np.float16(epsilon) > 0 for epsilon in epsilons)
+
+
 def test_rule_13_the_precision_does_not_change_while_a_worker_serves(rigs: Rigs) -> None:
     first = rigs(coreml_precision=CoremlPrecision.FP16)
     first.settle()
@@ -917,7 +997,7 @@ def test_rule_13_the_precision_does_not_change_while_a_worker_serves(rigs: Rigs)
     second = rigs(coreml_precision=CoremlPrecision.FP16, is_started=False)
     assert (second.info["chosen"], second.backend.precision) == (COREML, "float16")
     assert second.bucket()["cache_hit"] is True
-    assert second.children.jobs == []
+    assert second.children.tasks == []
     second.provider.fault = Fault.RUN_RAISES
     served, expected = second.ask()
     np.testing.assert_array_equal(served, expected)
@@ -932,7 +1012,7 @@ def test_rule_13_the_precision_does_not_change_while_a_worker_serves(rigs: Rigs)
 
 def test_rule_14_auto_never_fails(rigs: Rigs) -> None:
     for fault in (Fault.RAISES, Fault.ZEROS, Fault.PIECES):
-        rig = rigs(fault, around={"host": replace(MAC, macos_build=fault.name)})
+        rig = rigs(fault, environment={"host": replace(MAC, macos_build=fault.name)})
         rig.settle()
         assert rig.info["asked"] == "auto"
         assert rig.info["chosen"] == CPU

@@ -141,6 +141,13 @@ def test_tables_stay_float16_and_matrices_are_widened_and_fused_when_loaded(fold
     assert (operators["Gelu"], operators["Erf"], operators["Div"]) == (2, 0, 0)
 
 
+def test_no_shape_has_an_end_which_makes_coremls_provider_throw(folder: Path) -> None:
+    assert run(folder) == 0
+    shapes = [node for node in onnx.load(graph_of(folder)).graph.node if node.op_type == "Shape"]
+    assert shapes
+    assert not [attribute for node in shapes for attribute in node.attribute if attribute.name == "end"]
+
+
 def test_a_vector_does_not_depend_on_padding_or_neighbours(folder: Path) -> None:
     assert run(folder) == 0
     session = session_of(graph_of(folder))

@@ -20,7 +20,7 @@ import numpy as np
 
 from embed_worker.accelerators.coreml.cache import State, Verdict
 from embed_worker.accelerators.coreml.child import PROVIDER
-from embed_worker.accelerators.coreml.gate import Surroundings, gate
+from embed_worker.accelerators.coreml.environment import CoremlEnvironment, unsupported_reason
 from embed_worker.accelerators.coreml.graph import pooling_weights
 from embed_worker.accelerators.coreml.proof import (
     BATCHES,
@@ -48,7 +48,7 @@ _CLOSE_S = 1.0
 
 
 def accelerate(
-    cpu: OnnxBackend, plan: ModelPlan, tokenizer: TextTokenizer, runtime: RuntimeOptions, around: Surroundings
+    cpu: OnnxBackend, plan: ModelPlan, tokenizer: TextTokenizer, runtime: RuntimeOptions, environment: CoremlEnvironment
 ) -> Backend:
     """Return the CPU with CoreML beside it, or the CPU alone where CoreML is out of the question.
 
@@ -57,12 +57,12 @@ def accelerate(
         ModelError: It was asked for by name, and the proof of the smallest shape fails.
     """
     is_demanded = runtime.provider != "auto"
-    problem = gate(around.host) or _unfit(cpu, plan)
+    problem = unsupported_reason(environment.host) or _unfit(cpu, plan)
     if problem is not None:
         if is_demanded:
             raise ConfigError(f"--provider {runtime.provider}: {problem}")
         return cpu.chosen_because(problem)
-    backend = CoremlBackend(cpu, Prover(cpu, plan, tokenizer, runtime, around), runtime, around)
+    backend = CoremlBackend(cpu, Prover(cpu, plan, tokenizer, runtime, environment), runtime, environment)
     if runtime.coreml_precision is CoremlPrecision.FP16:
         backend.open_remembered()
     if is_demanded:
@@ -122,7 +122,7 @@ class _Bucket:
 class CoremlBackend:
     """The CPU, and beside it the shapes of which CoreML is proved to give the same vectors sooner."""
 
-    def __init__(self, cpu: Backend, prover: Prover, runtime: RuntimeOptions, around: Surroundings) -> None:
+    def __init__(self, cpu: Backend, prover: Prover, runtime: RuntimeOptions, environment: CoremlEnvironment) -> None:
         # A client must not see the precision change: in float16, sessions are opened at the start or not at all.
         self._changes_precision = runtime.coreml_precision is CoremlPrecision.FP16
         self.is_end_to_end = cpu.is_end_to_end
@@ -131,7 +131,7 @@ class CoremlBackend:
         self._cpu = cpu
         self._prover = prover
         self._runtime = runtime
-        self._around = around
+        self._environment = environment
         self._lock = threading.Condition()
         self._buckets = {shape: _Bucket(shape) for shape in SHAPES}
         self._cpu_uses_all_cores = False
@@ -151,7 +151,7 @@ class CoremlBackend:
                 reason=_reason(serving, asked_for),
                 units=str(self._runtime.coreml_units),
                 precision=str(self._runtime.coreml_precision),
-                cache=str(self._around.cache),
+                cache=str(self._environment.cache),
                 buckets=[bucket.report() for bucket in asked_for],
             )
 
@@ -197,7 +197,7 @@ class CoremlBackend:
         for shape in self._prover.remembered():
             if len(self._serving()) < self._prover.max_sessions:
                 bucket = self._buckets[shape]
-                bucket.used_s = self._around.clock()
+                bucket.used_s = self._environment.clock()
                 self._settle(bucket, *self._prover.prove(shape))
 
     def demand(self, shape: Shape) -> None:
@@ -208,13 +208,13 @@ class CoremlBackend:
         """
         self._let_cpu_use_all_cores()  # what CoreML's time is compared with
         bucket = self._buckets[shape]
-        bucket.used_s = self._around.clock()
+        bucket.used_s = self._environment.clock()
         if bucket.compiled is None:
             self._settle(bucket, *self._prover.prove(shape))
         if bucket.verdict.state not in (State.PROVED, State.SLOWER):
             self.close()
             told = f"--provider {self._runtime.provider}: {shape}: {bucket.verdict.reason}"
-            raise ModelError(f"{told} (verdicts are remembered in {self._around.cache}: empty it to try again)")
+            raise ModelError(f"{told} (verdicts are remembered in {self._environment.cache}: empty it to try again)")
 
     def wait_until_settled(self, timeout_s: float) -> bool:
         """Wait until everything that was asked for has its verdict; False after the time-out."""
@@ -271,7 +271,7 @@ class CoremlBackend:
     def _compiled_for(self, bucket: _Bucket, rows: int, tokens: int) -> Compiled | None:
         """Give the session for a batch where it is worth it; ask for one where there is none."""
         with self._lock:
-            bucket.used_s = self._around.clock()
+            bucket.used_s = self._environment.clock()
             if bucket.compiled is not None:
                 ratio = bucket.verdict.speed_ratio
                 assert ratio is not None
@@ -285,7 +285,7 @@ class CoremlBackend:
         """Find the session that was not used for longest, if that is long enough."""
         opened = [bucket for bucket in self._buckets.values() if bucket.compiled is not None]
         oldest = min(opened, key=lambda bucket: bucket.used_s or 0.0, default=None)
-        if oldest is None or self._changes_precision or self._around.clock() - (oldest.used_s or 0.0) < _IDLE_S:
+        if oldest is None or self._changes_precision or self._environment.clock() - (oldest.used_s or 0.0) < _IDLE_S:
             return None
         return oldest
 

@@ -23,24 +23,25 @@ from typing import IO, Any
 import numpy as np
 
 from embed_worker.accelerators.coreml.cache import Entry
+from embed_worker.accelerators.coreml.cache_key import compiled_model, read_cache_key, write_with_cache_key
 from embed_worker.accelerators.coreml.graph import GRAPH
 from embed_worker.accelerators.coreml.static_session import StaticSession
-from embed_worker.inference.ort import SessionFactory, write_float16
+from embed_worker.inference.ort import SessionFactory, float16_of
 
 PROVIDER = "CoreMLExecutionProvider"
 
 _PASSING_STATUS = 75  # EX_TEMPFAIL of sysexits.h
-# Nor does a hang-up, a Ctrl-C or a SIGTERM say anything of the job: somebody wants everything to end.
+# Nor does a hang-up, a Ctrl-C or a SIGTERM say anything of the task: somebody wants everything to end.
 _PASSING_ENDS = (_PASSING_STATUS, -1, -2, -15)
 
 CHILD_COMMAND = (sys.executable, "-m", "embed_worker.accelerators.coreml.child")
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """What a child is to do: the task, the folder of the entry to fill, the file or folder to make it of."""
+class ChildTask:
+    """What a child is to do: a kind of work, the folder of the entry to fill, the file or folder to make it of."""
 
-    task: str
+    kind: str
     entry: str
     source: str
     options: Mapping[str, str] | None = None
@@ -48,10 +49,10 @@ class Job:
 
 
 class ChildFailedError(Exception):
-    """The child did not do its job; the message says how it ended.
+    """The child did not do its task; the message says how it ended.
 
     Attributes:
-        is_lasting: Whether it would end so again: a full disk is no property of the job.
+        is_lasting: Whether it would end so again: a full disk is no property of the task.
     """
 
     def __init__(self, message: str, *, is_lasting: bool = True) -> None:
@@ -60,7 +61,7 @@ class ChildFailedError(Exception):
 
 
 class StoppedError(Exception):
-    """The worker is ending, which says nothing about the job."""
+    """The worker is ending, which says nothing about the task."""
 
 
 class ChildRunner:
@@ -72,15 +73,15 @@ class ChildRunner:
         self._process: subprocess.Popen[bytes] | None = None
         self._is_stopped = False
 
-    def run(self, job: Job, limit_s: float) -> None:
-        """Run a job to its end.
+    def run(self, task: ChildTask, limit_s: float) -> None:
+        """Run a task to its end.
 
         Raises:
             ChildFailedError: It failed, died, or took longer than the limit and was killed.
             StoppedError: `stop` was called.
         """
         with tempfile.TemporaryFile() as errors:
-            process = self._start([*self._command, json.dumps(asdict(job))], errors)
+            process = self._start([*self._command, json.dumps(asdict(task))], errors)
             try:
                 process.wait(limit_s)
             except subprocess.TimeoutExpired as error:
@@ -138,11 +139,11 @@ def _end_of(status: int, errors: IO[bytes]) -> str:
 
 
 def main(argv: Sequence[str] | None = None, factory: SessionFactory | None = None) -> int:
-    """Do one job; return the exit status."""
-    (job,) = sys.argv[1:] if argv is None else argv
+    """Do one task; return the exit status."""
+    (task,) = sys.argv[1:] if argv is None else argv
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        perform(Job(**json.loads(job)), factory)
+        perform(ChildTask(**json.loads(task)), factory)
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent reads it in the last line
         sys.stderr.write(f"\n{type(error).__name__}: {' '.join(str(error).split())}\n")
         return _PASSING_STATUS if isinstance(error, OSError | MemoryError) else 1
@@ -156,46 +157,50 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def perform(job: Job, factory: SessionFactory | None = None) -> None:
+def perform(task: ChildTask, factory: SessionFactory | None = None) -> None:
     """Fill an entry under its lock, unless somebody else has done it meanwhile.
 
     Args:
-        job: What with.
+        task: What with.
         factory: Stands for `onnxruntime.InferenceSession`.
 
     Raises:
         Exception: Whatever was in the way; the entry is not complete then.
     """
-    entry = Entry(Path(job.entry))
+    entry = Entry(Path(task.entry))
     with entry.locked(wait=True):
         if entry.is_complete:
             return
         entry.remove()
         entry.folder.mkdir(parents=True)
-        match job.task:
+        match task.kind:
             case "compile":
-                _compile(job, factory)
+                _compile(task, factory)
             case "float16":
-                write_float16(Path(job.source), entry.folder / GRAPH)
+                write_with_cache_key(float16_of(Path(task.source)), entry.folder / GRAPH)
             case "export":
-                _export(job)
+                _export(task)
             case _:
-                raise ValueError(f"no task {job.task!r}")
+                raise ValueError(f"no task of the kind {task.kind!r}")
         entry.mark_complete()
 
 
-def _compile(job: Job, factory: SessionFactory | None) -> None:
+def _compile(task: ChildTask, factory: SessionFactory | None) -> None:
     """Open and run a model twice: the first time compiles it, the second takes it from the cache as the worker will."""
     for _ in range(2):
         session = StaticSession(
-            Path(job.source),
+            Path(task.source),
             provider=PROVIDER,
-            options=job.options or {},
-            dimensions=job.dimensions or {},
+            options=task.options or {},
+            dimensions=task.dimensions or {},
             factory=factory,
         )
         session.run({name: _constant(name, shape) for name, shape in session.inputs.items()})
         session.close()
+    # A provider that cannot make its folder compiles all the same, and would do so again in the worker.
+    key = read_cache_key(Path(task.source))
+    if key is not None and not compiled_model(Path(task.entry), key).exists():
+        raise FileNotFoundError(f"the provider has kept nothing of what it compiled in {task.entry}")
 
 
 def _constant(name: str, shape: tuple[int | str | None, ...]) -> Any:
@@ -205,13 +210,13 @@ def _constant(name: str, shape: tuple[int | str | None, ...]) -> Any:
     return np.full(sizes, 1 / sizes[-1], np.float32)
 
 
-def _export(job: Job) -> None:
+def _export(task: ChildTask) -> None:
     """Make the dedicated graph of a model folder."""
     from embed_worker.accelerators.coreml.graph_export import (
         export_for_coreml,  # with the writers of graphs, in a child
     )
 
-    export_for_coreml(Path(job.source), output=Path(job.entry))
+    export_for_coreml(Path(task.source), output=Path(task.entry))
 
 
 if __name__ == "__main__":

@@ -39,6 +39,10 @@ class CoremlModelError(Exception):
     """The files of a dedicated graph are missing, damaged or of another version; the message is one sentence."""
 
 
+class OldFormatError(CoremlModelError):
+    """The files were made by another version: they can be made again."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
     """What coreml.json holds, with these names.
@@ -70,7 +74,8 @@ class Description:
         """Read coreml.json.
 
         Raises:
-            CoremlModelError: It is missing, damaged or of another version.
+            CoremlModelError: It is missing or damaged.
+            OldFormatError: It is of another version.
         """
         path = folder / _DESCRIPTION
         try:
@@ -81,7 +86,7 @@ class Description:
             raise CoremlModelError(f"{path} is not JSON") from error
         match fields:
             case {"format": int(version)} if version != _FORMAT:
-                raise CoremlModelError(f"{path} has the format {version} and not {_FORMAT}: export it again")
+                raise OldFormatError(f"{path} has the format {version} and not {_FORMAT}: export it again")
             case {
                 "format": int(),
                 "architecture": str(architecture),
@@ -157,9 +162,13 @@ class CoremlModel:
         return cls(graph=folder / GRAPH, description=description, words=words, positions=positions)
 
     def is_made_of(self, model_folder: Path) -> bool:
-        """Tell whether a model's folder still holds what it was made of; this reads those files to hash them."""
+        """Tell whether no file that it was made of is another now; this reads those that are there, to hash them.
+
+        A folder may hold the graph without the weights that it was made of: what is not there says nothing.
+        """
+        sources = {model_folder / name: digest for name, digest in self.description.sources.items()}
         try:
-            return all(file_sha256(model_folder / name) == digest for name, digest in self.description.sources.items())
+            return all(file_sha256(file) == digest for file, digest in sources.items() if file.exists())
         except OSError:
             return False
 

@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from embed_worker.accelerators.coreml.cache_key import write_with_cache_key
 from embed_worker.accelerators.coreml.graph import (
     FOLDER,
     GRAPH,
@@ -175,8 +176,7 @@ def _write(source: _Source, folder: Path) -> None:
             f"The model needs {graph_bytes / 1e9:.1f} GB in one file, and a graph for CoreML can have 2 GB."
         )
     _write_tables(encoder, folder)
-    model = dedicated_graph(encoder)
-    (folder / GRAPH).write_bytes(model.SerializeToString(deterministic=True))
+    write_with_cache_key(dedicated_graph(encoder), folder / GRAPH)
     Description(
         architecture=source.architecture,
         hidden_size=encoder.hidden_size,

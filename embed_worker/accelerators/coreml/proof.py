@@ -8,8 +8,8 @@ are the CPU's, and it takes less time. What was found is remembered until someth
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,9 @@ from pathlib import Path
 from embed_worker import __version__
 from embed_worker.accelerators.agreement import ProofError, agreement_with_cpu, golden_batches
 from embed_worker.accelerators.coreml.cache import Entry, State, Verdict, sweep
-from embed_worker.accelerators.coreml.child import PROVIDER, ChildFailedError, Job, StoppedError
-from embed_worker.accelerators.coreml.gate import Surroundings, provider_options
+from embed_worker.accelerators.coreml.cache_key import compiled_model, read_cache_key
+from embed_worker.accelerators.coreml.child import PROVIDER, ChildFailedError, ChildTask, StoppedError
+from embed_worker.accelerators.coreml.environment import CoremlEnvironment, provider_options
 from embed_worker.accelerators.coreml.graph import (
     BATCH_DIMENSION,
     FOLDER,
@@ -26,6 +27,7 @@ from embed_worker.accelerators.coreml.graph import (
     LENGTH_DIMENSION,
     CoremlModel,
     CoremlModelError,
+    OldFormatError,
     pooling_weights,
 )
 from embed_worker.accelerators.coreml.static_session import StaticSession, Subgraph
@@ -127,14 +129,19 @@ class Prover:
     """Compiles, opens and proves the sessions of one model, one at a time; `stop` may come from any thread."""
 
     def __init__(
-        self, cpu: Backend, plan: ModelPlan, tokenizer: TextTokenizer, runtime: RuntimeOptions, around: Surroundings
+        self,
+        cpu: Backend,
+        plan: ModelPlan,
+        tokenizer: TextTokenizer,
+        runtime: RuntimeOptions,
+        environment: CoremlEnvironment,
     ) -> None:
         self._cpu = cpu
         self._plan = plan
         self._tokenizer = tokenizer
         self._units = runtime.coreml_units
         self._precision = runtime.coreml_precision
-        self._around = around
+        self._environment = environment
         self._graph: tuple[CoremlModel, Path] | None = None
         self._problem: _RefusedError | None = None
         self._in_use: set[Path] = set()
@@ -142,7 +149,7 @@ class Prover:
 
     def stop(self) -> None:
         """Kill what is being compiled, and compile nothing more."""
-        self._around.children.stop()
+        self._environment.children.stop()
 
     def remembered(self) -> list[Shape]:
         """List the shapes that an earlier start has compiled and proved, so that opening them takes no time."""
@@ -184,14 +191,13 @@ class Prover:
 
     def _entry(self, shape: Shape, model: CoremlModel) -> Entry:
         """Name the place of a compiled model by everything that it, or its verdict, depends on."""
-        host = self._around.host
+        host = self._environment.host
         content = model.description.graph_sha256[:16]
-        # A quantised variant of the model, which gives other vectors, must not condemn CoreML for the others.
-        compared = f"{self._plan.graph.name} {self._plan.graph.stat().st_size}"
-        against = f"{zlib.crc32(compared.encode()):08x}"
+        # What it was compared with: a quantised variant, or weights that were there for a while, condemn no others.
+        against = self._graph_digest[:8]
         bucket = f"b{shape.batch}s{shape.length}"
         parts = (content, against, host.onnxruntime, host.macos_build, self._units, self._precision, bucket)
-        return Entry(self._around.cache / "-".join(parts))
+        return Entry(self._environment.cache / "-".join(parts))
 
     def _prove(self, entry: Entry, shape: Shape, model: CoremlModel, graph: Path) -> tuple[Verdict, Compiled | None]:
         remembered = entry.verdict()
@@ -232,7 +238,7 @@ class Prover:
             entry.discard()
             return None
         self._in_use.add(entry.folder)
-        sweep(self._around.cache, self._around.max_cache_bytes, self._in_use)
+        sweep(self._environment.cache, self._environment.max_cache_bytes, self._in_use)
         return compiled
 
     def _compiled(
@@ -247,14 +253,16 @@ class Prover:
         """Compile and time where that has not been done, open, and prove placement and vectors; note the findings."""
         options = provider_options(self._units, entry.folder)
         dimensions = {BATCH_DIMENSION: shape.batch, LENGTH_DIMENSION: shape.length}
-        verdict.cache_hit = entry.is_complete
+        verdict.cache_hit = entry.is_complete and _is_kept(entry, graph)
+        if entry.is_complete and not verdict.cache_hit:
+            entry.discard()  # what would be opened is compiled in the worker, without a limit
         if not verdict.cache_hit:
-            started_s = self._around.clock()
-            job = Job("compile", str(entry.folder), str(graph), options, dimensions)
-            self._run_child(job, self._around.compile_limit_s, "compiling it failed")
-            verdict.build_ms = round((self._around.clock() - started_s) * 1e3, 1)
+            started_s = self._environment.clock()
+            task = ChildTask("compile", str(entry.folder), str(graph), options, dimensions)
+            self._run_child(task, self._environment.compile_limit_s, "compiling it failed")
+            verdict.build_ms = round((self._environment.clock() - started_s) * 1e3, 1)
         try:
-            session = self._around.open_session(graph, provider=PROVIDER, options=options, dimensions=dimensions)
+            session = self._environment.open_session(graph, provider=PROVIDER, options=options, dimensions=dimensions)
         except Exception as error:
             problem = f"the compiled model cannot be opened: {brief(error)}"
             raise _RefusedError(problem, is_lasting=not _is_passing(error)) from error
@@ -288,7 +296,7 @@ class Prover:
     def _time(self, compiled: Compiled, verdict: Verdict) -> None:
         """Run a full batch on CoreML and on all cores of the CPU in turn, and note the medians."""
         full, *_ = self._golden_batches(compiled.shape)
-        clock = self._around.clock
+        clock = self._environment.clock
         coreml_s, cpu_s = [], []
         for _ in range(_TIMED_RUNS):
             started_s = clock()
@@ -310,9 +318,9 @@ class Prover:
         if self._graph is None:
             try:
                 self._graph = self._find_graph(may_make=True)
-                fitting = self._around.max_session_bytes // self._graph[1].stat().st_size
+                fitting = self._environment.max_session_bytes // self._graph[1].stat().st_size
                 self.max_sessions = max(1, min(len(SHAPES), fitting))
-                sweep(self._around.cache, self._around.max_cache_bytes, self._in_use)
+                sweep(self._environment.cache, self._environment.max_cache_bytes, self._in_use)
             except CoremlModelError as error:
                 self._problem = _RefusedError(str(error), is_lasting=False)
             except _RefusedError as refused:
@@ -322,22 +330,39 @@ class Prover:
                 raise self._problem
         return self._graph
 
+    @functools.cached_property
+    def _graph_digest(self) -> str:
+        return file_sha256(self._plan.graph)
+
     def _find_graph(self, *, may_make: bool) -> tuple[CoremlModel, Path]:
         folder = self._plan.folder.absolute() / FOLDER
-        if not (folder / GRAPH).is_file():
+        if not self._is_current(folder):
             # In the cache: the model's folder may not be ours to write to.
-            content = f"{file_sha256(self._plan.graph)[:16]}-{__version__}"
-            entry = Entry(self._around.cache / f"graph-{content}")
+            content = f"{self._graph_digest[:16]}-{__version__}"
+            entry = Entry(self._environment.cache / f"graph-{content}")
             self._make_graph(entry, "export", self._plan.folder.absolute(), may_make=may_make)
             folder = entry.folder / FOLDER
         model = CoremlModel.open(folder)
         if self._precision is CoremlPrecision.FP32:
             return model, model.graph
-        entry = Entry(self._around.cache / f"graph-{model.description.graph_sha256[:16]}-fp16")
+        entry = Entry(self._environment.cache / f"graph-{model.description.graph_sha256[:16]}-fp16")
         self._make_graph(entry, "float16", model.graph, may_make=may_make)
         return model, entry.folder / GRAPH
 
-    def _make_graph(self, entry: Entry, task: str, source: Path, *, may_make: bool) -> None:
+    def _is_current(self, folder: Path) -> bool:
+        """Tell whether a model's folder has a graph for CoreML that is made of the weights that it has now."""
+        if not (folder / GRAPH).is_file():
+            return False
+        try:
+            if CoremlModel.open(folder).is_made_of(self._plan.folder):
+                return True
+            problem = "it was made of other weights"
+        except OldFormatError as error:
+            problem = str(error)
+        _log.warning("the folder coreml/ of model=%s is not used: %s", self._plan.name, problem)
+        return False
+
+    def _make_graph(self, entry: Entry, kind: str, source: Path, *, may_make: bool) -> None:
         self._in_use.add(entry.folder)
         if entry.is_complete:
             with contextlib.suppress(OSError):
@@ -345,17 +370,23 @@ class Prover:
             return
         if not may_make:
             raise _RefusedError("it has not been made yet", is_lasting=False)
-        if not self._around.host.has_onnx:
+        if not self._environment.host.has_onnx:
             how = "install the extra `tools`, or run `embed-worker export --for coreml` where it is installed"
             raise _RefusedError(f"the graph for CoreML is not there, and making it needs onnx: {how}")
-        job = Job(task, str(entry.folder), str(source))
-        self._run_child(job, self._around.graph_limit_s, "making the graph for CoreML failed")
+        task = ChildTask(kind, str(entry.folder), str(source))
+        self._run_child(task, self._environment.graph_limit_s, "making the graph for CoreML failed")
 
-    def _run_child(self, job: Job, limit_s: float, what: str) -> None:
+    def _run_child(self, task: ChildTask, limit_s: float, what: str) -> None:
         try:
-            self._around.children.run(job, limit_s)
+            self._environment.children.run(task, limit_s)
         except ChildFailedError as error:
             raise _RefusedError(f"{what}: {error}", is_lasting=error.is_lasting) from error
+
+
+def _is_kept(entry: Entry, graph: Path) -> bool:
+    """Tell whether the provider will find what it has compiled, wherever the graph lies now."""
+    key = read_cache_key(graph)
+    return key is not None and compiled_model(entry.folder, key).exists()
 
 
 def _check_inputs(session: StaticSession) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
+import re
+import stat
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +30,7 @@ _MAX_SESSION_BYTES = 2**30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """What the gate looks at, and what a compiled model depends on."""
+    """What of a machine decides whether CoreML may be tried, and what a compiled model depends on."""
 
     system: str
     machine: str
@@ -36,11 +39,11 @@ class Host:
     onnxruntime: str
     providers: Sequence[str]
     has_onnx: bool
-    has_cache: bool
+    cache: Path | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
+class CoremlEnvironment:
     """What CoreML needs of the machine, so that tests can fake it.
 
     Attributes:
@@ -61,10 +64,9 @@ class Surroundings:
     max_session_bytes: int = _MAX_SESSION_BYTES
 
 
-def surroundings(runtime: RuntimeOptions) -> Surroundings:
+def environment_of(runtime: RuntimeOptions) -> CoremlEnvironment:
     """Describe this machine."""
-    users = cache_dir()
-    cache = runtime.coreml_cache or (None if users is None else users / "coreml")
+    cache = runtime.coreml_cache or _usual_cache()
     host = Host(
         system=sys.platform,
         machine=platform.machine(),
@@ -73,9 +75,32 @@ def surroundings(runtime: RuntimeOptions) -> Surroundings:
         onnxruntime=runtime_version(),
         providers=available_providers(),
         has_onnx=importlib.util.find_spec("onnx") is not None,
-        has_cache=cache is not None,
+        cache=None if cache is None else cache.absolute(),
     )
-    return Surroundings(host=host, cache=(cache or Path()).absolute())
+    return CoremlEnvironment(host=host, cache=host.cache or Path())
+
+
+def _usual_cache() -> Path | None:
+    """Return the user's cache folder, or where its path is none for CoreML, one of the user's under /var/tmp."""
+    users = cache_dir()
+    if users is None or is_safe(users / "coreml") or sys.platform == "win32":
+        return None if users is None else users / "coreml"
+    return Path("/var/tmp", f"embed-bridge-{os.getuid()}", "coreml")  # noqa: S108 - checked before it is used
+
+
+def is_safe(path: Path) -> bool:
+    """Tell whether CoreML's provider can make a URL of a path: "Failed to create model URL from path" otherwise."""
+    return re.fullmatch(r"[A-Za-z0-9/._~+@=-]+", str(path)) is not None
+
+
+def _is_ours(folder: Path) -> bool:
+    """Make a folder under /var/tmp for this user alone; False where another user has been there first."""
+    try:
+        folder.parent.mkdir(mode=0o700, exist_ok=True)
+        status = folder.parent.lstat()
+    except OSError:
+        return False
+    return sys.platform == "win32" or (stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid())
 
 
 def _macos_build() -> str:
@@ -89,7 +114,7 @@ def _macos_build() -> str:
         return platform.release()
 
 
-def gate(host: Host) -> str | None:
+def unsupported_reason(host: Host) -> str | None:
     """Say why CoreML cannot be used on a machine; None where it may be tried."""
     if host.system != "darwin" or host.machine != "arm64":
         return f"CoreML needs macOS on Apple silicon, and this is {host.system} on {host.machine}"
@@ -99,8 +124,12 @@ def gate(host: Host) -> str | None:
         return f"CoreML needs onnxruntime {'.'.join(map(str, _MIN_ONNXRUNTIME))}, and this is {host.onnxruntime}"
     if PROVIDER not in host.providers:
         return f"this onnxruntime has no {PROVIDER}"
-    if not host.has_cache:
+    if host.cache is None:
         return "there is no home to keep compiled models in: --coreml-cache names a folder"
+    if not is_safe(host.cache):
+        return f"CoreML cannot keep compiled models in {host.cache}: --coreml-cache names a folder of plain letters"
+    if host.cache.is_relative_to("/var/tmp") and not _is_ours(host.cache):  # noqa: S108 - that is what is checked
+        return f"{host.cache.parent} is another user's: --coreml-cache names a folder"
     return None
 
 
