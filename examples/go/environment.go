@@ -64,7 +64,10 @@ func environmentOf(host, added []string, windows bool) []string {
 // the time of its start, which tells a number apart that was given away again.
 func thisProcess() string {
 	pid := os.Getpid()
-	stat, _ := os.ReadFile("/proc/self/stat")
+	var stat []byte
+	if runtime.GOOS == "linux" { // a program of Windows could read it, too, under Wine, and mean another process
+		stat, _ = os.ReadFile("/proc/self/stat")
+	}
 	behindName := string(stat[bytes.LastIndexByte(stat, ')')+1:]) // the name may hold blanks and brackets
 	const start = 22 - 3                                          // the first field behind the name is the third of all
 	if fields := strings.Fields(behindName); len(fields) > start {

@@ -104,7 +104,8 @@ def say_table(results: dict[str, Result]) -> None:
 
 def run(command: list[str], cwd: Path = ROOT) -> str:
     """Run a command to its end; return all that it said."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "EMBED_BRIDGE_PYTHON": sys.executable}
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "EMBED_BRIDGE_PYTHON": sys.executable}
     pipe = subprocess.PIPE
     done = subprocess.run(
         command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=pipe, stderr=subprocess.STDOUT

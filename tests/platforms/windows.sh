@@ -8,6 +8,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 project=$(cd "$here/../.." && pwd)
 work=${PLATFORMS_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/embed-bridge-platforms}/windows
 prefix=$work/prefix drive=$work/prefix/drive_c python=$work/prefix/drive_c/Python312
+export WINEPATH='C:\node'
 export WINEPREFIX=$prefix WINEDEBUG=-all WINEDLLOVERRIDES="mscoree,mshtml,winedbg.exe=;dxgi=n" ORT_DISABLE_TELEMETRY=1
 unset PYTHONUNBUFFERED PYTHONPATH
 mkdir -p "$work"
