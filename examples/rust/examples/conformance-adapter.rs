@@ -19,7 +19,8 @@ use serde_json::{json, Value};
 
 #[derive(Deserialize)]
 struct Call {
-    call: u64,
+    #[serde(rename = "call")]
+    number: u64,
     op: String,
     target: Option<u64>,
     #[serde(flatten)]
@@ -56,7 +57,7 @@ fn main() -> Result<(), Box<dyn StdError>> {
         if line.trim().is_empty() {
             continue;
         }
-        let Call { call, op, target, arguments } = serde_json::from_str(&line)?;
+        let Call { number: call, op, target, arguments } = serde_json::from_str(&line)?;
         match op.as_str() {
             "embed" => match begin(&bridge, arguments) {
                 Ok(pending) => {

@@ -98,7 +98,7 @@ impl Call {
 /// All calls that are not over, by number.
 #[derive(Default)]
 pub(super) struct Calls {
-    calls: HashMap<u64, Call>,
+    by_number: HashMap<u64, Call>,
     deadlines: BTreeSet<(Instant, u64)>,
     queued: usize, // calls with something unsent
     queued_bytes: usize,
@@ -114,16 +114,16 @@ impl Calls {
     }
 
     pub(super) fn get_mut(&mut self, number: u64) -> Option<&mut Call> {
-        self.calls.get_mut(&number)
+        self.by_number.get_mut(&number)
     }
 
     pub(super) fn insert(&mut self, number: u64, call: Call) {
         self.deadlines.extend(call.deadline.map(|deadline| (deadline, number)));
-        self.calls.insert(number, call);
+        self.by_number.insert(number, call);
     }
 
     pub(super) fn remove(&mut self, number: u64) -> Option<Call> {
-        let call = self.calls.remove(&number)?;
+        let call = self.by_number.remove(&number)?;
         call.deadline.map(|deadline| self.deadlines.remove(&(deadline, number)));
         if call.unsent > 0 {
             self.queued -= 1;
@@ -134,7 +134,7 @@ impl Calls {
 
     /// Count chunks that wait, or wait no more.
     pub(super) fn count_unsent(&mut self, number: u64, more: usize, fewer: usize) {
-        let Some(call) = self.calls.get_mut(&number) else { return };
+        let Some(call) = self.by_number.get_mut(&number) else { return };
         let before = call.unsent;
         call.unsent = call.unsent + more - fewer;
         match (before, call.unsent) {
@@ -152,14 +152,14 @@ impl Calls {
 
     /// Forget an embedding of which nothing is missing here any more.
     pub(super) fn release(&mut self, number: u64) {
-        if self.calls.get(&number).is_some_and(|call| call.unsent == 0 && call.sent.is_empty()) {
+        if self.by_number.get(&number).is_some_and(|call| call.unsent == 0 && call.sent.is_empty()) {
             self.remove(number);
         }
     }
 
     /// Whether a call asks what the worker says of this model.
     pub(super) fn asks_for(&self, number: u64, name: &str) -> bool {
-        let wanted = self.calls.get(&number).map(|call| &call.wanted);
+        let wanted = self.by_number.get(&number).map(|call| &call.wanted);
         matches!(wanted, Some(Wanted::Info { model: Some(model), .. }) if model == name)
     }
 
@@ -167,7 +167,7 @@ impl Calls {
     pub(super) fn unsent(&self) -> Vec<u64> {
         let is_unsent = |call: &Call| call.unsent > 0 || !matches!(call.wanted, Wanted::Vectors(_));
         let mut numbers: Vec<u64> =
-            self.calls.iter().filter(|(_, call)| is_unsent(call)).map(|(number, _)| *number).collect();
+            self.by_number.iter().filter(|(_, call)| is_unsent(call)).map(|(number, _)| *number).collect();
         numbers.sort_unstable();
         numbers
     }
