@@ -29,7 +29,7 @@ clients: $(VENV)/.installed-test
 	  cargo build --release --locked --all-targets; cargo test --release --locked --quiet; \
 	  if cargo clippy --version >/dev/null 2>&1; then cargo clippy --release --locked --all-targets -- -D warnings; fi; \
 	  RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked --quiet; \
-	  cargo publish --dry-run --locked --allow-dirty --quiet; \
+	  cargo package --locked --offline --allow-dirty --quiet; \
 	fi
 	@if command -v go >/dev/null; then set -ex; cd examples/go; test -z "$$(gofmt -l .)"; \
 	  for system in linux darwin windows freebsd; do GOOS=$$system go vet ./...; done; \
