@@ -14,9 +14,10 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 from bridge_client.calls import EmbedKeywords, Parameters
-from bridge_client.client import EmbedClient, describe_options, portable
+from bridge_client.client import EmbedClient, describe_options, metrics_of, portable
 from bridge_client.embeddings import Embeddings, Matrix
 from bridge_client.errors import PoisonedInputError, RequestError
+from bridge_client.futures import CallFuture
 from bridge_client.options import ClientOptions, OptionKeywords
 from bridge_client.stats import ClientStats
 from bridge_client.stream import BLOCK_INPUTS, BLOCKS_AHEAD, Block, OnError, blocks, check_stream
@@ -85,8 +86,8 @@ class AsyncEmbedClient:
         self, inputs: str | Sequence[str], *, timeout_s: float | None = None, **parameters: Unpack[EmbedKeywords]
     ) -> Embeddings:
         """Do as `embed`, and return tokens, truncation, fingerprint and timings beside the vectors."""
-        call = self._client._begin(inputs, Parameters(**parameters), timeout_s)
-        return await asyncio.wrap_future(call.future)
+        future: CallFuture[Embeddings] = CallFuture()
+        return await asyncio.wrap_future(self._client._begin(inputs, Parameters(**parameters), timeout_s, future))
 
     def submit(
         self, inputs: str | Sequence[str], *, timeout_s: float | None = None, **parameters: Unpack[EmbedKeywords]
@@ -123,10 +124,14 @@ class AsyncEmbedClient:
         """Do as `embed_iter`, and yield tokens, truncation, fingerprint and failures beside the vectors."""
         check_stream(inputs, block_inputs, on_error)
         wanted = Parameters(**parameters)
-        ahead: deque[Block] = deque()
+        ahead: deque[Block[CallFuture[Embeddings]]] = deque()
+
+        def begin(texts: Sequence[str]) -> CallFuture[Embeddings]:
+            return self._client._begin(texts, wanted, None, CallFuture())
+
         try:
             async for start, texts in _blocks(inputs, block_inputs):
-                ahead.append(Block(start, texts, on_error, lambda texts: self._client._begin(texts, wanted, None)))
+                ahead.append(Block(start, texts, on_error, begin))
                 if len(ahead) > BLOCKS_AHEAD:
                     yield await _finished(ahead[0])
                     ahead.popleft()
@@ -139,17 +144,20 @@ class AsyncEmbedClient:
 
     async def info(self, *, worker: int = 0, timeout_s: float | None = None) -> dict[str, Any]:
         """Return what the worker says of itself and its model, as soon as it is ready."""
-        return await asyncio.wrap_future(self._client._ask(protocol.Info(), worker, timeout_s))
+        return await asyncio.wrap_future(
+            self._client._ask(protocol.Info(), worker, timeout_s, CallFuture[dict[str, Any]]())
+        )
 
     async def ping(self, *, worker: int = 0, timeout_s: float | None = None) -> dict[str, Any]:
         """Return a sign of life: `state`, `micro_batches`, `queued`, `in_flight`."""
-        return await asyncio.wrap_future(self._client._ask(protocol.Ping(), worker, timeout_s))
+        return await asyncio.wrap_future(
+            self._client._ask(protocol.Ping(), worker, timeout_s, CallFuture[dict[str, Any]]())
+        )
 
     async def metrics(self, *, worker: int = 0, timeout_s: float | None = None) -> dict[str, Any]:
         """Return the worker's counters, gauges and latency percentiles."""
-        answer = await asyncio.wrap_future(self._client._ask(protocol.Metrics(), worker, timeout_s))
-        metrics = answer.get("metrics")
-        return metrics if isinstance(metrics, dict) else {}
+        answered = self._client._ask(protocol.Metrics(), worker, timeout_s, CallFuture[dict[str, Any]]())
+        return metrics_of(await asyncio.wrap_future(answered))
 
     def stats(self) -> ClientStats:
         """Return the client's own view: state, process, queue, restarts, latencies."""
@@ -173,12 +181,12 @@ class AsyncEmbedClient:
 describe_options(AsyncEmbedClient.__init__)
 
 
-async def _finished(block: Block) -> Embeddings:
+async def _finished(block: Block[CallFuture[Embeddings]]) -> Embeddings:
     """Wait for a block, and try again without what is at fault."""
     while (result := block.result()) is None:
         assert block.call is not None
         try:
-            vectors = await asyncio.wrap_future(block.call.future)
+            vectors = await asyncio.wrap_future(block.call)
         except (RequestError, PoisonedInputError) as fault:
             block.fail(fault)
         else:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
-from bridge_client.calls import CallFuture
+from bridge_client.futures import CallFuture
 
 T = TypeVar("T")
 

@@ -5,22 +5,19 @@ No I/O, no threads, no clock. The caller's lock guards everything here but `deli
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from concurrent.futures import Future, InvalidStateError
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, Literal, NoReturn, TypeAlias, TypedDict, TypeVar
+from typing import Any, Literal, NoReturn, TypeAlias, TypedDict
 
 import numpy as np
 
 from bridge_client.embeddings import Embeddings, Matrix
-from bridge_client.errors import BridgeError, PoisonedInputError, RequestError
+from bridge_client.errors import PoisonedInputError, RequestError
+from bridge_client.futures import CallFuture, Outlet, Promise
 from bridge_client.handshake import Served
 from embed_worker import protocol
 from embed_worker.protocol import EncodingFormat, ErrorCode, Limits
-
-T = TypeVar("T")
 
 # A chunk is a second or two of work on a small machine: long enough to be batched well, short enough that a bulk call
 # neither outlives the time limit of its chunks in the worker's queue nor keeps others waiting behind it.
@@ -39,11 +36,7 @@ PROMPT_NAMES: Mapping[str, tuple[str, ...]] = {"query": ("query",), "document": 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
-    """What an `embed` asks for beside its inputs. None: what the model's folder says.
-
-    Raises:
-        ValueError: Two of them contradict each other.
-    """
+    """What an `embed` asks for beside its inputs. None: what the model's folder says."""
 
     normalize: bool | None = None
     dimensions: int | None = None
@@ -52,16 +45,6 @@ class Parameters:
     input_type: InputType | None = None
     truncate: bool = True
     model: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.input_type is None:
-            return
-        if self.input_type not in PROMPT_NAMES:
-            raise ValueError(f"`input_type` must be 'query' or 'document', not {self.input_type!r}")
-        if self.prompt is not None or self.prompt_name is not None:
-            raise ValueError("`input_type` chooses the prompt: leave out `prompt` and `prompt_name`")
-        if self.model is not None:
-            raise ValueError("`input_type` chooses among the prompts of the client's own model: give `prompt_name`")
 
 
 class EmbedKeywords(TypedDict, total=False):
@@ -76,67 +59,12 @@ class EmbedKeywords(TypedDict, total=False):
     model: str | None
 
 
-class CallFuture(Future[T]):
-    """A future whose cancellation reaches the worker.
-
-    It may be cancelled anywhere: in a signal handler, or by the garbage collector on a thread that is inside the
-    client. So it takes no lock of the client's.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.when_cancelled: Callable[[], object] | None = None
-
-    def cancel(self) -> bool:
-        """Cancel the call; False when it has ended already."""
-        if not super().cancel():
-            return False
-        if self.when_cancelled is not None:
-            self.when_cancelled()
-            self.when_cancelled = None
-        return True
-
-
-class Promise(Generic[T]):
-    """A future that is settled once, under the lock, and delivered once, without it."""
-
-    def __init__(self, future: CallFuture[T] | None = None) -> None:
-        self.future: CallFuture[T] = CallFuture() if future is None else future
-        self._outcome: Callable[[], T] | BridgeError | None = None
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the outcome is known, or nobody wants it any more."""
-        return self._outcome is not None or self.future.cancelled()
-
-    def settle(self, outcome: Callable[[], T] | BridgeError) -> bool:
-        """Decide the outcome; False when it had been decided before."""
-        if self.is_over:
-            return False
-        self._outcome = outcome
-        return True
-
-    def deliver(self) -> None:
-        """Complete the future; a host that cancels at the same moment wins."""
-        assert self._outcome is not None
-        with contextlib.suppress(InvalidStateError):
-            if isinstance(self._outcome, BridgeError):
-                self.future.set_exception(self._outcome)
-                return
-            try:
-                result = self._outcome()
-            except Exception as error:  # noqa: BLE001 - out of memory, at worst; the caller must not wait for ever
-                self.future.set_exception(error)
-            else:
-                self.future.set_result(result)
-        self.future.when_cancelled = None  # it leads back here: a circle would keep the vectors
-
-
 class EmbedCall(Promise[Embeddings]):
     """One call: its inputs, and what has come back so far.
 
     Raises:
         TypeError: An input is not a string.
+        ValueError: An input type that there is not, or that contradicts the other parameters.
         RequestError: An input holds a lone surrogate, which no line can carry.
     """
 
@@ -148,9 +76,11 @@ class EmbedCall(Promise[Embeddings]):
         timeout_s: float,
         deadline: float | None = None,
         waits_for_room: bool = False,
-        future: CallFuture[Embeddings] | None = None,
+        outlet: Outlet[Embeddings] | None = None,
     ) -> None:
-        super().__init__(future)
+        super().__init__(CallFuture() if outlet is None else outlet)
+        if parameters.input_type is not None:
+            _check_input_type(parameters)
         self.inputs = inputs
         self.parameters = parameters
         self.timeout_s = timeout_s  # for each chunk, from being sent first, and for room; the deadline goes before it
@@ -367,6 +297,15 @@ def _refuse(message: str) -> NoReturn:
 def _cost(text_bytes: int) -> int:
     """Estimate the tokens of a text: its own and the two special ones."""
     return 2 + min(text_bytes // _BYTES_PER_TOKEN, _MOST_TOKENS)
+
+
+def _check_input_type(wanted: Parameters) -> None:
+    if wanted.input_type not in PROMPT_NAMES:
+        raise ValueError(f"`input_type` must be 'query' or 'document', not {wanted.input_type!r}")
+    if wanted.prompt is not None or wanted.prompt_name is not None:
+        raise ValueError("`input_type` chooses the prompt: leave out `prompt` and `prompt_name`")
+    if wanted.model is not None:
+        raise ValueError("`input_type` chooses among the prompts of the client's own model: give `prompt_name`")
 
 
 def texts_of(inputs: object) -> tuple[str, ...]:

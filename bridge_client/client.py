@@ -10,18 +10,21 @@ from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 from bridge_client.callbacks import HostFuture
-from bridge_client.calls import CallFuture, EmbedCall, EmbedKeywords, Parameters, texts_of
+from bridge_client.calls import EmbedCall, EmbedKeywords, Parameters, texts_of
 from bridge_client.core import Core
 from bridge_client.embeddings import Embeddings, Matrix
-from bridge_client.errors import PoisonedInputError, RequestError
+from bridge_client.futures import Outlet, Waiter
 from bridge_client.options import ClientOptions, OptionKeywords, check_timeout
 from bridge_client.stats import ClientStats
-from bridge_client.stream import BLOCK_INPUTS, BLOCKS_AHEAD, Block, OnError, blocks, check_stream
+from bridge_client.stream import BLOCK_INPUTS, BLOCKS_AHEAD, Block, OnError, blocks, check_stream, finished
 from bridge_client.worker_slot import Control
 from embed_worker import protocol
+
+OutletT = TypeVar("OutletT", bound=Outlet[Embeddings])
+ControlOutletT = TypeVar("ControlOutletT", bound=Outlet[dict[str, Any]])
 
 
 class EmbedClient:
@@ -118,12 +121,8 @@ class EmbedClient:
         self, inputs: str | Sequence[str], *, timeout_s: float | None = None, **parameters: Unpack[EmbedKeywords]
     ) -> Embeddings:
         """Do as `embed`, and return tokens, truncation, fingerprint and timings beside the vectors."""
-        call = self._begin(inputs, Parameters(**parameters), timeout_s)
-        try:
-            return call.future.result()
-        except BaseException:  # Ctrl-C, for instance: nobody waits any more
-            call.future.cancel()
-            raise
+        waiter: Waiter[Embeddings] = Waiter()
+        return self._begin(inputs, Parameters(**parameters), timeout_s, waiter).result()
 
     def submit(
         self, inputs: str | Sequence[str], *, timeout_s: float | None = None, **parameters: Unpack[EmbedKeywords]
@@ -137,7 +136,7 @@ class EmbedClient:
             QueueFullError: Too much is waiting already.
         """
         future: HostFuture[Embeddings] = HostFuture(self._core.callbacks)
-        return self._begin(inputs, Parameters(**parameters), timeout_s, future).future
+        return self._begin(inputs, Parameters(**parameters), timeout_s, future, waits_for_room=False)
 
     def embed_iter(
         self,
@@ -175,15 +174,19 @@ class EmbedClient:
         """Do as `embed_iter`, and yield tokens, truncation, fingerprint and failures beside the vectors."""
         check_stream(inputs, block_inputs, on_error)
         wanted = Parameters(**parameters)
-        ahead: deque[Block] = deque()
+        ahead: deque[Block[Waiter[Embeddings]]] = deque()
+
+        def begin(texts: Sequence[str]) -> Waiter[Embeddings]:
+            return self._begin(texts, wanted, None, Waiter())
+
         try:
             for start, texts in blocks(inputs, block_inputs):
-                ahead.append(Block(start, texts, on_error, lambda texts: self._begin(texts, wanted, None)))
+                ahead.append(Block(start, texts, on_error, begin))
                 if len(ahead) > BLOCKS_AHEAD:
-                    yield _finished(ahead[0])
+                    yield finished(ahead[0])
                     ahead.popleft()
             while ahead:
-                yield _finished(ahead[0])
+                yield finished(ahead[0])
                 ahead.popleft()
         finally:
             for block in ahead:
@@ -191,16 +194,15 @@ class EmbedClient:
 
     def info(self, *, worker: int = 0, timeout_s: float | None = None) -> dict[str, Any]:
         """Return what the worker says of itself and its model, as soon as it is ready."""
-        return self._ask(protocol.Info(), worker, timeout_s).result()
+        return self._ask(protocol.Info(), worker, timeout_s, Waiter[dict[str, Any]]()).result()
 
     def ping(self, *, worker: int = 0, timeout_s: float | None = None) -> dict[str, Any]:
         """Return a sign of life: `state`, `micro_batches`, `queued`, `in_flight`."""
-        return self._ask(protocol.Ping(), worker, timeout_s).result()
+        return self._ask(protocol.Ping(), worker, timeout_s, Waiter[dict[str, Any]]()).result()
 
     def metrics(self, *, worker: int = 0, timeout_s: float | None = None) -> dict[str, Any]:
         """Return the worker's counters, gauges and latency percentiles."""
-        metrics = self._ask(protocol.Metrics(), worker, timeout_s).result().get("metrics")
-        return metrics if isinstance(metrics, dict) else {}
+        return metrics_of(self._ask(protocol.Metrics(), worker, timeout_s, Waiter[dict[str, Any]]()).result())
 
     def stats(self) -> ClientStats:
         """Return the client's own view: state, process, queue, restarts, latencies."""
@@ -239,30 +241,41 @@ class EmbedClient:
         inputs: str | Sequence[str],
         parameters: Parameters,
         timeout_s: float | None,
-        future: CallFuture[Embeddings] | None = None,
-    ) -> EmbedCall:
-        """Make a call and queue it; one with the host's own future does not wait for room."""
-        check_timeout(timeout_s)
+        outlet: OutletT,
+        *,
+        waits_for_room: bool = True,
+    ) -> OutletT:
+        """Make a call, queue it, and return where its outcome will be."""
+        if timeout_s is not None:
+            check_timeout(timeout_s)
         call = EmbedCall(
             texts_of(inputs),
             parameters,
             timeout_s=self._options.request_timeout_s if timeout_s is None else timeout_s,
             deadline=None if timeout_s is None else time.monotonic() + timeout_s,
-            waits_for_room=future is None,
-            future=future,
+            waits_for_room=waits_for_room,
+            outlet=outlet,
         )
         self._core.submit(call)
-        return call
+        return outlet
 
-    def _ask(self, request: protocol.Request, worker: int, timeout_s: float | None) -> Future[dict[str, Any]]:
+    def _ask(
+        self, request: protocol.Request, worker: int, timeout_s: float | None, outlet: ControlOutletT
+    ) -> ControlOutletT:
         """Put a question to one worker."""
         if not 0 <= worker < self._options.workers:
             raise ValueError(f"`worker` must be 0 to {self._options.workers - 1}, not {worker}")
-        check_timeout(timeout_s)
+        if timeout_s is not None:
+            check_timeout(timeout_s)
         patience_s = self._options.request_timeout_s if timeout_s is None else timeout_s
-        control = Control(request, worker, time.monotonic() + patience_s, patience_s)
-        self._core.ask(control)
-        return control.future
+        self._core.ask(Control(request, worker, time.monotonic() + patience_s, patience_s, outlet))
+        return outlet
+
+
+def metrics_of(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures in an answer."""
+    metrics = answer.get("metrics")
+    return metrics if isinstance(metrics, dict) else {}
 
 
 def describe_options(method: Any) -> None:
@@ -283,19 +296,6 @@ def portable(options: ClientOptions) -> ClientOptions:
     if options.on_state_change is not None:
         raise TypeError("a client with `on_state_change` can be neither pickled nor copied")
     return options
-
-
-def _finished(block: Block) -> Embeddings:
-    """Wait for a block, and try again without what is at fault."""
-    while (result := block.result()) is None:
-        assert block.call is not None
-        try:
-            vectors = block.call.future.result()
-        except (RequestError, PoisonedInputError) as fault:
-            block.fail(fault)
-        else:
-            block.succeed(vectors)
-    return result
 
 
 def options_of(model: str | os.PathLike[str] | ClientOptions | None, keywords: OptionKeywords) -> ClientOptions:

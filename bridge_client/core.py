@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from concurrent.futures import Future
 from bridge_client import hooks
 from bridge_client.callbacks import CallbackThread
 from bridge_client.calls import EmbedCall
-from bridge_client.errors import ClientClosedError, WorkerStartError
+from bridge_client.errors import WorkerStartError
 from bridge_client.exits import Cause, ExitReport
 from bridge_client.options import ClientOptions
 from bridge_client.stats import ClientStats
@@ -31,8 +30,6 @@ class Core:
     def __init__(self, options: ClientOptions, clock: Callable[[], float] = time.monotonic) -> None:
         self._options = options
         self._clock = clock
-        self._pid = os.getpid()
-        self.is_closing = False
         self._is_started = False
         self.callbacks = CallbackThread()
         self._supervisor = Supervisor(options, clock, self.callbacks)
@@ -45,9 +42,8 @@ class Core:
             ClientClosedError: The client is closed.
             WorkerStartError: The system has no threads to spare now.
         """
-        self._refuse_in_child()
         with self._pool.changing():
-            self._refuse_closed()
+            self._pool.refuse()
             if self._is_started:
                 return
             try:
@@ -67,32 +63,32 @@ class Core:
         Raises:
             BridgeError: It cannot be queued: full, closed, failed, or an input is in quarantine.
         """
-        self._refuse_in_child()
         if not self._is_started:
             self.start()
         # Whatever cancels may hold any lock, the pool's too: a signal handler, or the garbage collector.
-        call.future.when_cancelled = functools.partial(self._supervisor.withdraw, call)
+        call.outlet.when_cancelled = functools.partial(self._supervisor.withdraw, call)
         with self._pool.changing():
-            self._refuse_closed()
             self._pool.submit(call)
 
     def ask(self, control: Control) -> None:
         """Ask a worker something as soon as it is ready."""
-        self._refuse_in_child()
         if not self._is_started:
             self.start()
         with self._pool.changing():
-            self._refuse_closed()
             self._pool.ask(control)
 
     def restart(self, *, accept_model: bool) -> None:
         """Replace every worker, at once; what is in flight and not finished in time is sent again."""
-        self._refuse_in_child()
-        self._refuse_closed()
+        self._pool.refuse()
         if not self._is_started:
             self.start()
         else:
             self._supervisor.restart(accept_model=accept_model)
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether it has begun to close."""
+        return self._pool.is_closing
 
     def stats(self) -> ClientStats:
         """Take a snapshot."""
@@ -100,8 +96,8 @@ class Core:
 
     def close_soon(self) -> None:
         """Begin to close; safe anywhere, also in a garbage collection that interrupts this very class."""
-        if self._pid == os.getpid():
-            self.is_closing = True
+        if not self._pool.is_in_child():
+            self._pool.is_closing = True
             self._supervisor.close()
 
     def closing(self) -> tuple[Future[None], ...]:
@@ -109,7 +105,7 @@ class Core:
 
         Nothing, where nobody may wait: in a signal handler or finaliser that has interrupted the client itself.
         """
-        if self._pid != os.getpid():
+        if self._pool.is_in_child():
             return ()
         self.close_soon()
         if self._pool.is_interrupted() or self._supervisor.is_current_thread():
@@ -146,11 +142,3 @@ class Core:
     def forget_in_child(self) -> None:
         """Let go of every pipe in a forked child."""
         self._pool.forget_in_child()
-
-    def _refuse_in_child(self) -> None:
-        if self._pid != os.getpid():
-            raise ClientClosedError("this process was forked from the client's: make a new client here")
-
-    def _refuse_closed(self) -> None:
-        if self.is_closing:
-            raise ClientClosedError("the client is closed")

@@ -13,7 +13,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from bridge_client.calls import Answer, Chunk, EmbedCall, Promise
+from bridge_client.calls import Answer, Chunk, EmbedCall
 from bridge_client.errors import (
     BridgeError,
     ModelChangedError,
@@ -24,6 +24,7 @@ from bridge_client.errors import (
     error_of,
 )
 from bridge_client.exits import Cause, ExitReport
+from bridge_client.futures import Promise
 from bridge_client.handshake import Served
 from bridge_client.investigation import Quarantine, Verdict
 from bridge_client.options import ClientOptions
@@ -67,7 +68,7 @@ class Dispatcher:
             PoisonedInputError: An input is known to kill the worker.
             QueueFullError: Too much is waiting, and the call is not one that waits for room.
         """
-        if blamed := self._quarantine.find(call.inputs, now):
+        if self._quarantine.until and (blamed := self._quarantine.find(call.inputs, now)):
             raise PoisonedInputError(tuple(blamed), None)
         call.submitted_at = now
         if self._outside or not self._has_room(call):
@@ -137,10 +138,8 @@ class Dispatcher:
     def _least_loaded(self, chunk: Chunk) -> WorkerSlot | None:
         best, least = None, math.inf
         for slot in self._slots:
-            generation = slot.serving
-            if generation is None or slot.case.is_open or not generation.has_room(chunk):
-                continue
-            if generation.tokens < least:
+            generation = slot.room_for(chunk)
+            if generation is not None and generation.tokens < least:
                 best, least = slot, generation.tokens
         return best
 
@@ -151,11 +150,11 @@ class Dispatcher:
         generation = slot.generation
         assert generation is not None
         assert generation.served is not None
-        if blamed := self._quarantine.find(chunk.texts, now):
+        if self._quarantine.until and (blamed := self._quarantine.find(chunk.texts, now)):
             self._take_out(chunk, blamed[0], source, now)
             return False
         most = min(generation.served.limits.max_inputs, slot.case.ceiling(now) or math.inf)
-        if len(chunk) > most:
+        if chunk.weight > most:
             source.extendleft(reversed(chunk.cut(int(most))))
             return False
         request_id = next(self._ids)
@@ -237,7 +236,8 @@ class Dispatcher:
     ) -> None:
         """Take what a worker has made of a chunk; `answer` is None for an error, or where nobody wants it."""
         generation.count(chunk, -1)
-        slot.case.answered(chunk)
+        if chunk.is_isolated:
+            slot.case.answered(chunk)
         if generation.health is not None:
             generation.health.embedded(now)
         if chunk.call.is_over:

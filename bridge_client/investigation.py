@@ -138,23 +138,18 @@ class Quarantine:
     """The inputs that were blamed within the last hour, as hashes: the texts are not kept. Bounded."""
 
     def __init__(self) -> None:
-        self._until: OrderedDict[bytes, float] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._until)
+        self.until: OrderedDict[bytes, float] = OrderedDict()
 
     def add(self, text: str, now: float) -> None:
         """Refuse this text for an hour."""
-        self._until[_digest(text)] = now + _QUARANTINE_S
-        self._until.move_to_end(_digest(text))
-        while len(self._until) > _QUARANTINE_TEXTS:
-            self._until.popitem(last=False)
+        self.until[_digest(text)] = now + _QUARANTINE_S
+        self.until.move_to_end(_digest(text))
+        while len(self.until) > _QUARANTINE_TEXTS:
+            self.until.popitem(last=False)
 
     def find(self, texts: Sequence[str], now: float) -> list[int]:
         """Return the indexes of the texts that are refused."""
-        if not self._until:
-            return []
-        return [index for index, text in enumerate(texts) if now < self._until.get(_digest(text), -math.inf)]
+        return [index for index, text in enumerate(texts) if now < self.until.get(_digest(text), -math.inf)]
 
 
 def _digest(text: str) -> bytes:

@@ -50,8 +50,8 @@ class Listener:
 
     def on_line(self, process: WorkerProcess, line: bytes) -> None:
         """Match an answer with what asked for it."""
-        generation = self._pool.current(process)
-        if generation is None or generation.ignores_output:
+        generation = self._pool.slots[process.number].generation
+        if generation is None or generation.process is not process or generation.ignores_output:
             return
         try:
             response = protocol.decode_response(line)

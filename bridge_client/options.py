@@ -176,15 +176,13 @@ def supervised(command: tuple[str, ...]) -> tuple[str, ...]:
     return command if "--supervised" in command else (*command, "--supervised")
 
 
-def check_timeout(timeout_s: float | None) -> None:
+def check_timeout(timeout_s: float) -> None:
     """Check the time-out of a call; one that is over, 0 or less, is a time-out like any other.
 
     Raises:
         TypeError: It is no number.
         ValueError: It is not a number.
     """
-    if timeout_s is None:
-        return
     if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)):
         raise TypeError(f"`timeout_s` must be a number of seconds, not {timeout_s!r}")
     if math.isnan(timeout_s):

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import _base
+from types import FrameType
 from typing import Any
 
-from bridge_client.calls import EmbedCall, Promise
+from bridge_client.calls import EmbedCall
 from bridge_client.dispatcher import Dispatcher
-from bridge_client.errors import BridgeError, CircuitOpenError, error_of
+from bridge_client.errors import BridgeError, CircuitOpenError, ClientClosedError, error_of
+from bridge_client.futures import CallFuture, Promise
 from bridge_client.handshake import Served
 from bridge_client.lifecycle import State
 from bridge_client.options import ClientOptions
@@ -35,6 +40,8 @@ class Pool:
         self.slots = [WorkerSlot(number, replay=options.replay) for number in range(options.workers)]
         self.dispatcher = Dispatcher(options, self.slots, wake)
         self.expected: dict[str | None, tuple[Any, ...]] = {}
+        self.is_closing = False
+        self._pid = os.getpid()
         self._lock = threading.RLock()
         self._is_changing = False
 
@@ -61,17 +68,17 @@ class Pool:
                 promise.deliver()
 
     def is_interrupted(self) -> bool:
-        """Whether the caller has interrupted this very thread inside `changing()`; it must not wait for anything."""
+        """Whether the caller has interrupted this very thread inside the client; it must not wait for anything."""
         with self._lock:
-            return self._is_changing
+            return self._is_changing or _is_inside_a_future()
 
     def submit(self, call: EmbedCall) -> None:
         """Queue a call.
 
         Raises:
-            BridgeError: It cannot be queued: full, failed, or an input is in quarantine.
+            BridgeError: It cannot be queued: full, failed, interrupted, or an input is in quarantine.
         """
-        self._refuse_failed()
+        self.refuse(*self.slots)
         self.dispatcher.submit(call, self.clock())
 
     def ask(self, control: Control) -> None:
@@ -81,7 +88,7 @@ class Pool:
             BridgeError: It never will be.
         """
         slot = self.slots[control.worker]
-        self._refuse_failed(slot)
+        self.refuse(slot)
         self.dispatcher.ask(slot, control)
 
     def current(self, process: WorkerProcess) -> Generation | None:
@@ -94,9 +101,24 @@ class Pool:
         identity = served.identity if model is None else served.identity[:2]  # a call may shorten its vectors
         return self.expected.setdefault(model, identity) == identity
 
-    def _refuse_failed(self, *slots: WorkerSlot) -> None:
-        if all(slot.life.state is State.FAILED for slot in slots or self.slots):
+    def refuse(self, *slots: WorkerSlot) -> None:
+        """Raise what a call is refused with while none of these slots can ever serve it.
+
+        Raises:
+            BridgeError: So it is.
+        """
+        if self.is_in_child():
+            raise ClientClosedError("this process was forked from the client's: make a new client here")
+        if self.is_closing:
+            raise ClientClosedError("the client is closed")
+        if _is_inside_a_future():
+            raise BridgeError(_INTERRUPTED)
+        if slots and all(slot.life.state is State.FAILED for slot in slots):
             raise self.failure(*slots)
+
+    def is_in_child(self) -> bool:
+        """Whether this process was forked from the client's."""
+        return self._pid != os.getpid()
 
     def failure(self, *slots: WorkerSlot) -> BridgeError:
         """Make the error for what cannot be served now, by these slots or by any."""
@@ -138,6 +160,21 @@ class Pool:
         for slot in self.slots:
             if slot.generation is not None:
                 slot.generation.process.forget_in_child()
+
+
+def _is_inside_a_future() -> bool:
+    """Whether a signal handler has interrupted the main thread inside a future of the client's.
+
+    That future is locked then, and whoever delivers to it waits: the handler must not wait for an answer.
+    """
+    if threading.get_ident() != threading.main_thread().ident:
+        return False
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_filename == _base.__file__ and isinstance(frame.f_locals.get("self"), CallFuture):
+            return True
+        frame = frame.f_back
+    return False
 
 
 _USEFULNESS = (

@@ -8,11 +8,11 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
-from bridge_client.calls import EmbedCall, plain_text, size_of
+from bridge_client.calls import plain_text, size_of
 from bridge_client.embeddings import Embeddings
 from bridge_client.errors import PoisonedInputError, RequestError
 from embed_worker.protocol import ErrorCode
@@ -24,18 +24,36 @@ OnError: TypeAlias = Literal["raise", "null"]
 Fault: TypeAlias = RequestError | PoisonedInputError  # an input is to blame, not the worker or its host
 
 
-class Block:
+class Handle(Protocol):
+    """What is held of a call that is under way."""
+
+    def cancel(self) -> object:
+        """Want it no more."""
+
+
+class Awaitable(Handle, Protocol):
+    """One that a thread can wait for."""
+
+    def result(self) -> Embeddings:
+        """Wait for the outcome."""
+
+
+H = TypeVar("H", bound=Handle)
+A = TypeVar("A", bound=Awaitable)
+
+
+class Block(Generic[H]):
     """One block on its way: `call` is under way until `result()` has something to return, or to raise.
 
     An error waits for that, too: blocks that come before are good.
     """
 
     def __init__(
-        self, start: int, texts: Sequence[Any], on_error: OnError, begin: Callable[[Sequence[str]], EmbedCall]
+        self, start: int, texts: Sequence[Any], on_error: OnError, begin: Callable[[Sequence[str]], H]
     ) -> None:
         self._begin = begin
         self._plan = _embed_block(start, texts, on_error)
-        self.call: EmbedCall | None = None
+        self.call: H | None = None
         self._outcome: Embeddings | TypeError | Fault | None = None
         self._go_on(functools.partial(next, self._plan))
 
@@ -62,7 +80,7 @@ class Block:
     def cancel(self) -> None:
         """Want nothing any more."""
         if self.call is not None:
-            self.call.future.cancel()
+            self.call.cancel()
 
     def _go_on(self, advance: Callable[[], Sequence[str]]) -> None:
         while True:
@@ -79,6 +97,19 @@ class Block:
                 return
             except (RequestError, PoisonedInputError) as fault:  # refused at once, such as a text in quarantine
                 advance = functools.partial(self._plan.throw, fault)
+
+
+def finished(block: Block[A]) -> Embeddings:
+    """Wait for a block, and try again without what is at fault."""
+    while (result := block.result()) is None:
+        assert block.call is not None
+        try:
+            vectors = block.call.result()
+        except (RequestError, PoisonedInputError) as fault:
+            block.fail(fault)
+        else:
+            block.succeed(vectors)
+    return result
 
 
 def check_stream(inputs: object, block_inputs: int, on_error: str) -> None:

@@ -6,8 +6,9 @@ import enum
 from collections import deque
 from typing import Any, TypeAlias
 
-from bridge_client.calls import Chunk, EmbedCall, Promise
+from bridge_client.calls import Chunk, EmbedCall
 from bridge_client.exits import Cause, ExitReport
+from bridge_client.futures import Outlet, Promise
 from bridge_client.handshake import Served
 from bridge_client.health import Health
 from bridge_client.investigation import Investigation
@@ -32,8 +33,10 @@ class Internal(enum.Enum):
 class Control(Promise[dict[str, Any]]):
     """An `info`, `ping` or `metrics` of the host; answered by the worker at once, so it waits in no queue."""
 
-    def __init__(self, request: Request, worker: int, deadline: float, timeout_s: float) -> None:
-        super().__init__()
+    def __init__(
+        self, request: Request, worker: int, deadline: float, timeout_s: float, outlet: Outlet[dict[str, Any]]
+    ) -> None:
+        super().__init__(outlet)
         self.request = request
         self.worker = worker
         self.deadline = deadline
@@ -132,6 +135,13 @@ class WorkerSlot:
         if generation is None or self.life.state is not State.READY or generation.is_stopping:
             return None
         return None if generation.served is None else generation
+
+    def room_for(self, chunk: Chunk) -> Generation | None:
+        """Return the generation that a chunk may be sent to now; None where it has to wait."""
+        generation = self.serving
+        if generation is None or self.case.is_open or not generation.has_room(chunk):
+            return None
+        return generation
 
     def stats(self, now: float, policy: Policy) -> WorkerStats:
         """Take a snapshot."""

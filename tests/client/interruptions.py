@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import queue
 import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from bridge_client import BridgeError, ClientOptions, EmbedClient, Timing
+from bridge_client import BridgeError, EmbedClient, Timing
 from bridge_client.testing import fake_client, fake_command
 from tests.client.conftest import WAIT_S
 
@@ -42,52 +44,65 @@ def fork_at_a_start(rounds: int) -> None:
                 os.waitpid(child, 0)
 
 
+@contextlib.contextmanager
+def interrupting(handle: Callable[[], object]) -> Iterator[Callable[[], None]]:
+    """Have a handler run on this thread; what is yielded has it strike soon, in the middle of whatever goes on then."""
+    wanted: queue.SimpleQueue[bool] = queue.SimpleQueue()
+
+    def strike() -> None:
+        while wanted.get():
+            time.sleep(0.0005)  # not to prove anything: so that it strikes inside the next calls
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: handle())
+    thread = threading.Thread(target=strike)
+    thread.start()
+    try:
+        yield lambda: wanted.put(True)
+    finally:
+        wanted.put(False)
+        thread.join()
+        signal.signal(signal.SIGUSR1, before)
+
+
 def signals_into_a_busy_client(count: int) -> tuple[int, int]:
     """Interrupt calls with a handler that calls the client itself; return how often it was answered and refused."""
-    tally = {"answered": 0, "refused": 0}
+    answered = refused = 0
 
-    def handle(number: int, frame: object) -> None:
+    def handle() -> None:
+        nonlocal answered, refused
         client.stats()
         try:
             client.embed("in a handler", timeout_s=WAIT_S)
-            tally["answered"] += 1
+            answered += 1
         except BridgeError as error:
-            tally["refused"] += "signal handler" in str(error)
+            if "signal handler" not in str(error):
+                raise
+            refused += 1
 
-    before = signal.signal(signal.SIGALRM, handle)
-    try:
-        with fake_client() as client:
-            client.info()
-            while sum(tally.values()) < count:
-                signal.setitimer(signal.ITIMER_REAL, 0.0005)  # one at a time: handlers must not pile up
-                seen = sum(tally.values())
-                while sum(tally.values()) == seen:
-                    client.submit("busy").cancel()
-                    client.embed("busy", timeout_s=WAIT_S)
-            signal.setitimer(signal.ITIMER_REAL, 0)
-    finally:
-        signal.signal(signal.SIGALRM, before)
-    return tally["answered"], tally["refused"]
+    with fake_client() as client, interrupting(handle) as strike:
+        client.info()
+        for _ in range(count):
+            seen = answered + refused
+            strike()
+            while answered + refused == seen:
+                client.submit("busy").cancel()
+                client.submit("busy").result(WAIT_S)
+                client.embed("busy", timeout_s=WAIT_S)
+    return answered, refused
 
 
 def signals_that_close(rounds: int) -> None:
     """Close a busy client in a handler, wherever that interrupts it."""
-    options = ClientOptions(timing=Timing(drain_s=0.2, terminate_s=0.2))
-
-    def handle(number: int, frame: object) -> None:
+    for _ in range(rounds):
+        client = EmbedClient(worker_command=fake_command(), timing=Timing(drain_s=0.2, terminate_s=0.2))
+        client.info()
+        with interrupting(client.close) as strike, contextlib.suppress(BridgeError):
+            strike()
+            while True:
+                client.submit("busy").cancel()
+                client.embed("busy", timeout_s=WAIT_S)
         client.close()
-
-    before = signal.signal(signal.SIGALRM, handle)
-    try:
-        for number in range(rounds):
-            with fake_client(options) as client:
-                client.info()
-                signal.setitimer(signal.ITIMER_REAL, 0.0005 + 0.00001 * (number % 100))
-                with contextlib.suppress(BridgeError):
-                    while True:
-                        client.embed("busy", timeout_s=WAIT_S)
-    finally:
-        signal.signal(signal.SIGALRM, before)
 
 
 class Circle:

@@ -14,12 +14,19 @@ from hypothesis import strategies as st
 
 from bridge_client import PoisonedInputError, RequestError
 from bridge_client.calls import CHUNK_BYTES, CHUNK_TOKENS, Chunk, EmbedCall, InputType, Parameters, read_answer
+from bridge_client.embeddings import Embeddings
+from bridge_client.futures import CallFuture
 from bridge_client.handshake import Served, Unusable
 from bridge_client.worker_process import LineBuffer, WorkerProcess, printable
 from bridge_client.worker_slot import Generation
 from embed_worker.protocol import Limits, ProtocolError, Success, decode_response, encode_success
 
 SERVED = Served(model="m", fingerprint="f", dimension=2, limits=Limits())
+
+
+def future_of(call: EmbedCall) -> CallFuture[Embeddings]:
+    assert isinstance(call.outlet, CallFuture)
+    return call.outlet
 
 
 def call_of(count: int) -> EmbedCall:
@@ -72,14 +79,14 @@ def test_however_a_call_is_cut_it_is_joined_rightly(count: int, data: st.DataObj
             assert call.take(chunk, read_answer(members_of(chunk), chunk, SERVED))
     assert call.conclude()
     call.deliver()
-    error = call.future.exception(0)
+    error = future_of(call).exception(0)
     kept = [index for index in range(count) if index not in blamed]
     if blamed:
         assert isinstance(error, PoisonedInputError)
         assert error.indexes == tuple(sorted(blamed))
         result = error.others
     else:
-        result = call.future.result(0)
+        result = future_of(call).result(0)
     assert (result is None) == (not kept)
     if result is not None:
         assert result.vectors[:, 0].tolist() == kept
@@ -128,9 +135,9 @@ def test_an_outcome_is_decided_once_and_a_cancelled_call_has_none() -> None:
     assert call.settle(first)
     assert not call.settle(second)
     call.deliver()
-    assert call.future.exception(0) is first
+    assert future_of(call).exception(0) is first
     cancelled = call_of(1)
-    cancelled.future.cancel()
+    future_of(cancelled).cancel()
     assert not cancelled.settle(first)
 
 
@@ -247,10 +254,10 @@ def test_queries_and_documents_get_the_first_prompt_that_is_not_empty_or_none(
 
 def test_what_contradicts_an_input_type_is_refused() -> None:
     with pytest.raises(ValueError, match="query"):
-        Parameters(input_type="question")  # type: ignore[arg-type]
+        EmbedCall(["a"], Parameters(input_type="question"), timeout_s=1.0)  # type: ignore[arg-type]
     for name in ("prompt", "prompt_name", "model"):
         with pytest.raises(ValueError, match="input_type"):
-            Parameters(input_type="query", **{name: "x"})  # type: ignore[arg-type]
+            EmbedCall(["a"], Parameters(input_type="query", **{name: "x"}), timeout_s=1.0)  # type: ignore[arg-type]
 
 
 def test_an_answer_of_another_model_says_itself_which_it_is() -> None:

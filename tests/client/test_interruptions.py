@@ -13,7 +13,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from bridge_client import (
     CircuitOpenError,
     ClientOptions,
     EmbedClient,
+    Embeddings,
     PoisonedInputError,
     QueueFullError,
     State,
@@ -38,6 +39,7 @@ from bridge_client import (
 from bridge_client.calls import Parameters
 from bridge_client.child import Child
 from bridge_client.dispatcher import Dispatcher
+from bridge_client.futures import CallFuture
 from bridge_client.lifecycle import Event, On
 from bridge_client.testing import fake_client, fake_command
 from bridge_client.worker_process import WorkerProcess
@@ -149,6 +151,48 @@ def test_whoever_interrupts_the_client_itself_may_look_and_close_and_nothing_els
             assert client._core.closing() == (), "it has begun to close, and there is nothing to wait for"
         client.close()
         assert client.stats().state is State.CLOSED
+
+
+class Interrupted:
+    """The lock of a future, whose owner is interrupted by a handler as soon as it has it."""
+
+    def __init__(self, lock: Any, handle: Callable[[], object]) -> None:
+        self._lock, self._handle = lock, handle
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._handle()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def test_whoever_interrupts_a_future_may_look_and_close_and_nothing_else() -> None:
+    tried: list[bool] = []
+
+    def handle() -> None:
+        assert client.stats().state is State.READY
+        for call in (client.embed, client.submit):
+            with pytest.raises(BridgeError, match="a signal handler, or a finaliser, has called the client"):
+                call("a")
+        assert client._core.closing() == ()
+        tried.append(True)
+
+    with fake_client() as client:
+        future = client.submit("a")
+        future.result(WAIT_S)
+        future._condition = Interrupted(future._condition, handle)  # type: ignore[assignment]
+        assert not future.cancel()
+    assert tried == [True]
+
+
+def test_no_thread_of_the_client_needs_the_lock_of_a_future_that_has_no_outcome_yet() -> None:
+    with fake_client(start_delay=0.2) as client:
+        future = client.submit("a")
+        with future._condition:
+            client._core._supervisor._mailbox.put(None)
+            wait_until(lambda: client.stats().state is State.READY)
+        assert future.result(WAIT_S).vectors.shape == (1, 8)
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
@@ -292,21 +336,21 @@ def test_whoever_waits_for_room_is_queued_once_and_in_order(monkeypatch: pytest.
 def test_nobody_overtakes_those_who_wait_for_room() -> None:
     with fake_client(ClientOptions(max_queued_bytes=10), start_delay=0.5) as client:
         queued = client.submit("x" * 6)
-        large = client._begin("y" * 8, Parameters(), None)
+        large = client._begin("y" * 8, Parameters(), None, CallFuture[Embeddings]())
         with pytest.raises(QueueFullError):
             client.submit("z")  # for which there would be room
-        assert np.array_equal(large.future.result(WAIT_S).vectors, expected("y" * 8))
+        assert np.array_equal(large.result(WAIT_S).vectors, expected("y" * 8))
         assert queued.done()
 
 
 def test_whoever_gives_up_waiting_for_room_leaves_the_line() -> None:
     with fake_client(ClientOptions(max_queued_requests=1), start_delay=0.5) as client:
         first = client.submit("first")
-        gone = client._begin("gone", Parameters(), None)
-        last = client._begin("last", Parameters(), None)
-        gone.future.cancel()
+        gone = client._begin("gone", Parameters(), None, CallFuture[Embeddings]())
+        last = client._begin("last", Parameters(), None, CallFuture[Embeddings]())
+        gone.cancel()
         wait_until(lambda: len(client._core._pool.dispatcher._outside) == 1)
-        assert np.array_equal(last.future.result(WAIT_S).vectors, expected("last"))
+        assert np.array_equal(last.result(WAIT_S).vectors, expected("last"))
         assert first.done()
 
 
