@@ -140,6 +140,8 @@ def _exit_quietly_on_signals(*, is_supervised: bool) -> None:
 
 
 def _stop_on_signals(terminate: Callable[[], None], interrupt: Callable[[], None]) -> None:
+    if hasattr(signal, "pthread_sigmask"):  # a host's mask is inherited, and who blocks a signal there means itself
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
     signal.signal(signal.SIGTERM, lambda number, frame: terminate())
     if hasattr(signal, "SIGBREAK"):  # Windows has no SIGTERM from outside, but Ctrl-Break
         signal.signal(signal.SIGBREAK, lambda number, frame: terminate())

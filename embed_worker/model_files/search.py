@@ -45,7 +45,10 @@ def as_listed(folder: Path) -> Path:
 
     A link's own name is kept: it is the one that people chose. Windows leaves out dots and blanks at the end.
     """
-    absolute = Path(os.path.abspath(folder))
+    try:
+        absolute = Path(os.path.abspath(folder))
+    except FileNotFoundError:  # the working directory is deleted: nothing is beside it
+        return folder
     try:
         names = os.listdir(absolute.parent)
         if absolute.name in names:

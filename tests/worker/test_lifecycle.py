@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -70,6 +71,30 @@ def test_ctrl_c_answers_accepted_work_and_exits_with_130() -> None:
         assert [answer["status"] for answer in worker.receive_rest()] == ["ok"]
         assert worker.wait() == 130
         assert worker.all_stderr() == ""
+
+
+@POSIX
+def test_signals_that_the_host_has_blocked_for_itself_are_obeyed() -> None:
+    with contextlib.ExitStack() as stack:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+        try:
+            workers = [stack.enter_context(WorkerProcess()) for _ in range(2)]
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for worker, number, status in zip(workers, (signal.SIGTERM, signal.SIGINT), (0, 130), strict=True):
+            assert worker.ask({"id": 1, "method": "ping"})["id"] == 1
+            worker.signal(number)
+            assert worker.wait() == status
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps a working directory from being deleted")
+def test_a_worker_whose_working_directory_is_deleted_serves_a_model_by_its_name() -> None:
+    where = 'cd "$(mktemp -d)" && rmdir "$PWD" && exec "$@"'
+    command = ["sh", "-c", where, "sh", sys.executable, "-P", "-m", "embed_worker", "--model", "bert-mean"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "EMBED_WORKER_MODELS": str(TINY_MODEL.parent)}
+    data = lines_of({"id": 1, "inputs": "a"})
+    done = subprocess.run(command, input=data, env=environment, capture_output=True, timeout=WAIT_S, check=False)
+    assert (done.returncode, json.loads(done.stdout)["status"]) == (0, "ok")
 
 
 @POSIX
