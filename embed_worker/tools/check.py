@@ -24,6 +24,7 @@ from embed_worker.config import DEFAULT_MODEL, path_argument
 from embed_worker.errors import ModelError
 from embed_worker.model_files.folder import read_model_folder
 from embed_worker.model_files.known_models import Quality, find_known_model
+from embed_worker.model_files.plan import ModelPlan
 from embed_worker.protocol import ErrorCode, ExitCode
 from embed_worker.tools.model_options import add_model_arguments, model_folder, model_options
 from embed_worker.tools.progress import shown
@@ -91,6 +92,7 @@ class Report:
     Attributes:
         is_known: Whether the table of known models has limits for its pairs.
         references: Where they are from; None where there are none.
+        block: What CoreML did in each bucket, to be pasted into a report; None for other providers.
         verdict: Of the default model's speed.
         passed: None where there is nothing to judge by.
     """
@@ -108,6 +110,7 @@ class Report:
     references: str | None
     gates: tuple[Gate, ...]
     speed: Speed | None
+    block: str | None
     verdict: Verdict | None
     passed: bool | None
 
@@ -163,6 +166,7 @@ def check(args: argparse.Namespace) -> Report:
     with WorkerProcess(arguments) as worker:
         gates = judge_quality(worker, quality, references)
         speed = measure_speed(worker) if args.is_timed else None
+        block = _provider_block(worker, plan, worker_arguments(args, folder)) if args.is_timed else None
         info = worker.ask(protocol.Info())  # again: what a provider tells of itself grows with its work
     has_targets = known is not None and known.name == DEFAULT_MODEL
     if speed is not None and has_targets:
@@ -182,9 +186,24 @@ def check(args: argparse.Namespace) -> Report:
         references=None if references is None else references.source,
         gates=tuple(gates),
         speed=speed,
+        block=block,
         verdict=Verdict.of(speed.single_p95_ms) if speed is not None and has_targets else None,
         passed=None if all(judged) and references is None else all(judged),
     )
+
+
+def _provider_block(worker: WorkerProcess, plan: ModelPlan, arguments: list[str]) -> str | None:
+    """Measure what CoreML does in each bucket that the model can need, against a worker on the CPU."""
+    if "buckets" not in worker.info["provider"] or worker.info["provider"]["asked"] != "coreml":
+        return None
+    from embed_worker.accelerators.coreml.proof import buckets_of
+    from embed_worker.tools import provider_report
+
+    with WorkerProcess([*arguments, "--provider", "cpu"]) as cpu:
+        buckets = [(shape.batch, shape.length) for shape in buckets_of(plan.max_tokens)]
+        reports = list(provider_report.measure_buckets(worker, cpu, buckets))
+        rss = tuple(each.ask(protocol.Metrics())["metrics"]["rss_bytes"] for each in (worker, cpu))
+    return provider_report.block(worker.ask(protocol.Info()), reports, (rss[0], rss[1]))
 
 
 def judge_quality(worker: WorkerProcess, quality: Quality | None, references: References | None) -> list[Gate]:
@@ -271,7 +290,8 @@ def _readable(report: Report) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines += ["", *("  ".join(_aligned(row, widths)).rstrip() for row in rows), ""]
     speed = f"; {report.verdict} for one short text (P95)" if report.verdict is not None else ""
-    return "\n".join([*lines, f"{_conclusion(report)}{speed}"])
+    block = [report.block, ""] if report.block is not None else []
+    return "\n".join([*lines, *block, f"{_conclusion(report)}{speed}"])
 
 
 _NO_REFERENCES = "none are stored for it, its folder has no references.json, and no --references is given"

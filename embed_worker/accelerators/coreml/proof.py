@@ -74,6 +74,12 @@ def shape_for(rows: int, tokens: int) -> Shape | None:
     return next((shape for shape in SHAPES if shape.batch >= rows and shape.length >= tokens), None)
 
 
+def buckets_of(max_tokens: int) -> list[Shape]:
+    """List the shapes that texts of so many tokens can need, the shortest first."""
+    longest = next((length for length in LENGTHS if length >= max_tokens), LENGTHS[-1])
+    return sorted((shape for shape in SHAPES if shape.length <= longest), key=lambda shape: (shape.length, shape.batch))
+
+
 def is_worth(speed_ratio: float, rows: int, tokens: int, shape: Shape) -> bool:
     """Whether a batch is faster on CoreML, which pays for the padding, than on the CPU, which does not.
 

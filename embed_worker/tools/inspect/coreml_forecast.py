@@ -9,12 +9,11 @@ from typing import Any
 
 from embed_worker.accelerators.coreml.graph import FOLDER, GRAPH
 from embed_worker.accelerators.coreml.graph_export import export_for_coreml
-from embed_worker.accelerators.coreml.proof import LENGTHS, SHAPES
+from embed_worker.accelerators.coreml.proof import LENGTHS, buckets_of
 from embed_worker.encoders.checkpoint import ExportError
 from embed_worker.model_files.plan import ModelPlan
 from embed_worker.tools.inspect.coreml_partitions import Forecast, ForecastError, bucket_overrides, forecast
 
-_BUCKETS = sorted(((shape.batch, shape.length) for shape in SHAPES), key=lambda bucket: bucket[::-1])
 _USUAL_LENGTH = 128
 _EVIDENCE = (
     "evidence: these rules are those of the provider's own code, which was compiled on Linux and asked about 25,304 "
@@ -28,7 +27,7 @@ def forecast_model(plan: ModelPlan) -> dict[str, Any]:
     What cannot be forecast is None, and `sentences` say why.
     """
     sentences: list[str] = []
-    usual = (1, max(length for _, length in _BUCKETS if length <= min(_USUAL_LENGTH, max(32, plan.max_tokens))))
+    usual = (1, max(length for length in LENGTHS if length <= min(_USUAL_LENGTH, max(32, plan.max_tokens))))
     own = _try(plan.graph, usual, sentences)
     if own is not None:
         sentences += [f"its own graph at {usual[0]} × {usual[1]}: {line}" for line in own.sentences()]
@@ -39,17 +38,15 @@ def forecast_model(plan: ModelPlan) -> dict[str, Any]:
         except ExportError as error:
             sentences.append(f"no dedicated graph: {error}")
         else:
-            found = [(bucket, _try(graph, bucket, sentences)) for bucket in _buckets(plan)]
+            found = [(bucket, _try(graph, bucket, sentences)) for bucket in _buckets(plan.max_tokens)]
             dedicated = [_as_json(bucket, result) for bucket, result in found if result is not None]
             sentences += _of_dedicated([result for _, result in found if result is not None])
     sentences.append(_EVIDENCE)
     return {"own": None if own is None else _as_json(usual, own), "dedicated": dedicated, "sentences": sentences}
 
 
-def _buckets(plan: ModelPlan) -> list[tuple[int, int]]:
-    """The buckets that texts of this model can need."""
-    longest = next((length for length in LENGTHS if length >= plan.max_tokens), LENGTHS[-1])
-    return [bucket for bucket in _BUCKETS if bucket[1] <= longest]
+def _buckets(max_tokens: int) -> list[tuple[int, int]]:
+    return [(shape.batch, shape.length) for shape in buckets_of(max_tokens)]
 
 
 def _dedicated(plan: ModelPlan, scratch: Path) -> Path:
