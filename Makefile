@@ -1,10 +1,11 @@
 # Works on a fresh machine with Python >= 3.11 and a package index. `make demo` and `make test` need nothing else.
 PYTHON ?= python3
 VENV := .venv
+INTEGRATIONS := .venv-integrations
 BIN := $(VENV)/bin
 REFERENCE := .venv-reference
 
-.PHONY: demo test coverage clients bench lint fmt soak windows arm64 reference real-models clean
+.PHONY: integrations demo test coverage clients bench lint fmt soak windows arm64 reference real-models clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/python examples/demo.py
@@ -41,6 +42,10 @@ clients: $(VENV)/.installed-test
 	  else echo "clients: TypeScript cannot be fetched, so the types of the Node client are not checked"; fi; \
 	  node --test test/*.test.mjs; \
 	else echo "clients: no node, so no Node client"; fi
+
+# Engines, frameworks and databases, in an environment of their own: gigabytes, and each is skipped where it is not there.
+integrations: $(INTEGRATIONS)/.installed
+	$(INTEGRATIONS)/bin/python -m pytest tests/integrations -W default -o asyncio_default_fixture_loop_scope=function
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
@@ -99,3 +104,14 @@ $(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml
 $(VENV)/.installed-bench: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[bench]"
 	@touch $@ $(VENV)/.installed
+
+# One package that cannot be had costs its own tests alone.
+$(INTEGRATIONS)/.installed: tests/integrations/requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(INTEGRATIONS)
+	$(INTEGRATIONS)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=24"
+	$(INTEGRATIONS)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
+	$(INTEGRATIONS)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/integrations/requirements.txt \
+	  || while read -r package; do case "$$package" in ""|"#"*) ;; *) \
+	       $(INTEGRATIONS)/bin/python -m pip install --quiet --disable-pip-version-check "$$package" \
+	         || echo "integrations: no $$package";; esac; done < tests/integrations/requirements.txt
+	@touch $@

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bridge_client.calls import EmbedKeywords
+from bridge_client.client import EmbedClient, options_of
 from bridge_client.embeddings import Matrix
 from bridge_client.errors import RequestError
 from bridge_client.options import ClientOptions, OptionKeywords
@@ -54,9 +55,7 @@ class EmbedBatch:
         """
         if on_error not in ("raise", "null"):
             raise ValueError(f"`on_error` must be 'raise' or 'null', not {on_error!r}")
-        self._options = model if isinstance(model, ClientOptions) else None
-        self._model = None if isinstance(model, ClientOptions) else model
-        self._keywords = dict(options)
+        self._client_options = options_of(model, options)
         self._column = column
         self._output = output
         self._dimensions = dimensions
@@ -98,6 +97,10 @@ class EmbedBatch:
         """Map batches one by one: what Spark's `mapInArrow` takes."""
         return map(self, batches)
 
+    def client(self) -> EmbedClient:
+        """Return the client of this process."""
+        return shared_client(self._client_options)
+
     def vectors(self, texts: Sequence[Any]) -> tuple[Matrix, NDArray[np.bool_]]:
         """Embed texts of which some are null.
 
@@ -106,7 +109,7 @@ class EmbedBatch:
         """
         present = np.array([not _is_null(text) for text in texts], np.bool_)
         wanted = [text for text, there in zip(texts, present, strict=True) if there]
-        client = shared_client(self._options) if self._options else shared_client(self._model, **self._keywords)  # type: ignore[arg-type]
+        client = self.client()
 
         try:
             parts = list(client.embed_iter_detailed(wanted, on_error=self._on_error, **self._parameters))
