@@ -11,7 +11,7 @@ import pytest
 
 from bridge_client import EmbedClient, RequestError, shared_client
 from bridge_client.integrations.engines import EmbedBatch
-from tests.integrations.test_ray import MODEL
+from tests.integrations.rows import MODEL
 
 pytestmark = [pytest.mark.timeout(200), pytest.mark.filterwarnings("default")]
 TEXTS = [f"text number {number % 50}" for number in range(400)]

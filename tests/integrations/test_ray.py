@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,12 @@ import pytest
 
 from bridge_client import EmbedClient
 from bridge_client.integrations.engines import EmbedBatch
+from tests.integrations.rows import DISTINCT, MODEL, text_of, wait_until, workers
 from tests.worker.harness import ROOT
 
 ray = pytest.importorskip("ray", reason="Ray is not there: make integrations")
 
-MODEL = str(ROOT / "tests" / "models" / "bert-mean")
 ROWS = 50_000
-DISTINCT = 997
 
 pytestmark = [pytest.mark.timeout(400), pytest.mark.filterwarnings("default")]
 
@@ -38,25 +35,6 @@ def cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
-
-
-def text_of(number: int) -> str | None:
-    return None if number % 1000 == 7 else f"text number {number % DISTINCT}"
-
-
-def workers() -> set[int]:
-    """Return the processes that embed for this test, by their command line."""
-    listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
-    return {int(line.split()[0]) for line in listed.splitlines() if "-m embed_worker" in line and MODEL in line}
-
-
-def wait_until(condition: Any, seconds: float) -> bool:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if condition():
-            return True
-        time.sleep(0.1)
-    return bool(condition())
 
 
 class Fragile(EmbedBatch):

@@ -13,7 +13,7 @@ import pytest
 
 from bridge_client import EmbedClient
 from bridge_client.integrations.engines import EmbedBatch
-from tests.integrations.test_ray import DISTINCT, MODEL, text_of, wait_until, workers
+from tests.integrations.rows import DISTINCT, MODEL, text_of, wait_until, workers
 from tests.worker.harness import ROOT
 
 pyspark = pytest.importorskip("pyspark", reason="Spark is not there: make integrations")
