@@ -165,7 +165,7 @@ def read_json_object(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise ExportError(f"{file.parent} has no readable {file.name}: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
-        raise ExportError(f"{file} is {json_damage(file.read_bytes())}.") from error
+        raise ExportError(f"{file} is {json_damage(file.read_bytes())}") from error
     if not isinstance(value, dict):
         raise ExportError(f"{file} is not a JSON object.")
     return value

@@ -19,9 +19,13 @@ def damage_of(file: Path) -> str | None:
     """
     try:
         with file.open("rb") as opened:
-            impostor = impostor_in(opened.read(_HEAD_BYTES))
-            if impostor is not None or file.suffix != ".onnx":
+            head = opened.read(_HEAD_BYTES)
+            if (impostor := impostor_in(head)) is not None:
                 return impostor
+            if file.suffix == ".json":
+                return json_damage(head + opened.read())
+            if file.suffix != ".onnx":
+                return None
             with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return None if is_whole(data) else f"cut off at {len(data)} bytes: {_AGAIN}"
     except OSError:
@@ -40,22 +44,20 @@ def impostor_in(head: bytes) -> str | None:
     return None
 
 
-def json_damage(content: bytes) -> str:
-    """Return why some bytes are not JSON."""
+def json_damage(content: bytes) -> str | None:
+    """Return why some bytes are not JSON; None where they are."""
     if (impostor := impostor_in(content[:_HEAD_BYTES])) is not None:
         return impostor
-    return f"cut off at {len(content)} bytes: {_AGAIN}" if _ends_too_soon(content) else "not JSON"
-
-
-def _ends_too_soon(content: bytes) -> bool:
     try:
         json.loads(content)
     except json.JSONDecodeError as error:
         rest = error.doc[error.pos :].rstrip()
         is_part = any(literal.startswith(rest) for literal in ("true", "false", "null", "-", "."))
-        return is_part or error.msg.startswith("Unterminated string")
+        is_part = is_part or error.msg.startswith("Unterminated string")
     except UnicodeDecodeError as error:
-        return error.reason == "unexpected end of data"
+        is_part = error.reason == "unexpected end of data"
     except (ValueError, RecursionError):
-        pass
-    return False
+        is_part = False
+    else:
+        return None
+    return f"cut off at {len(content)} bytes: {_AGAIN}" if is_part else "not JSON"

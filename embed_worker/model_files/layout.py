@@ -179,5 +179,5 @@ def read_json(file: Path) -> Any:
     except UnicodeEncodeError as error:
         raise ValueError("not text: it has half of a surrogate pair") from error
     except (ValueError, RecursionError) as error:
-        raise ValueError(json_damage(content)) from error
+        raise ValueError(json_damage(content) or "not JSON") from error
     return document

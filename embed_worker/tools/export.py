@@ -29,6 +29,7 @@ from embed_worker.encoders.checkpoint import (
     weight_files,
 )
 from embed_worker.encoders.onnx_writer import DEFAULT_OPSET, OPSETS, Storage, open_session
+from embed_worker.model_files.damage import damage_of
 from embed_worker.model_files.manifest import Manifest, ManifestError, file_sha256
 from embed_worker.tools.exported_folder import compare_folders, files_of, link_graph, original_folder
 
@@ -231,6 +232,8 @@ def _put_in_place(staged: Path, graph: Path) -> None:
 
 def _copy(folder: Path, output: Path, names: Sequence[str]) -> None:
     for name in names:
+        if (damage := damage_of(folder / name)) is not None:
+            raise ExportError(f"{folder / name} is {damage}")
         target = output / name
         target.parent.mkdir(parents=True, exist_ok=True)
         # Content only: the modes of a package's files mean nothing here.

@@ -16,6 +16,7 @@ from embed_worker.model_files.damage import damage_of, json_damage
 from embed_worker.model_files.folder import read_model_folder
 from embed_worker.model_files.layout import read_json
 from embed_worker.model_files.safetensors import SafetensorsError, SafetensorsFile
+from tests.worker.export_fixtures import run as export
 from tests.worker.test_model_folder import MODELS
 from tests.worker.test_safetensors import file_of_tensors
 
@@ -31,7 +32,7 @@ def test_an_impostor_is_known_by_its_first_bytes(tmp_path: Path, content: bytes,
     for name in ("model.onnx", "config.json", "model.safetensors", "model.onnx_data"):
         (tmp_path / name).write_bytes(content)
         assert words in (damage_of(tmp_path / name) or "")
-    assert words in json_damage(content)
+    assert words in (json_damage(content) or "")
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,16 @@ def test_the_graph_that_a_worker_cannot_open_is_told_for_what_it_is(tmp_path: Pa
         graph.write_bytes(content)
         with pytest.raises(ModelError, match=f"'model.onnx' that {words}"):
             OnnxBackend.load(read_model_folder(folder, ModelOptions()), RuntimeOptions(), threads=1)
+
+
+@pytest.mark.parametrize("path", ["tokenizer.json", "modules.json", "1_Pooling/config.json"])
+def test_an_export_keeps_no_file_that_is_none(tmp_path: Path, path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(shutil.copytree(MODELS / "bert-mean", tmp_path / "m"))
+    content = (folder / path).read_bytes()
+    for damaged, words in [(POINTER, "a Git LFS pointer"), (PAGE, "a web page"), (content[:-9], "cut off at")]:
+        (folder / path).write_bytes(damaged)
+        assert export(folder, "--output", tmp_path / "out") == 78
+        assert f"{Path(path)} is {words}" in capsys.readouterr().err
 
 
 def test_weights_and_data_beside_a_graph_are_told_too(tmp_path: Path) -> None:
