@@ -91,6 +91,10 @@ class _Reader:
         limit = self._settle(lambda: limits.of_a_table(asked, saved) if is_static else limits.decide(asked))
         if tokenizer is None or graph is None or pooling is None or limit is None:
             raise self._files.unsettled(*self._unsettled)
+        if tokenizer.sets_types and "token_type_ids" in outline.inputs:
+            raise self._error(
+                "has a tokenizer.json that sets token types other than 0, which are not fed (post_processor)"
+            )
         truncate_dim = self._truncate_dim()
         modules, normalize = self._behind(truncate_dim)
         chat = self._chat(tokenizer_config, tokenizer)

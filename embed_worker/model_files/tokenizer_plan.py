@@ -42,6 +42,7 @@ class TokenizerPlan:
         splits_special: Special tokens inside a text are text.
         pad_token: None where none is named.
         pad_left, truncate_left: On which side a text is padded and cut.
+        sets_types: Whether the model would be given token types other than 0, which no graph is given here.
         saved_limit: Where tokenizer.json cuts by itself, if that counts: in a StaticEmbedding.
     """
 
@@ -57,6 +58,7 @@ class TokenizerPlan:
     pad_token: str | None = None
     pad_left: bool = False
     truncate_left: bool = False
+    sets_types: bool = False
     saved_limit: int | None = None
 
     @property
@@ -136,6 +138,7 @@ def plan_tokenizer(files: TokenizerFiles) -> TokenizerPlan:
         pad_token=_pad_token(named, padding),
         pad_left=_side(settings, "padding_side", padding, pads_left=build is not None and build.pads_left),
         truncate_left=_side(settings, "truncation_side", truncation),
+        sets_types=build is None and _sets_types(files.document.get("post_processor"), settings),
     )
 
 
@@ -296,6 +299,16 @@ def _ids(vocabulary: Mapping[str, int], tokens: list[Token]) -> dict[int, Token]
 
 def _ids_of_the_file(files: TokenizerFiles) -> dict[int, Token]:
     return {token["id"]: _token(token) for token in files.document.get("added_tokens") or []}
+
+
+def _sets_types(processor: Any, settings: Mapping[str, Any]) -> bool:
+    """Tell whether a text alone has tokens of another type than 0, and the model is given types at all."""
+    if isinstance(processor, dict) and processor.get("type") == "Sequence":
+        return any(_sets_types(step, settings) for step in processor.get("processors") or [])
+    if not isinstance(processor, dict) or "token_type_ids" not in settings.get("model_input_names", ["token_type_ids"]):
+        return False
+    pieces = processor.get("single") if processor.get("type") == "TemplateProcessing" else None
+    return any(part.get("type_id") for piece in pieces or [] for part in piece.values())
 
 
 def _pad_token(named: Mapping[str, Any], padding: Mapping[str, Any]) -> str | None:

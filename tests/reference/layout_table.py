@@ -104,6 +104,13 @@ _NEW = "sentence_transformers.sentence_transformer.modules.pooling.Pooling"
 _ARCTIC = {"query": "Represent this sentence for searching relevant passages: "}
 _CLASSIC = {"config_sentence_transformers.json": {"__version__": {"sentence_transformers": "2.0.0"}}}
 
+_CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|endoftext|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_FORWARD = {"method": "forward", "method_output_name": "last_hidden_state"}
+_MESSAGES = {"modality_config": {"text": _FORWARD, "message": _FORWARD}, "module_output_name": "token_embeddings"}
+
 LAYOUTS: dict[str, dict[str, Any]] = {
     "all-mpnet-base-v2": _layout(
         "sentence-transformers/all-mpnet-base-v2", "mpnet", "mpnet", "MPNetTokenizer",
@@ -250,6 +257,27 @@ LAYOUTS: dict[str, dict[str, Any]] = {
             "max_seq_length": 30, "do_lower_case": True, "tokenizer_args": {"truncation_side": "left", "do_lower_case": True},
             "processing_kwargs": {"text": {"max_length": 12, "add_special_tokens": False}},
         }},
+    ),
+    "vocabulary-only-mpnet": _layout(
+        "no repository: an MPNet from before tokenizer.json", "mpnet", "mpnet", "MPNetTokenizer",
+        {"do_lower_case": False, "unk_token": "[UNK]", "mask_token": "<mask>", "model_max_length": 40}, _ROBERTA,
+        _pooling("cls_token"), tokenizer={"vocab": True}, limit=32,
+    ),
+    "chat-flat": _layout(
+        "no repository: a Qwen3 whose texts are messages, with a prompt, an answer begun and a limit", "qwen3", "gpt2",
+        "Qwen2Tokenizer", {"eos_token": "<|im_start|>", "pad_token": "<|endoftext|>", "chat_template": _CHATML, "model_max_length": 40},
+        _QWEN, _pooling("lasttoken"), _NORMALIZE, token_types=False, sets=[{}, {"prompt": "Find it."}],
+        files={"sentence_bert_config.json": _MESSAGES | {"processing_kwargs": {"chat_template": {"add_generation_prompt": True}}}},
+    ),
+    "chat-structured": _layout(
+        "no repository: parts of messages, through tojson, loops and special tokens", "bert", "bert", "BertTokenizer", _UNCASED,
+        _BERT | {"max_position_embeddings": 48}, _pooling("mean_tokens"), sets=[{}, {"prompt_name": "query"}],
+        files={
+            "sentence_bert_config.json": _MESSAGES | {"max_seq_length": 24},
+            "config_sentence_transformers.json": {"prompts": {"query": "ask \"well\""}},
+        },
+        template="{{ cls_token }} {% for m in messages %}\n  {% if loop.index > 3 %}{% break %}{% endif %}\n  {{ m.role|upper }}: "
+        "{% for part in m.content if part.type == 'text' %}{{ part.text|trim|tojson }}{% endfor %}\n{% endfor %} {{ sep_token }}",
     ),
     "potion-base-8M": {
         "of": "minishlab/potion-base-8M", "base": "bert", "table": "embeddings", "tokenizer": {"json": {"post_processor": None}},

@@ -142,7 +142,11 @@ def make_modules(folder: Path, layout: dict[str, Any]) -> None:
                 str(folder / path / "model.safetensors"),
             )
     (folder / "modules.json").write_text(json.dumps(entries, indent=1), "utf-8")
+    if "template" in layout:
+        (folder / "chat_template.jinja").write_text(layout["template"], "utf-8")
     for name, content in layout.get("files", {}).items():
+        if content is None:
+            continue
         (folder / name).write_text(json.dumps(content), "utf-8")
 
 

@@ -499,8 +499,10 @@ def test_a_variant_of_a_repository_without_any_graph_is_refused(hub: FakeHub, ta
 
 
 def test_a_repository_without_a_fast_tokenizer_is_refused(hub: FakeHub, target: Path) -> None:
-    del hub.repositories["org/tiny"].files["tokenizer.json"]
-    assert "tokenizer.json" in refusal(hub, target)
+    files = hub.repositories["org/tiny"].files
+    for name in ("tokenizer.json", "vocab.txt"):
+        files.pop(name, None)
+    assert "no tokenizer.json and no vocab.txt" in refusal(hub, target)
 
 
 def test_a_repository_cannot_write_outside_its_folder(hub: FakeHub, target: Path) -> None:

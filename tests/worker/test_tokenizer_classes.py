@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +117,18 @@ def test_a_folder_whose_files_agree_is_read_as_it_lies_there_and_one_whose_files
         "config": {"add_eos_token": True},
     }
     assert any("add_eos_token" in warning for warning in plan_of(tmp_path, eos).warnings)
+
+
+def test_token_types_that_are_not_fed_are_refused_where_the_graph_takes_them(tmp_path: Path) -> None:
+    pieces = [{"SpecialToken": {"id": "[CLS]", "type_id": 2}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    special = {"[CLS]": {"id": "[CLS]", "ids": [2], "tokens": ["[CLS]"]}}
+    template = {"type": "TemplateProcessing", "single": pieces, "pair": pieces, "special_tokens": special}
+    variant = {"base": "bert", "model_type": "bert", "json": {"post_processor": template}}
+    general = variant | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    assert plan_of(tmp_path, general).tokenizer.sets_types
+    shutil.copyfile(ROOT / "tests/models/bert-mean/onnx/model.onnx", tmp_path / "model.onnx")
+    with pytest.raises(ModelError, match="token types other than 0"):
+        read_model_folder(tmp_path, ModelOptions(pooling="mean"))
+    without = general | {"config": {"model_input_names": ["input_ids", "attention_mask"]}}
+    assert not plan_of(tmp_path, without).tokenizer.sets_types
+    assert not plan_of(tmp_path, variant | {"tokenizer_class": "BertTokenizer"}).tokenizer.sets_types
