@@ -40,7 +40,7 @@ def read_tokenizer(
     Raises:
         ModelError: A file is missing or damaged, or what it asks for is not known.
     """
-    name = _TOKENIZER if (files.folder / head / _TOKENIZER).is_file() else _WORD_PIECES
+    name = _TOKENIZER if (files.folder / head / _TOKENIZER).exists() else _WORD_PIECES
     file = files.folder / head / name
     files.check(file)
     if name == _WORD_PIECES and (is_static or not file.is_file()):

@@ -40,8 +40,8 @@ def check_usable(repository: Repository, graph: str | None, *, weights: bool) ->
     Raises:
         HubError: It has no fast tokenizer, or no weights that are needed.
     """
-    if "tokenizer.json" not in repository.files:
-        raise HubError(f"{repository.name} has no tokenizer.json: only fast tokenizers can be used.")
+    if not {"tokenizer.json", "vocab.txt"} & set(repository.files):
+        raise HubError(f"{repository.name} has no tokenizer.json and no vocab.txt: other tokenizers cannot be used.")
     if WEIGHTS in repository.files:
         return
     if weights:
