@@ -41,6 +41,6 @@ export root cpu
 unshare --mount bash -euo pipefail -c '
   mount -t proc proc "$root/proc" && mount -t sysfs -o ro sysfs "$root/sys" && mount --rbind /dev "$root/dev"
   mount --bind "$root/cpuinfo" "$root/proc/cpuinfo"
-  exec env -i PATH=/usr/bin:/bin HOME=/root LANG=C.UTF-8 PYTHONPATH=/site ORT_DISABLE_TELEMETRY=1 QEMU_CPU="$cpu" \
+  exec env -i PATH=/usr/bin:/bin HOME=/root LANG=C.UTF-8 PYTHONPATH=/site ORT_DISABLE_TELEMETRY=1 EMBED_BRIDGE_PATIENCE=20 QEMU_CPU="$cpu" \
     nice -n 5 /usr/sbin/chroot "$root" /usr/bin/python3 /embed-bridge/tests/platforms/suites.py "$@"
 ' arm64 "${parts[@]}"

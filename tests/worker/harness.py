@@ -20,7 +20,8 @@ from embed_worker.machine import describe_machine
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY_MODEL = ROOT / "tests" / "models" / "bert-mean"
-WAIT_S = 60.0  # an upper bound for a machine under load; nothing waits for long
+PATIENCE = float(os.environ.get("EMBED_BRIDGE_PATIENCE", "1"))  # more on a machine that is emulated
+WAIT_S = 60.0 * PATIENCE  # an upper bound for a machine under load; nothing waits for long
 
 
 class WorkerProcess:

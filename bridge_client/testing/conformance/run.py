@@ -34,6 +34,8 @@ MODELS = (
 )  # of a checkout
 
 _POLL_S = 0.01
+# What the Python of a virtual environment is on Windows, and `uv run` everywhere: a process that waits for the worker.
+_LAUNCHER = "import subprocess, sys; sys.exit(subprocess.Popen(sys.argv[1:]).wait())"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +132,8 @@ def _stage(transcript: Transcript, target: Target) -> Iterator[_Stage]:
         (folder / "flags.json").write_text(json.dumps(transcript.workers), "utf-8")
         played = [sys.executable, str(Path(__file__).with_name("played_worker.py")), name]
         worker = [*target.real_worker, *arguments] if transcript.is_with_real_worker else played
+        if transcript.is_behind_launcher:
+            worker = [sys.executable, "-c", _LAUNCHER, *worker]
         environment |= {"CONFORMANCE_WORKER": json.dumps(worker), "CONFORMANCE_OPTIONS": json.dumps(transcript.options)}
         record = _Record(folder, [list(flags) for flags in transcript.workers], worker)
         with Driven(target.command, environment) as process:

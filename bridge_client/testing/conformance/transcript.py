@@ -71,8 +71,8 @@ _KINDS = {
     "expect_gone": set(),
     "expect_exit": set(),
 }
-_HEAD = {"drives", "arguments", "environment", "workers", "worker", "options"}
-_CLIENT_ONLY = {"workers", "worker", "options"}
+_HEAD = {"drives", "arguments", "environment", "workers", "worker", "launcher", "options"}
+_CLIENT_ONLY = {"workers", "worker", "launcher", "options"}
 
 
 class TranscriptError(Exception):
@@ -111,6 +111,7 @@ class Transcript:
     environment: Mapping[str, str] = field(default_factory=dict)
     workers: tuple[tuple[str, ...], ...] = ((),)
     is_with_real_worker: bool = False
+    is_behind_launcher: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -175,6 +176,7 @@ def read_transcript(path: Path) -> Transcript:
         arguments=tuple(head.get("arguments", ())),
         environment=head.get("environment", {}),
         workers=tuple(tuple(flags) for flags in head.get("workers", ((),))),
+        is_behind_launcher=head.get("launcher") is True,
         is_with_real_worker=head.get("worker") == "real",
         options=head.get("options", {}),
     )

@@ -44,6 +44,7 @@ export const environment = (added) => environmentOf(process.env, { EMBED_WORKER_
  * its start, which tells a number apart that was given away again.
  */
 function thisProcess() {
+  if (process.platform !== "linux") return `${process.pid}`; // Wine's Windows could read it, too, and mean another process
   try {
     const stat = readFileSync("/proc/self/stat", "latin1");
     const start = stat.slice(stat.lastIndexOf(")") + 2).split(" ")[22 - 3]; // the first behind the name is the third
