@@ -20,7 +20,7 @@ from bridge_client.errors import PoisonedInputError, RequestError
 from bridge_client.futures import CallFuture
 from bridge_client.options import ClientOptions, OptionKeywords
 from bridge_client.stats import ClientStats
-from bridge_client.stream import BLOCK_INPUTS, BLOCKS_AHEAD, Block, OnError, blocks, check_stream
+from bridge_client.stream import BLOCK_INPUTS, BLOCKS_AHEAD, BlockCall, OnError, blocks, check_stream
 from embed_worker import protocol
 
 
@@ -124,14 +124,14 @@ class AsyncEmbedClient:
         """Do as `embed_iter`, and yield tokens, truncation, fingerprint and failures beside the vectors."""
         check_stream(inputs, block_inputs, on_error)
         wanted = Parameters(**parameters)
-        ahead: deque[Block[CallFuture[Embeddings]]] = deque()
+        ahead: deque[BlockCall[CallFuture[Embeddings]]] = deque()
 
         def begin(texts: Sequence[str]) -> CallFuture[Embeddings]:
             return self._client._begin(texts, wanted, None, CallFuture())
 
         try:
             async for start, texts in _blocks(inputs, block_inputs):
-                ahead.append(Block(start, texts, on_error, begin))
+                ahead.append(BlockCall(start, texts, on_error, begin))
                 if len(ahead) > BLOCKS_AHEAD:
                     yield await _finished(ahead[0])
                     ahead.popleft()
@@ -181,7 +181,7 @@ class AsyncEmbedClient:
 describe_options(AsyncEmbedClient.__init__)
 
 
-async def _finished(block: Block[CallFuture[Embeddings]]) -> Embeddings:
+async def _finished(block: BlockCall[CallFuture[Embeddings]]) -> Embeddings:
     """Wait for a block, and try again without what is at fault."""
     while (result := block.result()) is None:
         assert block.call is not None

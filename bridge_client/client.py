@@ -19,7 +19,7 @@ from bridge_client.embeddings import Embeddings, Matrix
 from bridge_client.futures import Outlet, Waiter
 from bridge_client.options import ClientOptions, OptionKeywords, check_timeout
 from bridge_client.stats import ClientStats
-from bridge_client.stream import BLOCK_INPUTS, BLOCKS_AHEAD, Block, OnError, blocks, check_stream, finished
+from bridge_client.stream import BLOCK_INPUTS, BLOCKS_AHEAD, BlockCall, OnError, blocks, check_stream, finished
 from bridge_client.worker_slot import Control
 from embed_worker import protocol
 
@@ -174,14 +174,14 @@ class EmbedClient:
         """Do as `embed_iter`, and yield tokens, truncation, fingerprint and failures beside the vectors."""
         check_stream(inputs, block_inputs, on_error)
         wanted = Parameters(**parameters)
-        ahead: deque[Block[Waiter[Embeddings]]] = deque()
+        ahead: deque[BlockCall[Waiter[Embeddings]]] = deque()
 
         def begin(texts: Sequence[str]) -> Waiter[Embeddings]:
             return self._begin(texts, wanted, None, Waiter())
 
         try:
             for start, texts in blocks(inputs, block_inputs):
-                ahead.append(Block(start, texts, on_error, begin))
+                ahead.append(BlockCall(start, texts, on_error, begin))
                 if len(ahead) > BLOCKS_AHEAD:
                     yield finished(ahead[0])
                     ahead.popleft()

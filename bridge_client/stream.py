@@ -42,7 +42,7 @@ H = TypeVar("H", bound=Handle)
 A = TypeVar("A", bound=Awaitable)
 
 
-class Block(Generic[H]):
+class BlockCall(Generic[H]):
     """One block on its way: `call` is under way until `result()` has something to return, or to raise.
 
     An error waits for that, too: blocks that come before are good.
@@ -99,7 +99,7 @@ class Block(Generic[H]):
                 advance = functools.partial(self._plan.throw, fault)
 
 
-def finished(block: Block[A]) -> Embeddings:
+def finished(block: BlockCall[A]) -> Embeddings:
     """Wait for a block, and try again without what is at fault."""
     while (result := block.result()) is None:
         assert block.call is not None

@@ -283,7 +283,8 @@ class Supervisor:
             self._callbacks.log(_log, logging.WARNING, what, slot.number, response.code, response.message)
             with self.pool.changing():
                 at = self._clock() + self._policy.terminate_s
-                generation.stop_at(at, Cause.UNUSABLE, response.message)
+                cause = Cause.EXITED if response.is_retryable else Cause.UNUSABLE
+                generation.stop_at(at, cause, response.message)
                 self._wake(at)
             return
         try:

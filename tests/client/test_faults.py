@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -97,6 +98,31 @@ def test_a_start_that_fails_a_few_times_is_invisible_to_the_caller(count_file: s
     with fake_client(QUICK, fail_start=1, count_file=count_file, processes=3) as client:
         assert np.array_equal(client.embed(["a"]), expected("a"))
         assert client.stats().restarts == 3
+
+
+@pytest.mark.parametrize(("is_retryable", "state"), [(True, State.READY), (False, State.FAILED)])
+def test_a_worker_that_refuses_info_and_stays_is_tried_again_only_if_that_can_help(
+    is_retryable: bool, state: State, tmp_path: Path
+) -> None:
+    """As one that had no memory to load its model, and then none to leave."""
+    refusal = {"status": "error", "code": "out_of_memory", "message": "no memory", "retryable": is_retryable}
+    source = f"""
+    import json, os, sys, time
+    if os.path.exists({str(tmp_path / "second")!r}):
+        os.execv({sys.executable!r}, {list(fake_command())!r})
+    open({str(tmp_path / "second")!r}, "w").close()
+    request = json.loads(sys.stdin.readline())
+    print(json.dumps({{"id": request["id"]}} | {refusal!r}), flush=True)
+    time.sleep(3600)
+    """
+    command = (sys.executable, "-c", textwrap.dedent(source))
+    options = ClientOptions(worker_command=command, backoff_initial_s=0.01, timing=Timing(terminate_s=0.2))
+    with EmbedClient(options) as client:
+        client.start()
+        wait_until(lambda: client.stats().state is state)
+        report = client.stats().last_exit
+        assert report is not None
+        assert report.detail == "no memory"
 
 
 def test_a_start_that_hangs_is_killed() -> None:

@@ -172,3 +172,26 @@ def test_a_worker_serves_from_folders_that_only_its_host_knows(tmp_path: Path) -
         timeout=WAIT_S,
     )
     assert done.stdout.strip() == "(1, 32)", done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege")
+def test_a_package_that_is_missing_is_named(tmp_path: Path) -> None:
+    import numpy
+
+    packages = Path(numpy.__file__).parents[1]
+    for home, names in ((packages, ("numpy", "numpy.libs", "orjson", "onnxruntime")), (ROOT, ("embed_worker",))):
+        for name in names:
+            if (home / name).exists():
+                (tmp_path / name).symlink_to(home / name, target_is_directory=True)
+    source = "from bridge_client import EmbedClient; EmbedClient('bert-mean', cwd='models').embed('a')"
+    (tmp_path / "bridge_client").symlink_to(ROOT / "bridge_client", target_is_directory=True)
+    done = subprocess.run(
+        [os.path.join(sys.base_prefix, "bin", "python3"), "-P", "-c", source],
+        cwd=ROOT / "tests",
+        env={"PYTHONPATH": str(tmp_path), "HOME": str(tmp_path), "EMBED_WORKER_MODELS": str(ROOT / "tests" / "models")},
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+    )
+    assert "WorkerStartError" in done.stderr
+    assert "No module named 'tokenizers'" in done.stderr
