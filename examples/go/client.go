@@ -242,8 +242,8 @@ func (c *Client) Stats() Stats {
 	return stats
 }
 
-// Close is [Client.Shutdown] with a context that does not end. It takes DrainTimeout and three times
-// TerminateTimeout at most.
+// Close is [Client.Shutdown] with a context that does not end. It takes DrainTimeout, twice
+// TerminateTimeout, and 10 s for a process that does not die, at most.
 func (c *Client) Close() error { return c.Shutdown(context.Background()) }
 
 // Shutdown ends the worker and returns when it is gone and reaped. Calls that wait to be sent fail with [ErrClosed];
@@ -269,7 +269,7 @@ func (c *Client) Shutdown(ctx context.Context) error {
 	select {
 	case <-c.closed:
 		return c.closeError
-	case <-time.After(o.DrainTimeout + 3*o.TerminateTimeout + time.Second):
+	case <-time.After(o.DrainTimeout + 2*o.TerminateTimeout + 2*immortal):
 		return errImmortal
 	}
 }

@@ -55,8 +55,8 @@ type Options struct {
 
 	// DrainTimeout is how long Close waits for a worker to finish before it sends SIGTERM. Default: 5 s.
 	DrainTimeout time.Duration
-	// TerminateTimeout is how long Close waits after SIGTERM before it sends SIGKILL, and how long a killed worker may
-	// take to disappear. Default: 2 s.
+	// TerminateTimeout is how long Close waits after SIGTERM before it sends SIGKILL; a worker that has not disappeared
+	// so long and 5 s after that is given up. Default: 2 s.
 	TerminateTimeout time.Duration
 }
 

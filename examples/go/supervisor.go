@@ -16,6 +16,7 @@ import (
 const (
 	longestDrain = 15 * time.Second // a supervised worker allows itself 10
 	pipeLost     = time.Second      // a process whose pipe is gone should be gone, too
+	immortal     = 5 * time.Second  // after SIGKILL, beyond TerminateTimeout
 )
 
 func (c *Client) spawn() {
@@ -103,7 +104,7 @@ func (c *Client) kill(w *worker, cause *WorkerError) {
 	}
 	w.killedFor = cause
 	w.signal(killGroup)
-	time.AfterFunc(c.options.TerminateTimeout+pipeGrace, func() { c.onGone(w) })
+	time.AfterFunc(c.options.TerminateTimeout+immortal, func() { c.onGone(w) })
 }
 
 func (c *Client) onGone(w *worker) {

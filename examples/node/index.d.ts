@@ -62,8 +62,8 @@ export interface EmbedBridgeOptions {
   /** How long `close` waits for a worker to finish before it sends SIGTERM. Default: 5,000. */
   drainMs?: number;
   /**
-   * How long `close` waits after SIGTERM before it sends SIGKILL, and how long a killed worker may take to disappear.
-   * Default: 2,000.
+   * How long `close` waits after SIGTERM before it sends SIGKILL; a worker that has not disappeared so long and 5 s after
+   * that is given up. Default: 2,000.
    */
   terminateMs?: number;
 }

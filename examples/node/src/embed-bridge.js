@@ -23,7 +23,7 @@ export class EmbedBridge {
    * @param {Declared.EmbedOptions} options
    */
   async embed(inputs, { signal, timeoutMs, ...wanted } = {}) {
-    return this.#supervisor.embed(checkedInputs(inputs), parametersOf(wanted), { signal, timeoutMs });
+    return this.#supervisor.dispatcher.embed(checkedInputs(inputs), parametersOf(wanted), { signal, timeoutMs });
   }
 
   /**
@@ -53,10 +53,10 @@ export class EmbedBridge {
     }
     const parameters = parametersOf(wanted);
     const startedAt = performance.now();
-    const { prompts } = await this.#supervisor.info(parameters.model, { signal, timeoutMs });
+    const { prompts } = await this.#supervisor.dispatcher.info(parameters.model, { signal, timeoutMs });
     const prompted = { ...parameters, ...parametersOf(promptOf(prompts, names)) };
     const leftMs = timeoutMs === undefined ? undefined : Math.max(0, timeoutMs - (performance.now() - startedAt));
-    return this.#supervisor.embed(inputs, prompted, { signal, timeoutMs: leftMs });
+    return this.#supervisor.dispatcher.embed(inputs, prompted, { signal, timeoutMs: leftMs });
   }
 
   /**
@@ -87,12 +87,12 @@ export class EmbedBridge {
 
   /** @param {Declared.InfoOptions} options */
   async info({ model, ...waiting } = {}) {
-    return this.#supervisor.info(model, waiting);
+    return this.#supervisor.dispatcher.info(model, waiting);
   }
 
   /** @param {Declared.CallOptions} options */
   async ping(options = {}) {
-    return this.#supervisor.ping(options);
+    return this.#supervisor.dispatcher.ping(options);
   }
 
   stats() {

@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import { existsSync, readFileSync } from "node:fs";
 import { describe, test } from "node:test";
 
+import { LONGEST_DRAIN_MS } from "../src/dispatcher.js";
 import * as ends from "../src/ends.js";
 import { BY_DEFAULT, environmentOf, PASSED } from "../src/environment.js";
 import * as health from "../src/health.js";
@@ -58,7 +59,7 @@ describe("the policy", { skip: !existsSync(FILE) && "outside of its repository" 
       nonsense_before_ready: supervisor.NONSENSE_BEFORE_READY,
       pipe_grace_s: worker.PIPE_GRACE_MS,
       pipe_lost_s: supervisor.PIPE_LOST_MS,
-      longest_drain_s: supervisor.LONGEST_DRAIN_MS,
+      longest_drain_s: LONGEST_DRAIN_MS,
       backoff_jitter: restarts.JITTER,
       healthy_s: restarts.HEALTHY_MS,
       recycle_every_s: restarts.RECYCLE_EVERY_MS,
