@@ -6,6 +6,7 @@ import { test } from "node:test";
 import { later } from "../src/call.js";
 import { Job, PIECE_BYTES, PIECE_TOKENS } from "../src/job.js";
 import { withDefaults } from "../src/options.js";
+import { Queue } from "../src/queue.js";
 import { decodeEmbeddings, decodeError, decodeInfo, decodeLine } from "../src/wire.js";
 import { LineBuffer } from "../src/worker.js";
 
@@ -29,6 +30,44 @@ test("pieces are bounded and cover the call", () => {
   assert.equal(first.tokens + second.tokens, pieces[0].tokens);
   assert.equal(first.bytes + second.bytes, pieces[0].bytes);
   assert.equal(job.missing, pieces.length + 1);
+});
+
+test("to withdraw thousands of calls is linear", () => {
+  const queue = new Queue();
+  let looks = 0;
+  const pieces = Array.from({ length: 4000 }, () => ({
+    isShort: true,
+    isSuspect: false,
+    isWithdrawn: false,
+    get isOver() {
+      looks++;
+      return this.isWithdrawn;
+    },
+  }));
+  for (const piece of pieces) queue.push(piece);
+  for (const piece of pieces.slice(1)) {
+    piece.isWithdrawn = true;
+    queue.withdraw();
+  }
+  assert.ok(looks < 4 * pieces.length, `${looks} looks`);
+  const worker = { pieces: new Map(), hasRoom: () => true };
+  assert.equal(queue.length, 1);
+  assert.equal(queue.next(worker), pieces[0]);
+  assert.equal(queue.next(worker), undefined);
+});
+
+test("pieces come out in order, those that were put back first", () => {
+  const queue = new Queue();
+  const worker = { pieces: new Map(), hasRoom: () => true };
+  const piece = (number) => ({ number, isShort: true, isSuspect: false, isOver: false });
+  const taken = [];
+  for (let number = 0; number < 10; number++) queue.push(piece(number));
+  for (let number = 0; number < 4; number++) taken.push(queue.next(worker));
+  queue.pushFront(taken.slice(2));
+  queue.push(piece(10));
+  const rest = Array.from({ length: 9 }, () => queue.next(worker).number);
+  assert.deepEqual(rest, [2, 3, 4, 5, 6, 7, 8, 9, 10]);
+  assert.equal(queue.next(worker), undefined);
 });
 
 test("lines are the same wherever the stream is cut", () => {
