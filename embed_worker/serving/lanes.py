@@ -210,7 +210,7 @@ class Lanes:
             The task, where it is settled and to be written.
         """
         model = task.model
-        if model is None or (texts := self._tokenize(task, 0, task.request.inputs)) is None:
+        if model is None or (texts := self._tokenize(task, 0, list(task.texts))) is None:
             return []
         if len(texts) > 1 and not self._queue.is_one_batch(texts):  # longer than it looked
             with self._answers.lock:

@@ -7,9 +7,10 @@ does it.
 from __future__ import annotations
 
 import functools
+import sys
 from array import array
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from embed_worker.errors import RequestFailed
@@ -17,6 +18,7 @@ from embed_worker.protocol import Embed, ErrorCode, RequestId, encode_error, enc
 from embed_worker.serving.answers import Answer
 from embed_worker.serving.metrics import Metrics
 from embed_worker.serving.model_store import ModelEntry
+from embed_worker.serving.packed_texts import PackedTexts, Texts
 from embed_worker.serving.stdio import Line
 
 if TYPE_CHECKING:  # the loader imports what is heavy, in its own time
@@ -35,6 +37,7 @@ class EmbedTask(Answer):
     """One `embed` request. Its fields belong to the lock of `Answers`, but for those that one thread at a time touches.
 
     Attributes:
+        request: Without its inputs where `texts` has them packed.
         entry: The model that it means, kept from being unloaded until the answer is written.
         arrived_s, deadline_s: On the worker's clock.
         model: That model, once it is ready and the request has been compared with it.
@@ -47,6 +50,7 @@ class EmbedTask(Answer):
     """
 
     request: Embed
+    texts: Texts
     entry: ModelEntry
     clock: Callable[[], float]
     arrived_s: float
@@ -74,11 +78,16 @@ class EmbedTask(Answer):
     ) -> EmbedTask:
         """Return the task of a line; the entry is acquired for it."""
         arrived_s = clock() if line.completed_s is None else line.completed_s
+        size_bytes = len(line.data or b"")
+        characters = sum(map(len, request.inputs))
+        texts = pack_where_it_pays(request.inputs, size_bytes)
         return cls(
             request_id=request_id,
             line_number=line.number,
-            size_bytes=len(line.data or b""),
-            request=request,
+            size_bytes=size_bytes,
+            request=replace(request, inputs=[]) if texts is not request.inputs else request,
+            texts=texts,
+            characters_left=characters,
             entry=entry,
             clock=clock,
             arrived_s=arrived_s,
@@ -101,10 +110,10 @@ class EmbedTask(Answer):
         if request.normalize is False and engine.normalizes_itself:
             message = "`normalize` cannot be false: the model's graph normalises by itself"
             raise RequestFailed(ErrorCode.INVALID_REQUEST, message)
-        count = len(request.inputs)
+        count = len(self.texts)
         self.tokens = array("I", bytes(count * array("I").itemsize))
         self.rows_missing = count
-        self.characters_left = sum(map(len, request.inputs)) + count * len(self.prompt)
+        self.characters_left += count * len(self.prompt)
         self.expected_tokens = self.characters_left // 4 + 4 * count
         self.is_one_chunk = count <= _CHUNK_TEXTS and self.characters_left <= _CHUNK_CHARACTERS
         self.model = model
@@ -113,22 +122,23 @@ class EmbedTask(Answer):
     def vector_bytes(self) -> int:
         """The size of its vectors."""
         assert self.model is not None
-        return len(self.request.inputs) * self.model.engine.dimension * 4
+        return len(self.texts) * self.model.engine.dimension * 4
 
     def next_chunk(self) -> tuple[int, list[str]]:
         """Take the next texts to tokenise, at least one: the index of the first, and the texts."""
-        inputs = self.request.inputs
-        first = last = self.next_text
+        first = self.next_text
+        chunk: list[str] = []
         characters = 0
-        while last < len(inputs) and last - first < _CHUNK_TEXTS:
-            more = len(self.prompt) + len(inputs[last])
-            if characters + more > _CHUNK_CHARACTERS and last > first:
+        while first + len(chunk) < len(self.texts) and len(chunk) < _CHUNK_TEXTS:
+            text = self.texts[first + len(chunk)]
+            more = len(self.prompt) + len(text)
+            if characters + more > _CHUNK_CHARACTERS and chunk:
                 break
             characters += more
-            last += 1
-        self.next_text = last
+            chunk.append(text)
+        self.next_text += len(chunk)
         self.characters_left -= characters
-        return first, inputs[first:last]
+        return first, chunk
 
     def note_tokens(self, first: int, texts: list[TokenizedText]) -> None:
         """Note how long texts are, from the index `first` on.
@@ -155,7 +165,7 @@ class EmbedTask(Answer):
         """Keep the (D,) vector of one text; return whether it was the last."""
         if self.vectors is None:
             assert self.model is not None
-            self.vectors = self.model.engine.new_matrix(len(self.request.inputs))
+            self.vectors = self.model.engine.new_matrix(len(self.texts))
         self.vectors[index] = vector
         self.last_run_s = now
         self.rows_missing -= 1
@@ -222,3 +232,11 @@ def _prompt(request: Embed, prompts: Mapping[str, str], default_name: str | None
         known = ", ".join(sorted(prompts))
         raise RequestFailed(ErrorCode.INVALID_REQUEST, f"unknown prompt_name {name[:64]!a}; the model has: {known}")
     return prompts[name]
+
+
+def pack_where_it_pays(texts: list[str], line_bytes: int) -> Texts:
+    """Return texts packed where they hold more than twice the memory of their line, else as they are.
+
+    Lines in flight are counted by their bytes, and so many tiny texts would hold twenty times what is counted.
+    """
+    return PackedTexts(texts) if sum(map(sys.getsizeof, texts)) > 2 * line_bytes + 4096 else texts

@@ -202,7 +202,7 @@ class WorkQueue:
             self._held_bytes += task.held_bytes
         self._is_tokenizing_bulk = True
         chunk = Chunk(task, *task.next_chunk(), is_bulk=True)
-        if task.next_text == len(task.request.inputs):
+        if task.next_text == len(task.texts):
             self._bulk.remove(task)
         return chunk
 

@@ -331,7 +331,7 @@ def test_a_deadline_of_a_request_that_is_over_keeps_nothing_of_it() -> None:
         gc.collect()
         # By type, not by name: the client has a class of that name too, and its objects may still await collection.
         kept = [job for job in gc.get_objects() if type(job) is EmbedTask and job.is_settled]
-        of_this_worker = [job for job in kept if job.deadline_s is not None and len(job.request.inputs) == 3]
+        of_this_worker = [job for job in kept if job.deadline_s is not None and len(job.texts) == 3]
         assert len(of_this_worker) <= 2
 
 
