@@ -1,4 +1,4 @@
-"""The vector store on top of the Rust client, as a user runs it."""
+"""The programs on top of the Rust client, as a user runs them: the vector store, and the provider."""
 
 from __future__ import annotations
 
@@ -62,3 +62,12 @@ def test_the_vector_store_says_what_is_wrong_with_its_exit_status(tmp_path: Path
         assert ended.returncode == status, ended.stderr
         assert complaint in ended.stderr
         assert ended.stdout == ""
+
+
+def test_the_provider_of_a_database_serves_a_model_by_its_name() -> None:
+    command = [str(BINARY.with_name("provider")), *REAL_WORKER]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=WAIT_S)
+    assert told.returncode == 0, told.stderr
+    model, vectors = told.stdout.splitlines()
+    assert model.startswith("all-MiniLM-L6-v2: 384 dimensions")
+    assert vectors.startswith("2 vectors of all-MiniLM-L6-v2")

@@ -4,11 +4,12 @@
 
 mod support;
 
+use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use embed_bridge::{Cause, EmbedBridge, Error, ErrorCode, Options, Parameters, State};
+use embed_bridge::{Cause, EmbedBridge, Error, ErrorCode, Options, Parameters, Pending, State};
 use support::{
     but, count_file, exists, fake, fake_at_first, is_running, kill, path, pid, pid_in, spawn, terminate, vector,
     wait_until, within_bounds,
@@ -40,7 +41,9 @@ fn assert_right(bridge: &EmbedBridge, text: &str) {
 #[test]
 fn a_bridge_can_be_shared_by_threads() {
     fn is_shareable<T: Send + Sync>() {}
+    fn can_be_awaited_anywhere<T: Future + Send + Sync + Unpin + 'static>() {}
     is_shareable::<EmbedBridge>();
+    can_be_awaited_anywhere::<Pending>();
     let never = Duration::MAX;
     let options = but(fake(&["--reorder=2"]), |options| {
         (options.ping_every, options.stuck_after, options.restart_forgive) = (never, never, never);
