@@ -45,6 +45,10 @@ fn further_models_are_loaded_once_and_again_by_the_next_worker() {
     assert_eq!(vectors(&bridge, of_passages()), embeddings.vectors, "the next worker has loaded it, too");
     assert_eq!(bridge.stats().restarts, 1);
 
+    // Hosts name models as the hub does; only the part after the slash counts.
+    assert_eq!(bridge.load_model("intfloat/e5-prefix").expect("the same").model, "e5-prefix");
+    assert_eq!(vectors(&bridge, Parameters::new().model("intfloat/e5-prefix")), embeddings.vectors);
+
     let error = bridge.load_model("no such model").expect_err("nowhere");
     assert_eq!(code(&error), &ErrorCode::ModelNotFound, "{error}");
     assert_eq!(vectors(&bridge, of_passages()), embeddings.vectors, "the worker is none the worse for it");
