@@ -69,6 +69,11 @@ def is_shortage(error: BaseException) -> bool:
 def brief(error: BaseException) -> str:
     """Shorten what a library says to one line, without onnxruntime's codes and without the path of a file."""
     line = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split()))
+    # Which line of its source has noticed it is for its makers.
+    line = re.sub(r"\S*/onnxruntime/core/\S+:\d+ ", "", line)
+    line = re.sub(
+        r"Non-zero status code returned while running (\w+) node\. Name:'(.*?)' Status Message: ", r"\1 \2: ", line
+    )
     return re.sub(r"^(Load model from|Failed to load model from) .*? failed: ?", "", line)[:300]
 
 

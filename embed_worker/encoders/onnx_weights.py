@@ -18,6 +18,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from embed_worker.encoders.checkpoint import ExportError, Floats, Int64
+from embed_worker.errors import brief
 from embed_worker.inference import ort
 from embed_worker.model_files.safetensors import Tensor
 
@@ -41,7 +42,7 @@ class GraphReference:
         try:
             self._session = ort.open_session(graph)
         except Exception as error:  # its exceptions have no narrower base
-            raise ExportError(f"onnxruntime cannot load {graph}: {' '.join(str(error).split())[:200]}") from error
+            raise ExportError(f"onnxruntime cannot load {graph}: {brief(error)}") from error
         outputs = [output.name for output in self._session.get_outputs()]
         output = next((name for name in _HIDDEN_OUTPUTS if name in outputs), None)
         if output is None:
@@ -82,7 +83,7 @@ def read_onnx_weights(graph: Path) -> dict[str, Tensor]:
     try:
         model = onnx.load(graph)
     except Exception as error:  # whatever protobuf and onnx raise for a damaged file
-        raise ExportError(f"{graph} cannot be read: {' '.join(str(error).split())[:200]}") from error
+        raise ExportError(f"{graph} cannot be read: {brief(error)}") from error
     constants = _Constants(model.graph)
     prefix = next((name.removesuffix(table) for table in _TABLES for name in constants if name.endswith(table)), None)
     if prefix is None:

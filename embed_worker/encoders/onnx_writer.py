@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed_worker.encoders.checkpoint import CheckFailedError, ExportError, Floats, Int64
+from embed_worker.errors import brief
 
 # 17 is the first opset with LayerNormalization and what onnxruntime has read since 1.13; 21 is the last that the oldest
 # onnxruntime we support reads.
@@ -186,4 +187,4 @@ def open_session(graph: Path) -> Any:
     try:
         return ort.open_session(graph)
     except Exception as error:  # its exceptions have no narrower base
-        raise CheckFailedError(f"onnxruntime cannot load the graph: {error}") from error
+        raise CheckFailedError(f"onnxruntime cannot load the graph: {brief(error)}") from error

@@ -151,7 +151,8 @@ def _only_tokens(outputs: Sequence[Described], name: str) -> Described:
 
 def is_sentence(output: Described) -> bool:
     """Tell whether an output that was chosen is a vector of the whole text."""
-    return output.name == SENTENCE_OUTPUT or len(output.shape) == 2
+    # A hidden state may have the tokens of all texts as the rows of one matrix.
+    return output.name == SENTENCE_OUTPUT or (len(output.shape) == 2 and output.name != HIDDEN_STATE)
 
 
 def _is_float(output: Described) -> bool:

@@ -22,13 +22,14 @@ import numpy as np
 from embed_worker.config import path_argument
 from embed_worker.encoders.architectures import Encoder, read_encoder
 from embed_worker.encoders.checkpoint import (
-    CheckFailedError,
     ExportError,
     Floats,
     Int64,
     weight_files,
 )
 from embed_worker.encoders.onnx_writer import DEFAULT_OPSET, OPSETS, Storage, open_session
+from embed_worker.encoders.parity import Parity, check_parity
+from embed_worker.inference.token_batch import TokenBatch
 from embed_worker.model_files.damage import damage_of
 from embed_worker.model_files.manifest import Manifest, ManifestError, file_sha256
 from embed_worker.tools.exported_folder import compare_folders, files_of, link_graph, original_folder
@@ -37,14 +38,6 @@ from embed_worker.tools.exported_folder import compare_folders, files_of, link_g
 MAX_WEIGHTS_IN_GRAPH_BYTES = 2**31 - 2**26
 
 _GRAPH = Path("onnx", "model.onnx")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parity:
-    """How far a graph may be, or is, from the reference: over components, and over token vectors."""
-
-    max_difference: float
-    min_cosine: float
 
 
 # The difference is relative to the largest component of the reference. Measured on 24 random layers: 4e-3 and 0.99999
@@ -255,22 +248,9 @@ def check(graph: Path, encoder: Encoder, storage: Storage) -> Parity:
     reference = np.concatenate([encoder.forward(ids, types) for ids, types in sequences])
     alone = np.concatenate([_run(session, inputs, [sequence]) for sequence in sequences])
     sides = (False, True) if encoder.counts_tokens else (False,)
-    results = np.stack([alone, *(_run(session, inputs, sequences, pad_left=pad_left) for pad_left in sides)])
-
-    scale = max(1.0, float(np.abs(reference).max()))
-    lengths = np.linalg.norm(results, axis=-1) * np.linalg.norm(reference, axis=-1)
-    with np.errstate(invalid="ignore"):
-        cosines = (results * reference).sum(axis=-1) / lengths
-    found = Parity(max_difference=float(np.abs(results - reference).max()), min_cosine=float(cosines.min()))
-    allowed = _TOLERANCES[storage]
-    # The comparisons are written so that NaN fails.
-    if not (found.max_difference <= allowed.max_difference * scale and found.min_cosine >= allowed.min_cosine):
-        raise CheckFailedError(
-            f"The graph differs from its weights: largest difference {found.max_difference:.1e} of "
-            f"{allowed.max_difference * scale:.1e} allowed, smallest cosine {found.min_cosine:.7f} of "
-            f"{allowed.min_cosine} required."
-        )
-    return found
+    results = [alone, *(_run(session, inputs, sequences, pad_left=pad_left) for pad_left in sides)]
+    expected = np.concatenate([reference] * len(results))
+    return check_parity(np.concatenate(results), expected, _TOLERANCES[storage], of="its weights")
 
 
 def _check_sequences(encoder: Encoder) -> list[tuple[Int64, Int64]]:
@@ -285,14 +265,9 @@ def _check_sequences(encoder: Encoder) -> list[tuple[Int64, Int64]]:
 
 def _run(session: Any, inputs: set[str], sequences: Sequence[tuple[Int64, Int64]], *, pad_left: bool = False) -> Floats:
     """Run sequences as one padded batch; give the vectors of their tokens, one text after another."""
-    longest = max(len(ids) for ids, _ in sequences)
-    mask = np.zeros((len(sequences), longest), np.int64)
-    feeds = {"input_ids": np.zeros_like(mask), "attention_mask": mask, "token_type_ids": np.zeros_like(mask)}
-    for row, (ids, types) in enumerate(sequences):
-        here = slice(longest - len(ids), None) if pad_left else slice(len(ids))
-        mask[row, here] = 1
-        feeds["input_ids"][row, here] = ids
-        feeds["token_type_ids"][row, here] = types
+    batch = TokenBatch.of_rows([ids for ids, _ in sequences], pad_id=0, pad_left=pad_left)
+    types = TokenBatch.of_rows([types for _, types in sequences], pad_id=0, pad_left=pad_left)
+    feeds = {"input_ids": batch.ids, "attention_mask": batch.mask, "token_type_ids": types.ids}
     (hidden,) = session.run(["last_hidden_state"], {name: feeds[name] for name in inputs})
-    tokens: Floats = hidden[mask == 1]
+    tokens: Floats = hidden[batch.mask == 1]
     return tokens

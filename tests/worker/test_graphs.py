@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from embed_worker.config import ModelOptions, RuntimeOptions, Verify
-from embed_worker.errors import ModelError
+from embed_worker.errors import ModelError, brief
 from embed_worker.inference.engine import _WARM_UP, LoadedModel
 from embed_worker.inference.pooling import Float32
 from embed_worker.loading import load_model
@@ -317,3 +317,16 @@ def test_a_hidden_state_that_cannot_be_found_is_refused_by_name(tmp_path: Path) 
     configure(beyond, "config.json", num_hidden_layers=5)
     assert "its graph does not show where its layers begin" in refusal(beyond)
     assert "does not show where" in refusal(with_hidden_state(MODELS / "qwen3-last", tmp_path / "qwen3", -2))
+
+
+# What libraries say ---------------------------------------------------------------------------------------------------
+
+
+def test_what_the_runtime_says_of_a_node_is_said_without_its_sources() -> None:
+    said = (
+        "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code returned while running Add node. "
+        "Name:'x/Add' Status Message: /onnxruntime_src/onnxruntime/core/providers/cpu/math/ops.h:583 void Append(int) "
+        "axis == 1 was false.\nAttempting to broadcast 4 by 7"
+    )
+    expected = "Add x/Add: void Append(int) axis == 1 was false. Attempting to broadcast 4 by 7"
+    assert brief(RuntimeError(said)) == expected

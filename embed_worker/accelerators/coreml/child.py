@@ -26,6 +26,7 @@ from embed_worker.accelerators.coreml.cache import Entry
 from embed_worker.accelerators.coreml.cache_key import compiled_model, read_cache_key, write_with_cache_key
 from embed_worker.accelerators.coreml.graph import GRAPH
 from embed_worker.accelerators.coreml.static_session import StaticSession
+from embed_worker.errors import brief
 from embed_worker.inference.ort import SessionFactory, float16_of
 
 PROVIDER = "CoreMLExecutionProvider"
@@ -145,7 +146,7 @@ def main(argv: Sequence[str] | None = None, factory: SessionFactory | None = Non
     try:
         perform(ChildTask(**json.loads(task)), factory)
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent reads it in the last line
-        sys.stderr.write(f"\n{type(error).__name__}: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"\n{type(error).__name__}: {brief(error)}\n")
         return _PASSING_STATUS if isinstance(error, OSError | MemoryError) else 1
     return 0
 

@@ -43,7 +43,9 @@ from embed_worker.encoders.checkpoint import (
     weight_files,
 )
 from embed_worker.encoders.onnx_writer import open_session
+from embed_worker.encoders.parity import Parity, check_parity
 from embed_worker.encoders.qwen3 import Qwen3
+from embed_worker.inference.token_batch import TokenBatch
 from embed_worker.model_files.manifest import file_sha256
 from embed_worker.model_files.plan import PoolingMode
 from embed_worker.model_files.safetensors import Tensor
@@ -86,7 +88,7 @@ def export_for_coreml(folder: Path, *, output: Path) -> Report:
             staged = Path(staging, FOLDER)
             staged.mkdir()
             _write(source, staged)
-            max_difference, min_cosine = _check(source, staged)
+            parity = _check(source, staged)
             replace_folder(staged, output / FOLDER, Path(staging, "old"))
     except OSError as error:
         raise ExportError(f"{output} cannot be written: {error}") from error
@@ -98,8 +100,8 @@ def export_for_coreml(folder: Path, *, output: Path) -> Report:
         tables_size=sum(file.stat().st_size for file in made.glob("*.npy")),
         graph_sha256=file_sha256(made / GRAPH),
         sources=[file.relative_to(folder).as_posix() for file in source.files],
-        max_difference=max_difference,
-        min_cosine=min_cosine,
+        max_difference=parity.max_difference,
+        min_cosine=parity.min_cosine,
     )
 
 
@@ -205,11 +207,11 @@ def _write_tables(encoder: _Encoder, folder: Path) -> None:
 # The check ----------------------------------------------------------------------------------------------------------
 
 # Of pooled vectors, relative to the largest component, and as a cosine: what float32 explains, also in 24 layers.
-_MAX_DIFFERENCE, _MIN_COSINE = 1e-4, 0.999999
+_ALLOWED = Parity(max_difference=1e-4, min_cosine=0.999999)
 
 
-def _check(source: _Source, folder: Path) -> tuple[float, float]:
-    """Run the graph on texts of three lengths in one padded bucket; give the largest difference and smallest cosine.
+def _check(source: _Source, folder: Path) -> Parity:
+    """Run the graph on texts of three lengths in one padded bucket and compare it with the reference.
 
     Raises:
         CheckFailedError: It differs from the reference by more than float32 explains.
@@ -223,30 +225,12 @@ def _check(source: _Source, folder: Path) -> tuple[float, float]:
     lengths = [min(length, source.encoder.max_tokens) for length in (1, 9, 33)]
     texts = [random.integers(0, source.encoder.vocabulary, length) for length in lengths]
     hidden = [source.hidden(ids) for ids in texts]
-    ids = np.zeros((len(texts), max(lengths)), np.int64)
-    mask = np.zeros_like(ids)
-    for row, text in enumerate(texts):
-        ids[row, : len(text)], mask[row, : len(text)] = text, 1
+    batch = TokenBatch.of_rows(texts, pad_id=0, pad_left=False)
     found, expected = [], []
     for mode in (PoolingMode.MEAN, PoolingMode.CLS, PoolingMode.LAST_TOKEN):
-        weights = pooling_weights(mask, mode)
+        weights = pooling_weights(batch.mask, mode)
         assert weights is not None
-        feeds = model.feeds(ids, mask, weights, len(texts) + 1, max(lengths) + 7)
+        feeds = model.feeds(batch.ids, batch.mask, weights, len(texts) + 1, max(lengths) + 7)
         found.append(session.run(["pooled"], feeds)[0][: len(texts)])
         expected.append([row[: len(vectors)] @ vectors for row, vectors in zip(weights, hidden, strict=True)])
-    return _parity(np.concatenate(found), np.concatenate(expected))
-
-
-def _parity(found: Floats, expected: Floats) -> tuple[float, float]:
-    difference = float(np.abs(found - expected).max())
-    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
-    with np.errstate(invalid="ignore"):
-        cosine = float(((found * expected).sum(axis=1) / lengths).min())
-    allowed = _MAX_DIFFERENCE * max(1.0, float(np.abs(expected).max()))
-    # The comparisons are written so that NaN fails.
-    if not (difference <= allowed and cosine >= _MIN_COSINE):
-        raise CheckFailedError(
-            f"The graph differs from what it was made of: largest difference {difference:.1e} of {allowed:.1e} "
-            f"allowed, smallest cosine {cosine:.7f} of {_MIN_COSINE} required."
-        )
-    return difference, cosine
+    return check_parity(np.concatenate(found), np.concatenate(expected), _ALLOWED, of="what it was made of")

@@ -21,6 +21,7 @@ import onnx
 from onnx import helper
 from onnx.shape_inference import infer_shapes
 
+from embed_worker.errors import brief
 from embed_worker.inference import ort
 from embed_worker.tools.inspect.coreml_rules import NEWEST, OLDEST, Node, Provider, Tensor, Version, refusal
 
@@ -220,7 +221,7 @@ def optimized(model: Path | str | onnx.ModelProto, overrides: Mapping[str, int])
         except ForecastError:
             raise
         except Exception as error:  # those of onnxruntime and of protobuf have no narrower base
-            raise ForecastError(f"{path.name} cannot be forecast: {' '.join(str(error).split())[:300]}") from error
+            raise ForecastError(f"{path.name} cannot be forecast: {brief(error)}") from error
 
 
 def _with_shapes(dumped: Path) -> onnx.ModelProto:
