@@ -45,7 +45,7 @@ clients: $(VENV)/.installed-test
 
 # Engines, frameworks and databases, in an environment of their own: gigabytes, and each is skipped where it is not there.
 integrations: $(INTEGRATIONS)/.installed
-	$(INTEGRATIONS)/bin/python -m pytest tests/integrations -W default -o asyncio_default_fixture_loop_scope=function
+	$(INTEGRATIONS)/bin/python -m pytest tests/integrations -W default -o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=function
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
