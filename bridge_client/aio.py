@@ -16,11 +16,12 @@ from typing import Any, Self, Unpack
 from bridge_client.calls import EmbedKeywords, Parameters
 from bridge_client.client import EmbedClient, describe_options, metrics_of, portable
 from bridge_client.embeddings import Embeddings, Matrix
-from bridge_client.errors import PoisonedInputError, RequestError
+from bridge_client.errors import PoisonedInputError, RequestError, RequestTimeoutError
 from bridge_client.futures import CallFuture
-from bridge_client.options import ClientOptions, OptionKeywords
+from bridge_client.options import ClientOptions, OptionKeywords, check_timeout
 from bridge_client.stats import ClientStats
 from bridge_client.stream import BLOCK_INPUTS, BLOCKS_AHEAD, BlockCall, OnError, blocks, check_stream
+from bridge_client.worker_slot import WINDOW_REQUESTS
 from embed_worker import protocol
 
 
@@ -46,6 +47,8 @@ class AsyncEmbedClient:
             raise TypeError("give either `client` or what to make one of")
         self._is_shared = client is not None
         self._client = EmbedClient(model, **keywords) if client is None else client
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._calls = asyncio.Semaphore(0)
 
     async def __aenter__(self) -> Self:
         self._client.start()
@@ -86,8 +89,17 @@ class AsyncEmbedClient:
         self, inputs: str | Sequence[str], *, timeout_s: float | None = None, **parameters: Unpack[EmbedKeywords]
     ) -> Embeddings:
         """Do as `embed`, and return tokens, truncation, fingerprint and timings beside the vectors."""
-        future: CallFuture[Embeddings] = CallFuture()
-        return await asyncio.wrap_future(self._client._begin(inputs, Parameters(**parameters), timeout_s, future))
+        wanted = Parameters(**parameters)
+        places = self._places()
+        if places.locked():
+            timeout_s = await self._wait_for(places, timeout_s)
+        else:
+            await places.acquire()
+        try:
+            future: CallFuture[Embeddings] = CallFuture()
+            return await asyncio.wrap_future(self._client._begin(inputs, wanted, timeout_s, future))
+        finally:
+            places.release()
 
     def submit(
         self, inputs: str | Sequence[str], *, timeout_s: float | None = None, **parameters: Unpack[EmbedKeywords]
@@ -176,6 +188,32 @@ class AsyncEmbedClient:
             left_s = until - asyncio.get_running_loop().time()
             # Not awaited itself: a task that is cancelled here must not cancel what others wait for.
             await asyncio.wait([asyncio.wrap_future(future)], timeout=max(0.0, left_s))
+
+    def _places(self) -> asyncio.Semaphore:
+        """Return what lets as many calls of this loop go on as there is room for, in the queue and in the workers.
+
+        The core would let the others wait in order, too; but thousands of them at once would hold up the loop.
+        """
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            options = self._client.options
+            room = options.max_queued_requests + options.workers * WINDOW_REQUESTS
+            self._loop, self._calls = loop, asyncio.Semaphore(room)
+        return self._calls
+
+    async def _wait_for(self, places: asyncio.Semaphore, timeout_s: float | None) -> float | None:
+        """Wait for a place, and return what is left of a call's time."""
+        if timeout_s is not None:
+            check_timeout(timeout_s)
+        patience_s = self._client.options.request_timeout_s if timeout_s is None else timeout_s
+        began = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(patience_s):
+                await places.acquire()
+        except TimeoutError:
+            message = f"the queue was full for {patience_s:g} s"
+            raise RequestTimeoutError(message, timeout_s=patience_s) from None
+        return None if timeout_s is None else timeout_s - (asyncio.get_running_loop().time() - began)
 
 
 describe_options(AsyncEmbedClient.__init__)

@@ -17,7 +17,7 @@ from bridge_client.stats import WorkerStats
 from bridge_client.worker_process import WorkerProcess
 from embed_worker.protocol import Request
 
-_WINDOW_REQUESTS = 256  # more would not make better batches, only more chunks to isolate
+WINDOW_REQUESTS = 256  # more would not make better batches, only more chunks to isolate
 _WINDOW_TOKENS = 65_536  # of bulk work: seconds of it, so that its time-outs measure work and not the queue
 _WINDOW_BYTES = 16 * 2**20
 
@@ -82,7 +82,7 @@ class Generation:
         limits = self.served.limits
         if not self.requests:
             return True
-        if self.requests >= min(_WINDOW_REQUESTS, limits.max_in_flight):
+        if self.requests >= min(WINDOW_REQUESTS, limits.max_in_flight):
             return False
         if self.bytes + chunk.bytes > min(_WINDOW_BYTES, limits.max_in_flight_bytes // 2):
             return False

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
-from bridge_client import AsyncEmbedClient, ClientClosedError, QueueFullError, RequestTimeoutError, State
+from bridge_client import (
+    AsyncEmbedClient,
+    ClientClosedError,
+    ClientOptions,
+    EmbedClient,
+    QueueFullError,
+    RequestTimeoutError,
+    State,
+    Timing,
+    aio,
+)
 from bridge_client.testing import fake_command
 from tests.client.conftest import WAIT_S
 from tests.client.test_client import expected
@@ -104,3 +115,51 @@ def test_embed_iter_takes_plain_and_asynchronous_iterables() -> None:
             assert np.array_equal(np.concatenate(asynchronous), np.concatenate(plain))
 
     run(scenario)
+
+
+def test_whoever_waits_in_the_loop_for_room_keeps_the_time_of_its_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aio, "WINDOW_REQUESTS", 0)
+    left_s: list[float | None] = []
+    begin = EmbedClient._begin
+
+    def watched(client: EmbedClient, inputs: Any, parameters: Any, timeout_s: float | None, *others: Any) -> Any:
+        left_s.append(timeout_s)
+        return begin(client, inputs, parameters, timeout_s, *others)
+
+    monkeypatch.setattr(EmbedClient, "_begin", watched)
+
+    async def scenario() -> None:
+        options = ClientOptions(
+            worker_command=fake_command(latency=3600.0), max_queued_requests=1, timing=Timing(drain_s=0.1)
+        )
+        async with AsyncEmbedClient(options) as client:
+            first = asyncio.create_task(client.embed(["first"]))
+            await until(lambda: client.stats().in_flight == 1)
+            with pytest.raises(RequestTimeoutError, match=r"the queue was full for 0\.01 s"):
+                await client.embed(["second"], timeout_s=0.01)
+            third = asyncio.create_task(client.embed(["third"], timeout_s=1000.0))
+            await asyncio.sleep(0)
+            first.cancel()
+            await until(lambda: len(left_s) == 2)
+            third.cancel()
+            with pytest.raises(ValueError, match="nan"):
+                await client.embed(["fourth"], timeout_s=float("nan"))
+
+    run(scenario)
+    assert left_s[0] is None
+    assert left_s[1] is not None
+    assert 0.0 < left_s[1] < 1000.0
+
+
+def test_a_client_may_be_used_by_one_loop_after_the_other() -> None:
+    client = AsyncEmbedClient(worker_command=fake_command(), max_queued_requests=1)
+
+    async def many() -> None:
+        await asyncio.gather(*(client.embed(str(number)) for number in range(600)))
+
+    async def last() -> None:
+        await many()
+        await client.close()
+
+    run(many)
+    run(last)

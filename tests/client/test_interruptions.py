@@ -43,6 +43,7 @@ from bridge_client.futures import CallFuture
 from bridge_client.lifecycle import Event, On
 from bridge_client.testing import fake_client, fake_command
 from bridge_client.worker_process import WorkerProcess
+from bridge_client.worker_slot import WINDOW_REQUESTS
 from tests.client import interruptions
 from tests.client.conftest import WAIT_S, wait_until
 from tests.client.test_client import expected
@@ -309,14 +310,15 @@ def test_a_worker_without_threads_for_its_pipes_is_started_again(name: str, monk
 
 
 def test_whoever_waits_for_room_is_queued_once_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    submitted = 0
+    submitted = longest_line = 0
     done: list[int] = []
     submit = Dispatcher.submit
 
     def counted(dispatcher: Dispatcher, *given: Any) -> None:
-        nonlocal submitted
+        nonlocal submitted, longest_line
         submitted += 1
         submit(dispatcher, *given)
+        longest_line = max(longest_line, len(dispatcher._outside))
 
     monkeypatch.setattr(Dispatcher, "submit", counted)
 
@@ -330,6 +332,7 @@ def test_whoever_waits_for_room_is_queued_once_and_in_order(monkeypatch: pytest.
 
     asyncio.run(asyncio.wait_for(scenario(), 3 * WAIT_S))
     assert submitted == 600
+    assert longest_line <= WINDOW_REQUESTS, "the rest wait in the loop, and do not hold it up"
     assert done == list(range(600))
 
 

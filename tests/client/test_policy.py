@@ -47,7 +47,7 @@ def test_every_number_is_the_one_of_the_policy() -> None:
         "bytes_per_token": calls._BYTES_PER_TOKEN,
         "most_tokens": calls._MOST_TOKENS,
         "short_tokens": calls.SHORT_TOKENS,
-        "window_requests": worker_slot._WINDOW_REQUESTS,
+        "window_requests": worker_slot.WINDOW_REQUESTS,
         "window_tokens": worker_slot._WINDOW_TOKENS,
         "window_bytes": worker_slot._WINDOW_BYTES,
         "max_dimension": handshake.MAX_DIMENSION,
