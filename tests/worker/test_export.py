@@ -480,7 +480,8 @@ def test_the_default_model_is_what_its_manifest_says() -> None:
         (
             {"model_type": "new", "auto_map": {"AutoModel": "Alibaba-NLP/new-impl--modeling.NewModel"}},
             "model_type is 'new' cannot be exported; "
-            "what can be: bert, camembert, distilbert, mpnet, roberta, xlm-roberta, modernbert, qwen3.",
+            "what can be: bert, camembert, distilbert, mpnet, roberta, xlm-roberta, modernbert, qwen3; for others, "
+            "sentence-transformers with backend='onnx'",
         ),
         ({"model_type": "nomic_bert"}, "model_type is 'nomic_bert' cannot be exported"),
         ({"auto_map": {"AutoModel": "modeling.Other"}}, "code of its own for its model (auto_map)"),

@@ -261,6 +261,13 @@ def test_a_file_that_was_changed_in_place_and_given_its_time_back_is_hashed_agai
     assert hashed == ["config.json"]
 
 
+def test_changed_weights_of_an_exported_graph_ask_for_another_export(folder: Path) -> None:
+    manifest = Manifest.of_folder(folder, name="m", source="x, exported by embed-worker export", license="none")
+    (folder / "onnx/model.onnx").write_bytes(b"other weights")
+    with pytest.raises(ManifestError, match=r"export the graph again, or get the model again$"):
+        verify(folder, manifest, Verify.ALWAYS)
+
+
 def test_what_is_verified_is_told_with_its_hash(folder: Path) -> None:
     manifest = manifest_of(folder)
     assert verify(folder, manifest, Verify.AUTO) == {path: file.sha256 for path, file in manifest.files.items()}
@@ -354,7 +361,7 @@ def test_a_link_out_of_the_folder_tells_nobody_the_size_and_the_hash_of_its_targ
         verify(folder, manifest, Verify.ALWAYS)
     assert hashed == []
     assert "8" not in str(refused.value).replace(str(tmp_path), "")
-    with pytest.raises(ManifestError, match="8 bytes"):
+    with pytest.raises(ManifestError, match="is not the file of its manifest"):
         verify(folder, manifest, Verify.ALWAYS, allow_links=True)
 
 

@@ -460,3 +460,11 @@ def test_a_name_that_variant_would_not_find_is_usage(name: str, capsys: pytest.C
         run("m", "--output-name", name)
     assert ended.value.code == 2
     assert "model_NAME.onnx" in capsys.readouterr().err
+
+
+def test_what_cannot_gain_is_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    layers = helper.make_node("Gemm", ["input_ids", "weight"], ["last_hidden_state"])
+    graph = helper.make_graph([layers], "of Gemm", [], [])
+    with pytest.raises(QuantizeError, match="Gemm over the tokens of all texts at once, as GPT-2's"):
+        FloatGraph(helper.make_model(graph))
+    assert "is a table of vectors" in refusal(capsys, ROOT / "tests/layouts/potion-base-8M/model")

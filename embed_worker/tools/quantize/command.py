@@ -170,6 +170,8 @@ def quantize(args: argparse.Namespace) -> Report:
     """
     source, options = model_folder(args), model_options(args)
     plan = read_model_folder(source, options)
+    if plan.is_static:
+        raise QuantizeError(f"{plan.name} is a table of vectors: it has no graph, and nothing to gain.")
     outline = read_outline(plan.graph)
     if outline.quantization is not None:
         raise QuantizeError(f"{plan.graph.name} is quantised already; --onnx-file or --variant can name a float graph.")

@@ -157,10 +157,16 @@ class FloatGraph:
                 if len(weight.tensor.dims) == 2 and weight.kind == TensorProto.FLOAT:
                     self.products.setdefault(node.input[0], []).append(node)
         if not self.products:
-            hint = (
-                "it computes in float16: quantize the float32 graph" if TensorProto.FLOAT16 in kinds else "see inspect"
-            )
-            raise QuantizeError(f"The graph has no float32 products by weights; {hint}.")
+            raise QuantizeError(f"The graph has no float32 products by weights: {self._hint(kinds)}.")
+
+    def _hint(self, kinds: set[int]) -> str:
+        from onnx import TensorProto
+
+        if TensorProto.FLOAT16 in kinds:
+            return "it computes in float16: quantize the float32 graph"
+        if any(node.op_type == "Gemm" for node in self.model.graph.node):
+            return "its layers are Gemm over the tokens of all texts at once, as GPT-2's, which would share one scale"
+        return "see inspect"
 
     @contextmanager
     def listening(self) -> Iterator[None]:
