@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from embed_worker import machine
-from embed_worker.arguments import make_config, make_parser
+from embed_worker.arguments import COMMANDS, CommandParser, make_config, make_parser, unknown_command
 from embed_worker.config import (
     LogFormat,
     ModelOptions,
@@ -31,15 +31,16 @@ if TYPE_CHECKING:
 
 _MAX_LANES = 32  # beyond, the interpreter lock is what lanes wait for
 
-# Each is a module of that name in embed_worker.tools, imported when it is called.
-_TOOLS = ("embed", "inspect", "check", "pull", "export", "quantize")
-
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command and end the process."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    if arguments and arguments[0] in _TOOLS:
-        sys.exit(run_tool(arguments[0], arguments[1:]))
+    if arguments and not arguments[0].startswith("-"):
+        if arguments[0] not in COMMANDS:
+            _say(unknown_command(arguments[0]))
+            sys.exit(ExitCode.USAGE)
+        if arguments[0] != "serve":
+            sys.exit(run_tool(arguments[0], arguments[1:]))
     options = make_parser().parse_args(arguments[1:] if arguments[:1] == ["serve"] else arguments)
     status = serve(make_config(options), log_level=options.log_level, log_format=LogFormat(options.log_format))
     with contextlib.suppress(OSError, ValueError):
@@ -51,13 +52,20 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def run_tool(name: str, arguments: Sequence[str]) -> int:
     """Run a command beside the worker; return its exit status."""
     tool = importlib.import_module(f"embed_worker.tools.{name}")
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=f"embed-worker {name}", description=tool.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     tool.add_arguments(parser)
     _make_printable(sys.stdout)  # noqa: TID251 - a tool's own, not the wire
     _make_printable(sys.stderr)
-    return int(tool.run(parser.parse_args(arguments)))
+    try:
+        status = int(tool.run(parser.parse_args(arguments)))
+        if sys.stdout is not None:  # noqa: TID251 - as above
+            sys.stdout.flush()  # noqa: TID251
+    except BrokenPipeError:  # as of `inspect | head`: whoever read has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes once more
+        return ExitCode.PIPE_FAILED
+    return status
 
 
 def _make_printable(stream: TextIO | None) -> None:

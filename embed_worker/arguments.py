@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
+import re
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from embed_worker import __version__
 from embed_worker.config import (
@@ -23,10 +26,28 @@ from embed_worker.config import (
     WorkerConfig,
     path_argument,
 )
+from embed_worker.model_files.plan import PoolingMode
 from embed_worker.model_files.search import as_listed, model_name
-from embed_worker.protocol import Limits
+from embed_worker.protocol import MAX_ID_INTEGER, ExitCode, Limits
 
 _SUPERVISED_DRAIN_S = 10.0
+
+# Each but `serve` is a module of that name in embed_worker.tools, imported when it is called.
+COMMANDS = {
+    "serve": "be the worker, which is also what is done without a command",
+    "embed": "vectors of some texts, or of a whole corpus",
+    "inspect": "how a model's folder is read and why, and what its graph needs",
+    "check": "whether a model is what it should be, and fast enough",
+    "pull": "fetch a model from the Hugging Face hub, verified",
+    "export": "make an ONNX graph of a folder's safetensors",
+    "quantize": "make an int8 variant of a model's graph",
+}
+
+# What onnxruntime calls its providers, without "ExecutionProvider", and what is chosen or built here.
+_PROVIDERS = frozenset(
+    """auto cpu coreml mlx openvino cuda tensorrt nvtensorrtrtx dml rocm migraphx qnn xnnpack acl armnn azure cann dnnl
+    js nnapi rknpu snpe tvm vitisai vsinpu webgpu webnn""".split()  # noqa: SIM905 - a list of words
+)
 
 _DESCRIPTION = """\
 Turn texts into embeddings: JSON lines on standard input, JSON lines on standard output.
@@ -37,10 +58,36 @@ Turn texts into embeddings: JSON lines on standard input, JSON lines on standard
 
 _EPILOG = """\
 requests: embed, info, ping, metrics, cancel, load_model, unload_model, shutdown; docs/protocol.md describes them.
-other commands: inspect, check, pull, export, quantize; `embed-worker inspect --help` and so on.
+commands, each with a --help of its own:
+{commands}
 exit status: 0 end of input, shutdown or SIGTERM; 2 usage; 70 internal error; 74 the pipe failed; 75 out of memory or
 threads, or the start took too long; 78 the model or the configuration cannot be used; 79 recycled; 130 Ctrl-C.
 """
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose errors are one line, with what was probably meant."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and end with the status of a wrong usage."""
+        known = [*self._option_string_actions, *(f"`{self.prog} {command}`" for command in COMMANDS)]
+        strays = re.findall(r"--?[\w-]+", message) if message.startswith("unrecognized") else []
+        hint = next((_meant(stray, known) for stray in strays), "")
+        if not hint and "; " not in message:
+            hint = f"; see {self.prog} --help"
+        self.exit(ExitCode.USAGE, f"{self.prog}: {message}{hint}\n")
+
+
+def unknown_command(word: str) -> str:
+    """Return what is said of a command that there is not."""
+    hint = {"help": "; did you mean `--help`?", "version": "; did you mean `--version`?"}.get(word)
+    hint = hint or _meant(word, COMMANDS) or "; see embed-worker --help"
+    return f"embed-worker: there is no command {word[:64]!a}{hint}"
+
+
+def _meant(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word[:64].lower(), list(known), n=1, cutoff=0.6)
+    return f"; did you mean `{close[0]}`?" if close else ""
 
 
 class _StartModel(argparse.Action):
@@ -80,10 +127,10 @@ class _CollectForModel(argparse.Action):
 
 def make_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="embed-worker",
         description=_DESCRIPTION,
-        epilog=_EPILOG,
+        epilog=_EPILOG.format(commands="\n".join(f"  {name:9} {what}" for name, what in COMMANDS.items())),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -113,6 +160,7 @@ def make_parser() -> argparse.ArgumentParser:
     models.add_argument(
         "--pooling",
         action=_SettleModel,
+        type=_pooling,
         metavar="MODE[,MODE]",
         help="how token vectors become one: mean, cls, lasttoken, max …",
     )
@@ -163,7 +211,11 @@ def make_parser() -> argparse.ArgumentParser:
 
     running = parser.add_argument_group("running")
     running.add_argument(
-        "--provider", default=runtime.provider, metavar="NAME", help="auto, cpu, coreml, mlx, openvino, cuda … (auto)"
+        "--provider",
+        type=_provider,
+        default=runtime.provider,
+        metavar="NAME",
+        help="auto, cpu, coreml, mlx, openvino, cuda … (auto)",
     )
     running.add_argument(
         "--threads",
@@ -244,9 +296,24 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _positive(text: str) -> int:
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
+    if not 1 <= value <= MAX_ID_INTEGER:
+        raise argparse.ArgumentTypeError("must be at least 1, and a number of at most 16 digits")
     return value
+
+
+def _provider(text: str) -> str:
+    name = text.lower().removesuffix("executionprovider")
+    if name not in _PROVIDERS:
+        raise argparse.ArgumentTypeError(f"there is no provider {text[:64]!a}{_meant(name, _PROVIDERS)}")
+    return text
+
+
+def _pooling(text: str) -> str:
+    for name in text.split(","):
+        if name.strip() not in list(PoolingMode):
+            meant = _meant(name, PoolingMode) or f"; the modes are {', '.join(PoolingMode)}"
+            raise argparse.ArgumentTypeError(f"there is no pooling {name[:64]!a}{meant}")
+    return text
 
 
 def make_config(options: argparse.Namespace) -> WorkerConfig:

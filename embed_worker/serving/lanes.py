@@ -106,7 +106,8 @@ class Lanes:
             self._answers.add(task)
             if not self._answers.admit(task):
                 return False, None
-            if task.model is not None and self._busy < self._lanes and not more_lines and self._queue.is_for(task):
+            is_alone = self._answers.in_flight == 1 and self._busy < self._lanes and not more_lines
+            if is_alone and task.model is not None and self._queue.is_for(task):
                 self._busy += 1
                 self._is_reading = False
                 self._queue.changed.notify()
@@ -195,13 +196,16 @@ class Lanes:
             for task in tasks_of(work):
                 self._answers.fail(task, ErrorCode.INTERNAL_ERROR, "internal error; the traceback is on standard error")
         with self._answers.lock:
-            # Before anything is written: a host sends the next request as soon as it has its answer, and it must find
-            # this thread's core free.
-            self._busy -= 1
+            # A host in lock-step sends the next request as soon as it has its answer, and must find this core free.
+            is_all = self._answers.in_flight <= len(finished)
+            self._busy -= is_all
             if isinstance(work, Chunk) and work.is_bulk:
                 self._queue.end_bulk_chunk()
         for task in finished:
             self._answers.write(task)
+        if not is_all:
+            with self._answers.lock:
+                self._busy -= 1
 
     def _embed(self, task: EmbedTask) -> list[EmbedTask]:
         """Do all of a task that this thread has read: nothing else waits, and it is small.
@@ -218,7 +222,7 @@ class Lanes:
             return []
         task.first_run_s = self._clock()
         # Looked at without the lock: it only decides how many cores are used.
-        exclusive = self._busy == 1
+        exclusive = self._answers.in_flight == 1
         try:
             vectors = model.engine.embed(texts, exclusive=exclusive)
         except (OutOfMemoryError, MemoryError):
@@ -281,10 +285,11 @@ class Lanes:
             now = self._clock()
             self._metrics.micro_batches += 1
             self._metrics.padded_tokens += padded_tokens
-            for row, vector in zip(batch.rows, vectors, strict=True):
-                task = row.job
-                if not task.is_settled and task.put(row.index, vector, now) and self._answers.claim(task, None):
-                    finished.append(task)
+            for lead, vector in zip(batch.rows, vectors, strict=True):
+                for row in lead.all:
+                    task = row.job
+                    if not task.is_settled and task.put(row.index, vector, now) and self._answers.claim(task, None):
+                        finished.append(task)
         return finished
 
     def _run_apart(self, batch: Batch, error: BaseException) -> list[EmbedTask]:
@@ -294,11 +299,12 @@ class Lanes:
             _log.warning("a micro-batch failed rows=%d reason=%s; each row is tried alone", count, brief(error))
             finished: list[EmbedTask] = []
             for row, text in zip(batch.rows, batch.texts, strict=True):
-                if not row.job.is_settled:
+                if not all(each.job.is_settled for each in row.all):
                     finished += self._run_batch(Batch(batch.engine, [row], [text], exclusive=False))
             return finished
         (row,) = batch.rows
         _log.error("inference failed tokens=%d reason=%s", row.tokens, brief(error))
-        message = f"the runtime failed on input {row.index}, also when it was alone"
-        self._answers.fail(row.job, ErrorCode.INFERENCE_FAILED, message, row.index)
+        for each in row.all:
+            message = f"the runtime failed on input {each.index}, also when it was alone"
+            self._answers.fail(each.job, ErrorCode.INFERENCE_FAILED, message, each.index)
         return []

@@ -37,12 +37,19 @@ class Row(Generic[J]):
         job: Whose text it is.
         index: Its place among the inputs of the request.
         tokens: Its length, special tokens included, after truncation.
+        twins: Rows of the same text, which need not be run.
     """
 
     job: J
     index: int
     tokens: int
     is_waiting: bool = True
+    twins: list[Row[J]] | None = None
+
+    @property
+    def all(self) -> list[Row[J]]:
+        """It and its twins."""
+        return [self, *(self.twins or ())]
 
 
 @dataclass(slots=True)

@@ -88,6 +88,7 @@ class WorkQueue:
         self._ticket = itertools.count()
         self._turns = 0
         self._held_bytes = 0
+        self._leads: dict[tuple[int, bool, int, bytes], Row[EmbedTask]] = {}  # waiting rows that others may share
 
     @property
     def is_empty(self) -> bool:
@@ -132,9 +133,27 @@ class WorkQueue:
         """Take a task out of everything: it is settled."""
         self._tasks.pop(task, None)
         self._scheduler.close(task)
+        for index, text in task.waiting.items():
+            self._pass_on(task, index, text)
         if len(self._deadlines) > 2 * len(self._tasks):  # most are met long before they pass
             self._deadlines = [entry for entry in self._deadlines if not entry[2].is_settled]
             heapq.heapify(self._deadlines)
+
+    def _pass_on(self, task: EmbedTask, index: int, text: TokenizedText) -> None:
+        """Let a twin wait in the place of a row whose task is settled."""
+        key = _sameness(task, text)
+        lead = self._leads.get(key)
+        if lead is None or lead.job is not task or lead.index != index:
+            return
+        del self._leads[key]
+        twins = [row for row in lead.twins or () if not row.job.is_settled]
+        if twins:
+            heir = twins[0]
+            heir.twins = twins[1:]
+            heir.job.waiting[heir.index] = text
+            self._leads[key] = heir
+            self._scheduler.add([heir])
+            self.changed.notify()
 
     def give_back(self, held_bytes: int) -> None:
         """Take back what the vectors of a task were allowed to hold."""
@@ -146,11 +165,20 @@ class WorkQueue:
         """Take texts that are tokenised. Nobody is told: the thread comes back, and tells others if there is more."""
         if task.is_settled:
             return
-        task.waiting.update(enumerate(texts, first))
         if task.queue is None:
             self.expect(task)
             self._open(task)
-        self._scheduler.add(rows_of(task, first, texts))
+        rows = []
+        for row, text in zip(rows_of(task, first, texts), texts, strict=True):
+            lead = self._leads.setdefault(_sameness(task, text), row) if may_share(task) else row
+            if lead is row:
+                task.waiting[row.index] = text
+                rows.append(row)
+            elif lead.twins is None:
+                lead.twins = [row]
+            else:
+                lead.twins.append(row)
+        self._scheduler.add(rows)
 
     def end_bulk_chunk(self) -> None:
         """Let the next chunk of a bulk task be tokenised."""
@@ -218,9 +246,12 @@ class WorkQueue:
             return None
         texts = []
         for row in rows:
-            texts.append(row.job.waiting.pop(row.index))
-            if row.job.first_run_s is None:
-                row.job.first_run_s = now
+            text = row.job.waiting.pop(row.index)
+            texts.append(text)
+            self._leads.pop(_sameness(row.job, text), None)
+            for each in row.all:
+                if each.job.first_run_s is None:
+                    each.job.first_run_s = now
         model = rows[0].job.model
         assert model is not None
         return Batch(model.engine, rows, texts, exclusive=not (others or self._scheduler.waiting_rows))
@@ -231,6 +262,16 @@ def rows_of(task: EmbedTask, first: int, texts: list[TokenizedText]) -> list[Row
     return [Row(task, index, len(text.ids)) for index, text in enumerate(texts, first)]
 
 
+def may_share(task: EmbedTask) -> bool:
+    """Whether a text's vector is the same in any company, so that it is computed once for all who wait for it."""
+    return task.model is not None and task.model.engine.is_batch_invariant
+
+
+def _sameness(task: EmbedTask, text: TokenizedText) -> tuple[int, bool, int, bytes]:
+    """Return what two texts have in common that share a run; a query never waits for the turn of an import."""
+    return task.entry.uid, task.is_one_chunk, text.skipped, text.ids.tobytes()
+
+
 def tasks_of(work: Work | EmbedTask) -> list[EmbedTask]:
     """Return whom a piece of work concerns."""
     match work:
@@ -239,7 +280,7 @@ def tasks_of(work: Work | EmbedTask) -> list[EmbedTask]:
         case Chunk():
             return [work.task]
         case Batch():
-            return list(dict.fromkeys(row.job for row in work.rows))
+            return list(dict.fromkeys(each.job for row in work.rows for each in row.all))
         case Expired():
             return work.tasks
         case _:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from embed_worker.arguments import make_config, make_parser
+from embed_worker.__main__ import main
+from embed_worker.arguments import COMMANDS, make_config, make_parser
 from embed_worker.config import DEFAULT_MODEL, LogFormat, ModelOptions, RuntimeOptions, Verify, WorkerConfig
-from embed_worker.protocol import Limits
+from embed_worker.protocol import ExitCode, Limits
+from tests.worker.harness import ROOT, TINY_MODEL
 
 
 @pytest.fixture(autouse=True)
@@ -126,7 +131,59 @@ def test_what_cannot_be_meant_is_usage(arguments: list[str], capsys: pytest.Capt
     assert ended.value.code == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("usage: embed-worker")
+    assert err.startswith("embed-worker: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["--modle", "m"], "`--model`"),
+        (["--provider", "cudda"], "`cuda`"),
+        (["--pooling", "men"], "`mean`"),
+        (["--log-levle", "info"], "`--log-level`"),
+    ],
+)
+def test_a_typing_error_gets_one_line_with_what_was_meant(
+    arguments: list[str], meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        config_of(*arguments)
+    assert ended.value.code == ExitCode.USAGE
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert err.rstrip().endswith(f"did you mean {meant}?")
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"), [("chekc", "`check`"), ("inspec", "`inspect`"), ("help", "`--help`"), ("quantise", "`quantize`")]
+)
+def test_a_command_that_there_is_not_gets_one_suggestion(
+    word: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([word])
+    assert ended.value.code == ExitCode.USAGE
+    assert capsys.readouterr().err == f"embed-worker: there is no command {word!r}; did you mean {meant}?\n"
+
+
+def test_every_command_is_a_tool_with_a_line_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        make_parser().parse_args(["--help"])
+    text = capsys.readouterr().out
+    for name, what in COMMANDS.items():
+        assert f"  {name:9} {what}" in text
+        assert name == "serve" or find_spec(f"embed_worker.tools.{name}") is not None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell's pipe")
+def test_a_tool_whose_reader_has_seen_enough_ends_without_a_traceback() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "embed_worker", "inspect", str(TINY_MODEL)]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, cwd=ROOT, timeout=60, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (ExitCode.PIPE_FAILED, b"")
 
 
 def test_help_names_every_option_and_every_request(capsys: pytest.CaptureFixture[str]) -> None:

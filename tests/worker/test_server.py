@@ -28,6 +28,7 @@ from tests.worker.fakes import (
     MAX_TOKENS,
     WAIT_S,
     FakeClock,
+    FakeEngine,
     FakeLoader,
     FakeTokenizer,
     Worker,
@@ -96,11 +97,52 @@ def test_one_text_at_a_time_when_vectors_must_not_depend_on_neighbours() -> None
 def test_texts_of_several_requests_share_a_micro_batch() -> None:
     with running_worker() as worker:
         hold_the_lane(worker)
-        worker.send(*({"id": n, "inputs": "a text"} for n in range(5)))
+        worker.send(*({"id": n, "inputs": f"a text {n}"} for n in range(5)))
         assert worker.is_silent()
         worker.engine.gate.set()
         worker.receive_many(6)
         assert max(worker.engine.runs) > 1
+
+
+def test_the_same_text_is_computed_once_for_all_who_wait_for_it() -> None:
+    texts = ["twice", "once", "twice"]
+    with running_worker() as worker:
+        hold_the_lane(worker)
+        worker.send({"id": 1, "inputs": texts}, {"id": 2, "inputs": "twice"}, {"id": 3, "inputs": "an own one"})
+        assert worker.is_silent()
+        worker.engine.gate.set()
+        answers = worker.receive_many(4)
+        assert sum(worker.engine.runs) == 2 + 3  # warm and busy, then each text once
+    np.testing.assert_array_equal(matrix_of(answers[1]), [expected_vector(text) for text in texts])
+    np.testing.assert_array_equal(matrix_of(answers[2]), [expected_vector("twice")])
+
+
+def test_a_text_that_was_to_be_computed_for_others_too_is_when_its_own_request_is_cancelled() -> None:
+    with running_worker(lanes=2) as worker:
+        worker.ask({"id": "warm", "inputs": "x"})
+        worker.engine.entered.get(timeout=WAIT_S)
+        worker.engine.gate.clear()
+        for number in range(2):
+            worker.send({"id": f"busy {number}", "inputs": f"text {number}"})
+            worker.engine.entered.get(timeout=WAIT_S)
+        worker.send(*({"id": number, "inputs": ["same", f"own {number}"]} for number in range(3)))
+        worker.send({"id": "c", "method": "cancel", "target": 0}, {"id": "d", "method": "cancel", "target": 1})
+        answers = worker.receive_many(4)
+        assert (answers[0]["code"], answers[1]["code"]) == ("cancelled", "cancelled")
+        worker.engine.gate.set()
+        rest = worker.receive_many(3)
+    np.testing.assert_array_equal(matrix_of(rest[2]), [expected_vector("same"), expected_vector("own 2")])
+
+
+def test_a_graph_that_depends_on_its_batch_computes_every_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeEngine, "is_batch_invariant", False)
+    with running_worker() as worker:
+        hold_the_lane(worker)
+        worker.send({"id": 1, "inputs": ["twice", "twice"]})
+        assert worker.is_silent()
+        worker.engine.gate.set()
+        worker.receive_many(2)
+        assert sum(worker.engine.runs) == 2 + 2
 
 
 def test_an_empty_list_is_answered_with_nothing() -> None:
