@@ -34,6 +34,7 @@ MODELS = (
 )  # of a checkout
 
 _POLL_S = 0.01
+_USUAL_TIMEOUT_S = 30.0
 # What the Python of a virtual environment is on Windows, and `uv run` everywhere: a process that waits for the worker.
 _LAUNCHER = "import subprocess, sys; sys.exit(subprocess.Popen(sys.argv[1:]).wait())"
 
@@ -52,7 +53,7 @@ class Target:
     command: tuple[str, ...]
     models: Path = MODELS
     real_worker: tuple[str, ...] = (sys.executable, "-m", "embed_worker")
-    timeout_s: float = 30.0
+    timeout_s: float = _USUAL_TIMEOUT_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +135,10 @@ def _stage(transcript: Transcript, target: Target) -> Iterator[_Stage]:
         worker = [*target.real_worker, *arguments] if transcript.is_with_real_worker else played
         if transcript.is_behind_launcher:
             worker = [sys.executable, "-c", _LAUNCHER, *worker]
-        environment |= {"CONFORMANCE_WORKER": json.dumps(worker), "CONFORMANCE_OPTIONS": json.dumps(transcript.options)}
+        options = dict(transcript.options)
+        if "start_timeout_s" in options:  # a slow machine is given as much more of it as every step of the runner
+            options["start_timeout_s"] *= max(1.0, target.timeout_s / _USUAL_TIMEOUT_S)
+        environment |= {"CONFORMANCE_WORKER": json.dumps(worker), "CONFORMANCE_OPTIONS": json.dumps(options)}
         record = _Record(folder, [list(flags) for flags in transcript.workers], worker)
         with Driven(target.command, environment) as process:
             yield _Stage(process, target.timeout_s, record)
