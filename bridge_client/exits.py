@@ -90,7 +90,7 @@ class ExitReport:
         return self.cause is Cause.OUT_OF_MEMORY or (self.cause is Cause.KILLED and self.signal_name == "SIGKILL")
 
     def describe(self) -> str:
-        """Say in one clause how it ended."""
+        """Return how it ended, in one clause."""
         how = self.signal_name or ("no exit status" if self.status is None else f"exit status {self.status}")
         parts = [str(self.cause).replace("_", " "), how]
         if self.cause is Cause.KILLED and self.may_be_out_of_memory:
@@ -103,7 +103,7 @@ class ExitReport:
 
 
 def cause_of(status: int, ours: Cause | None, *, is_windows: bool = sys.platform == "win32") -> Cause:
-    """Tell why a process ended.
+    """Return why a process ended.
 
     Args:
         status: As `Popen.returncode`.

@@ -61,7 +61,7 @@ def freeze(pid: int) -> None:
 
 
 def is_there(pid: int) -> bool:
-    """Tell whether a process lives; one that nobody has reaped does not."""
+    """Return whether a process lives; one that nobody has reaped does not."""
     return _watch(pid)()
 
 

@@ -99,7 +99,7 @@ def _pack(rows: Any, count: int, dimension: int) -> bytes:
 
 
 def mismatch(wish: Mapping[str, Any], matrix: Matrix, memory: dict[str, Any]) -> str | None:
-    """Say what a matrix lacks of what is wished beside its shape and norms; None where it has all of it."""
+    """Return what a matrix lacks of what is wished beside its shape and norms; None where it has all of it."""
     if "rows" in wish:
         matrix = matrix.only(wish["rows"])
     if "of_fake" in wish:

@@ -46,7 +46,7 @@ _TYPES: dict[str, Callable[[Any], bool]] = {
 
 
 def mismatch(pattern: Any, value: Any, memory: Memory) -> str | None:
-    """Say where and why a value does not fit, or None where it does; only then `memory` has what was to be saved."""
+    """Return where and why a value does not fit, or None where it does; only then `memory` has what was to be saved."""
     draft = dict(memory)
     why = _mismatch(pattern, value, draft, "")
     if why is None:

@@ -310,7 +310,7 @@ class _Stage:
         self._await(lambda: f"process {pid} is still there" if self._is_there(pid) else None)
 
     def _is_there(self, pid: int) -> bool:
-        """Tell whether a process exists. A zombie does, as long as its parent could reap it."""
+        """Return whether a process exists. A zombie does, as long as its parent could reap it."""
         if sys.platform == "win32":
             return is_there(pid)
         try:
