@@ -6,6 +6,7 @@ where it is missing or damaged, the worker serves what folders say themselves.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -78,9 +79,8 @@ def known_models() -> tuple[KnownModel, ...]:
     """Read the table. What is wrong with it is logged, and the models that it concerns are left out."""
     import tomllib  # with its regular expressions, some milliseconds that most starts need not spend
 
-    file = _file()
     try:
-        entries = tomllib.loads(file.read_bytes().decode()).get("models", [])
+        entries = tomllib.loads(_read_table().decode()).get("models", [])
     except FileNotFoundError:
         _log.warning("there is no %s: prompts and pooling come from models' folders alone", _FILE_NAME)
         return ()
@@ -96,11 +96,14 @@ def known_models() -> tuple[KnownModel, ...]:
     return tuple(models)
 
 
-def _file() -> Path:
-    """Name the packaged table: the wheel carries models/ inside the package; in a checkout it lies beside it."""
-    package = Path(__file__).parents[1]
-    inside = package / "models" / _FILE_NAME
-    return inside if inside.is_file() else package.parent / "models" / _FILE_NAME
+def _read_table() -> bytes:
+    """Return the packaged table: the wheel carries models/ inside the package; in a checkout it lies beside it."""
+    import pkgutil
+
+    with contextlib.suppress(OSError):  # the package may lie in an archive
+        if (table := pkgutil.get_data("embed_worker", f"models/{_FILE_NAME}")) is not None:
+            return table
+    return (Path(__file__).parents[2] / "models" / _FILE_NAME).read_bytes()
 
 
 def _known_model(entry: Mapping[str, Any]) -> KnownModel:

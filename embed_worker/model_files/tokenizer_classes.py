@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import functools
 import json
+import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 # Builds nothing: it takes tokenizer.json as it is.
 FROM_THE_JSON = "TokenizersBackend"
@@ -29,7 +29,8 @@ class _Table:
 
 @functools.cache
 def _table() -> _Table:
-    document = json.loads(Path(__file__).with_suffix(".json").read_bytes())
+    data = pkgutil.get_data(__name__, "tokenizer_classes.json")  # the package may lie in an archive
+    document = json.loads(data or b"")
     return _Table(
         {name: builder for builder, names in document["builders"].items() for name in names},
         {kind: name for name, kinds in document["registered"].items() for kind in kinds},

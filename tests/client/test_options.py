@@ -143,20 +143,34 @@ def test_a_folder_that_the_interpreter_searches_by_itself_is_not_named(
     assert environment.search_path(is_own_interpreter=True) == []
 
 
+def install(target: Path, form: str) -> None:
+    """Install the packages of this project, as `pip --target` does, or in an archive as Spark gets it."""
+    if form == "folder":
+        target.mkdir()
+        for name in ("embed_worker", "bridge_client"):
+            (target / name).symlink_to(ROOT / name, target_is_directory=True)
+        return
+    with zipfile.ZipFile(target, "w") as archive:
+        for name in ("embed_worker", "bridge_client"):
+            for path in (ROOT / name).rglob("*"):
+                if path.suffix in (".py", ".json"):
+                    archive.write(path, path.relative_to(ROOT))
+        archive.write(ROOT / "models" / "known_models.toml", "embed_worker/models/known_models.toml")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege")
-def test_a_worker_serves_from_folders_that_only_its_host_knows(tmp_path: Path) -> None:
-    """As after `pip install --target`, with the packages of this project apart from the rest."""
+@pytest.mark.parametrize("form", ["folder", "archive"])
+def test_a_worker_serves_from_places_that_only_its_host_knows(form: str, tmp_path: Path) -> None:
+    """With the packages of this project apart from the rest."""
     site = tmp_path / "target"
-    site.mkdir()
-    for name in ("embed_worker", "bridge_client"):
-        (site / name).symlink_to(ROOT / name, target_is_directory=True)
+    install(site, form)
     (tmp_path / "cwd").mkdir()
     (tmp_path / "cwd" / "json.py").write_text("raise SystemExit('the host’s own json')", "utf-8")
     source = """
     import sys
     sys.path.insert(1, sys.argv[1])
     from bridge_client import EmbedClient
-    with EmbedClient(sys.argv[2]) as client:
+    with EmbedClient(sys.argv[2], worker_args=("--log-level", "warning")) as client:
         print(client.embed("a").shape)
     """
     import numpy
