@@ -98,12 +98,11 @@ def known_models() -> tuple[KnownModel, ...]:
 
 def _read_table() -> bytes:
     """Return the packaged table: the wheel carries models/ inside the package; in a checkout it lies beside it."""
-    import pkgutil
-
-    with contextlib.suppress(OSError):  # the package may lie in an archive
-        if (table := pkgutil.get_data("embed_worker", f"models/{_FILE_NAME}")) is not None:
-            return table
-    return (Path(__file__).parents[2] / "models" / _FILE_NAME).read_bytes()
+    package = Path(__file__).parents[1]
+    loader: Any = getattr(__spec__, "loader", None)
+    with contextlib.suppress(OSError):
+        return bytes(loader.get_data(str(package / "models" / _FILE_NAME)))  # also out of an archive
+    return (package.parent / "models" / _FILE_NAME).read_bytes()
 
 
 def _known_model(entry: Mapping[str, Any]) -> KnownModel:
