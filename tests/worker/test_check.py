@@ -369,7 +369,7 @@ def test_what_cannot_be_used_exits_with_78_and_one_sentence(tmp_path: Path, caps
         ([tmp_path / "nothing"], "no folder"),
         ([bare], "--pooling"),
         ([damaged], "cannot be used"),
-        ([TINY_MODEL, "--provider", "nonsense"], "nonsense"),
+        ([TINY_MODEL, "--provider", "tensorrt"], "tensorrt"),
         ([TINY_MODEL, "--references", tmp_path / "none.json"], "none.json cannot be read"),
     ]
     for arguments, sentence in unusable:
