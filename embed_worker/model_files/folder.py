@@ -95,6 +95,10 @@ class _Reader:
             raise self._error(
                 "has a tokenizer.json that sets token types other than 0, which are not fed (post_processor)"
             )
+        if (self._folder / self._head / "adapter_config.json").exists():
+            self._files.warnings.append(
+                "adapter_config.json lies beside the graph, which alone is run: whether it has the adapter is not known"
+            )
         truncate_dim = self._truncate_dim()
         modules, normalize = self._behind(truncate_dim)
         chat = self._chat(tokenizer_config, tokenizer)
@@ -228,6 +232,9 @@ class _Reader:
         found = sorted(path.relative_to(self._folder).as_posix() for path in self._folder.rglob("*.onnx"))
         if found:
             return f"; --onnx-file can choose one of: {', '.join(found[:8])}"
+        if self._config.get("model_type") == "model2vec":
+            way = "SentenceTransformer(modules=[StaticEmbedding.from_model2vec(FOLDER)]).save_pretrained(OUT)"
+            return f": it is model2vec's own form without modules.json, of which `{way}` makes one that is served"
         if any(self._folder.glob("*.safetensors")):
             return f": `embed-worker export {self._folder}` makes one of its weights"
         return ""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from embed_worker.model_files.folder_files import FolderFiles
+from embed_worker.model_files.folder_files import FolderFiles, ignore_hint
 from embed_worker.model_files.plan import ChatPlan
+from embed_worker.model_files.tokenizer_classes import FROM_THE_JSON
 from embed_worker.model_files.tokenizer_plan import TokenizerError, TokenizerFiles, TokenizerPlan, plan_tokenizer
 from embed_worker.model_files.tokenizer_sections import template_of
 from embed_worker.model_files.transformer_module import TransformerConfig
@@ -40,6 +41,8 @@ def read_tokenizer(
     Raises:
         ModelError: A file is missing or damaged, or what it asks for is not known.
     """
+    if any(str(name) != _TOKENIZER for name in config.get("fast_tokenizer_files") or []):
+        raise files.error(f"has tokenizers for several versions of transformers: {ignore_hint('fast_tokenizer_files')}")
     name = _TOKENIZER if (files.folder / head / _TOKENIZER).exists() else _WORD_PIECES
     file = files.folder / head / name
     files.check(file)
@@ -87,7 +90,11 @@ def _static(file: Any, document: Mapping[str, Any]) -> TokenizerPlan:
 
 def _warn(files: FolderFiles, found: TokenizerFiles, plan: TokenizerPlan) -> None:
     """Tell where transformers 5 does not do what the files seem to say, or what version 4 did."""
-    if plan.file.name == _TOKENIZER and plan.shape:
+    if plan.drops_dropout:
+        files.warnings.append(
+            "tokenizer.json drops merges at random (dropout), which is for training: every text gets all merges here"
+        )
+    if plan.file.name == _TOKENIZER and plan.builder != FROM_THE_JSON and plan.shape:
         files.warnings.append(
             f"tokenizer.json and what transformers 5 builds for {plan.builder} differ in {', '.join(plan.shape)}: "
             "version 5 is followed, and version 4 may give other vectors; "

@@ -62,11 +62,16 @@ class TokenizerPlan:
     saved_limit: int | None = None
 
     @property
+    def drops_dropout(self) -> bool:
+        """Whether merges of a BPE would be left out at random, as in training, and are not."""
+        return "dropout" in self.sections.get("model", {})
+
+    @property
     def shape(self) -> dict[str, Any]:
         """What differs from tokenizer.json, and so shapes vectors: for the fingerprint. Empty where nothing does."""
         changed: dict[str, Any] = dict(self.sections)
         if self.template is not None:
-            changed["template"] = list(self.template)
+            changed["post_processor"] = list(self.template)
         if self.tokens:
             changed["tokens"] = [list(token.values()) for token in self.tokens]
         if self.splits_special:

@@ -45,6 +45,16 @@ def options_of(name: str) -> list[str]:
     return [] if (MODELS / name / "modules.json").exists() else ["--pooling", "mean"]
 
 
+@pytest.mark.parametrize("name", ["vocabulary-only-mpnet", "potion-base-8M", "static-retrieval-mrl-en-v1", "chat-flat"])
+def test_folders_without_a_graph_or_a_tokenizer_json_are_explained(
+    capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    report = report_on(capsys, str(MODELS.parent / "layouts" / name / "model"))
+    assert set(report) == MEMBERS
+    assert (report["graph"] is None) == ("chat" not in name and "vocabulary" not in name)
+    assert report["ignored_of_tokenizer_json"] == {}
+
+
 @pytest.mark.parametrize("name", EXPECTED)
 def test_each_family_is_explained(capsys: pytest.CaptureFixture[str], name: str) -> None:
     folder, told = MODELS / name, EXPECTED[name]["model"]

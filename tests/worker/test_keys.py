@@ -216,6 +216,17 @@ def test_a_head_may_have_a_folder_of_its_own(tmp_path: Path) -> None:
     assert plan.graph == folder / "onnx/model.onnx"
 
 
+def test_model2vecs_own_form_and_an_adapter_beside_the_graph_are_told(tmp_path: Path) -> None:
+    folder = write(tmp_path, modules=None, config={"model_type": "model2vec"})
+    (folder / "onnx/model.onnx").unlink()
+    with pytest.raises(ModelError, match=r"StaticEmbedding\.from_model2vec"):
+        plan_of(folder)
+    (folder / "onnx/model.onnx").touch()
+    (folder / "adapter_config.json").write_text("{}")
+    plan = plan_of(write(tmp_path))
+    assert any("whether it has the adapter is not known" in warning for warning in plan.warnings)
+
+
 def test_half_of_a_surrogate_pair_is_no_prompt(tmp_path: Path) -> None:
     config = b'{"prompts": {"query": "\\ud800"}}'
     with pytest.raises(ModelError, match="not text"):

@@ -132,3 +132,21 @@ def test_token_types_that_are_not_fed_are_refused_where_the_graph_takes_them(tmp
     without = general | {"config": {"model_input_names": ["input_ids", "attention_mask"]}}
     assert not plan_of(tmp_path, without).tokenizer.sets_types
     assert not plan_of(tmp_path, variant | {"tokenizer_class": "BertTokenizer"}).tokenizer.sets_types
+
+
+def test_what_a_general_tokenizer_would_do_at_random_is_not_done_and_told(tmp_path: Path) -> None:
+    variant = {"base": "roberta", "model_type": "roberta", "tokenizer_class": "PreTrainedTokenizerFast"}
+    plan = plan_of(tmp_path, variant | {"model": {"dropout": 0.9}})
+    assert plan.warnings == (
+        "tokenizer.json drops merges at random (dropout), which is for training: every text gets all merges here",
+    )
+    first = encode(TextTokenizer.load(plan), TEXTS[1])
+    assert first == encode(TextTokenizer.load(plan_of(tmp_path, variant)), TEXTS[1])
+
+
+def test_tokenizers_for_several_versions_are_refused(tmp_path: Path) -> None:
+    variant = {"base": "bert", "model_type": "bert", "tokenizer_class": None}
+    files = {"fast_tokenizer_files": ["tokenizer.4.0.0.json", "tokenizer.json"]}
+    with pytest.raises(ModelError, match="--ignore-config fast_tokenizer_files"):
+        plan_of(tmp_path, variant | {"config": files})
+    plan_of(tmp_path, variant | {"config": files}, ignore_config=("fast_tokenizer_files",))

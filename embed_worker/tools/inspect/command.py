@@ -22,6 +22,7 @@ from embed_worker.model_files.damage import damage_of
 from embed_worker.model_files.fingerprint import unlisted_files
 from embed_worker.model_files.graph_summary import GraphSummary, SummaryError, summarize
 from embed_worker.model_files.known_models import find_known_model
+from embed_worker.model_files.layout import read_json
 from embed_worker.model_files.manifest import Manifest, ManifestError, verify
 from embed_worker.model_files.onnx_outline import HIDDEN_OUTPUTS, SENTENCE_OUTPUT
 from embed_worker.model_files.plan import Decision, ModelPlan
@@ -115,7 +116,7 @@ def describe(model: LoadedModel) -> dict[str, Any]:
         "prompts": dict(plan.prompts),
         "default_prompt_name": plan.default_prompt_name,
         "vocabulary": engine.tokenizer.vocabulary,
-        "ignored_of_tokenizer_json": _ignored(plan.tokenizer_file),
+        "ignored_of_tokenizer_json": _ignored(plan),
         "graph": None if graph is None else asdict(graph),
         "decisions": [asdict(decision) for decision in decisions],
         "warnings": warnings,
@@ -151,10 +152,11 @@ def _other_graphs(plan: ModelPlan) -> list[str]:
     return sorted(path.relative_to(plan.folder).as_posix() for path in found)
 
 
-def _ignored(tokenizer_file: Path) -> dict[str, Any]:
-    """Find what `tokenizer.json` was saved with and is always reset: it would cut texts and pad them."""
-    document = json.loads(tokenizer_file.read_bytes())
-    return {key: document[key] for key in ("truncation", "padding") if document.get(key) is not None}
+def _ignored(plan: ModelPlan) -> dict[str, Any]:
+    """Find what `tokenizer.json` was saved with and is reset: it would pad texts, and cut those of a graph."""
+    document = read_json(plan.tokenizer_file) if plan.tokenizer_file.suffix == ".json" else {}
+    reset = ("padding",) if plan.is_static else ("truncation", "padding")
+    return {key: document[key] for key in reset if document.get(key) is not None}
 
 
 def _graph_decisions(graph: GraphSummary, plan: ModelPlan) -> Iterator[Decision]:
