@@ -394,6 +394,16 @@ def test_vectors_that_cannot_be_used_fail_a_gate() -> None:
     assert (gate.name, gate.passed, gate.measured, gate.note) == ("unusable_vectors", False, None, "input 1")
 
 
+def test_limits_for_pairs_judge_nothing_where_there_is_no_reference() -> None:
+    class Worker:
+        def __init__(self) -> None:
+            self.info = {"normalize": True}
+            self.embed = Pairs(-0.1)
+
+    worker: Any = Worker()
+    assert names_of_failed(check.judge_quality(worker, QUALITY, None)) == []
+
+
 # The worker process -------------------------------------------------------------------------------------------------
 
 
