@@ -20,21 +20,22 @@ from onnx import helper, numpy_helper
 from embed_worker.encoders.checkpoint import ExportError, Floats, Int64
 from embed_worker.errors import brief
 from embed_worker.inference import ort
+from embed_worker.inference.token_batch import position_ids
+from embed_worker.model_files.onnx_outline import HIDDEN_OUTPUTS
 from embed_worker.model_files.safetensors import Tensor
 
 # Of the table of words, wherever a wrapper around the model has put it.
 _TABLES = ("embeddings.word_embeddings.weight", "embed_tokens.weight")
 # Where the path of a module in a layer begins.
 _LAYER = re.compile(r"(?:(?:encoder|transformer)\.layer|layers)\.\d+\..+")
-_HIDDEN_OUTPUTS = ("last_hidden_state", "token_embeddings")
 _TYPES = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(int32)": np.int32}
 
 
 class GraphReference:
     """A graph run by onnxruntime on the CPU, one text at a time."""
 
-    def __init__(self, graph: Path) -> None:
-        """Open a graph.
+    def __init__(self, graph: Path, padding_position: int | None = None) -> None:
+        """Open a graph; `padding_position` is as for `position_ids`, which a graph may take.
 
         Raises:
             ExportError: onnxruntime cannot, or the graph does not give vectors of tokens.
@@ -44,15 +45,17 @@ class GraphReference:
         except Exception as error:  # its exceptions have no narrower base
             raise ExportError(f"onnxruntime cannot load {graph}: {brief(error)}") from error
         outputs = [output.name for output in self._session.get_outputs()]
-        output = next((name for name in _HIDDEN_OUTPUTS if name in outputs), None)
+        output = next((name for name in HIDDEN_OUTPUTS if name in outputs), None)
         if output is None:
-            raise ExportError(f"{graph} has no output {' or '.join(_HIDDEN_OUTPUTS)}.")
+            raise ExportError(f"{graph} has no output {' or '.join(HIDDEN_OUTPUTS)}.")
         self._output = output
+        self._padding_position = padding_position
 
     def forward(self, ids: Int64) -> Floats:
         """Compute the (T, H) last hidden state of one text, (T,) ids."""
         ones = np.ones((1, len(ids)), np.int64)
-        known = {"input_ids": ids[None], "attention_mask": ones, "position_ids": ones.cumsum(axis=1) - 1}
+        positions = position_ids(ids[None], ones, self._padding_position)
+        known = {"input_ids": ids[None], "attention_mask": ones, "position_ids": positions}
         feeds = {}
         for value in self._session.get_inputs():
             # Types of tokens are 0. What a decoder carries from one token to the next is empty.

@@ -49,6 +49,7 @@ from tests.worker.export_fixtures import (
     write_folder,
 )
 from tests.worker.harness import ROOT, cosines
+from tests.worker.test_cases import CASES
 
 DEFAULT_MODEL = ROOT / "models" / "all-MiniLM-L6-v2"
 GOLDEN = json.loads((ROOT / "tests" / "goldens" / "minilm_golden.json").read_text("utf-8"))
@@ -636,3 +637,12 @@ def test_the_largest_components_are_no_weighted_sum() -> None:
 def test_the_fixtures_are_what_the_tests_say() -> None:
     modes = {name: read_model_folder(MODELS / name, ModelOptions()).pooling for name in FIXTURES}
     assert [mode for (mode,) in modes.values()] == ["mean", "cls", "lasttoken", "mean", "weightedmean", "mean"]
+
+
+def test_a_graph_that_takes_positions_is_the_reference_of_its_own_weights(tmp_path: Path) -> None:
+    """Where there are no safetensors; RoBERTa's positions begin behind the padding's own."""
+    folder = tmp_path / "xlmr"
+    shutil.copytree(CASES / "12-roberta-position-ids" / "model", folder)
+    report = export_for_coreml(folder, output=folder)
+    assert report.sources == ["config.json", "onnx/model.onnx"]
+    assert report.min_cosine > 0.999999

@@ -14,12 +14,15 @@ import onnx
 import pytest
 
 from embed_worker.tools.inspect import command as inspect
+from tests.worker.harness import ROOT
 from tests.worker.test_model_folder import EXPECTED, MODELS
 
 MEMBERS = {
     "format", "name", "folder", "fingerprint", "source", "license", "is_verified_at_load", "known_as", "graph_file",
     "other_graphs", "pooling", "include_prompt", "dense", "normalize", "max_tokens", "prompts", "default_prompt_name",
-    "dimension", "precision", "batch_invariant", "vocabulary", "ignored_of_tokenizer_json", "graph", "decisions",
+    "dimension", "precision", "batch_invariant",
+        "one_by_one",
+        "tolerance", "vocabulary", "ignored_of_tokenizer_json", "graph", "decisions",
     "warnings",
 }  # fmt: skip
 GRAPH_MEMBERS = {
@@ -211,3 +214,15 @@ def test_a_model_that_has_no_dedicated_graph_is_told_so(capsys: pytest.CaptureFi
     forecast = report_on(capsys, str(folder), "--provider", "coreml")["forecast"]
     assert forecast["dedicated"] == []
     assert any(sentence.startswith("no dedicated graph: ") for sentence in forecast["sentences"])
+
+
+def test_how_texts_share_a_run_is_told_as_the_warm_up_has_found_it(capsys: pytest.CaptureFixture[str]) -> None:
+    cases = ROOT / "tests" / "cases"
+    alone = report_on(capsys, str(cases / "13-no-attention-mask" / "model"))
+    assert (alone["one_by_one"], alone["tolerance"]) == ("neighbours would change its vector", 1e-6)
+    assert any("each text runs by itself" in warning for warning in alone["warnings"])
+    moved = report_on(capsys, str(cases / "14-left-padding-absolute" / "model"))
+    assert moved["one_by_one"] is None
+    assert {"subject": "padding", "value": "right"}.items() <= next(
+        decision for decision in moved["decisions"] if decision["subject"] == "padding"
+    ).items()

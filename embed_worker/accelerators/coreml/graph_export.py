@@ -164,7 +164,8 @@ def _read_graph(
         encoder = read(tensors)
     except ExportError as error:
         raise ExportError(f"There is no {WEIGHTS}, and {graph} does not serve in its place: {error}") from error
-    return encoder, graph_files(graph), GraphReference(graph).forward
+    padding_position = encoder.padding_id if isinstance(encoder, Bert) else None
+    return encoder, graph_files(graph), GraphReference(graph, padding_position).forward
 
 
 # Writing ------------------------------------------------------------------------------------------------------------

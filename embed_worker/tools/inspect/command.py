@@ -15,7 +15,7 @@ from typing import Any
 from embed_worker import machine
 from embed_worker.config import RuntimeOptions, Verify
 from embed_worker.errors import ModelError, OutOfMemoryError
-from embed_worker.inference.engine import LoadedModel
+from embed_worker.inference.engine import Engine, LoadedModel
 from embed_worker.inference.graph_io import choose_output, is_sentence
 from embed_worker.loading import load_model
 from embed_worker.model_files.damage import damage_of
@@ -93,6 +93,9 @@ def describe(model: LoadedModel) -> dict[str, Any]:
     if graph is not None:
         warnings += _graph_warnings(graph, engine.tokenizer.vocabulary)
         decisions += _graph_decisions(graph, plan)
+    decisions += _run_decisions(engine)
+    if engine.one_by_one is not None:
+        warnings.append(f"each text runs by itself, and many take longer: {engine.one_by_one}")
     warnings += _impostors(plan.folder)
     return {
         "format": FORMAT,
@@ -108,6 +111,8 @@ def describe(model: LoadedModel) -> dict[str, Any]:
         "dimension": model.dimension,
         "precision": engine.backend.precision,
         "batch_invariant": engine.is_batch_invariant,
+        "one_by_one": engine.one_by_one,
+        "tolerance": engine.backend.tolerance,
         "pooling": [str(mode) for mode in plan.pooling],
         "include_prompt": plan.include_prompt,
         "dense": [layer.activation for layer in plan.dense],
@@ -177,15 +182,17 @@ def _graph_decisions(graph: GraphSummary, plan: ModelPlan) -> Iterator[Decision]
         yield Decision("position_ids", f"from {first}", "config.json: the architecture begins behind the padding's own")
 
 
+def _run_decisions(engine: Engine) -> Iterator[Decision]:
+    """Tell how texts share a run, where the warm-up has found that they cannot do it as usual."""
+    if engine.one_by_one is not None:
+        yield Decision("runs", "one text at a time", f"the warm-up: {engine.one_by_one}")
+    if engine.pad_left != engine.plan.pad_left:
+        yield Decision("padding", "right", "the warm-up: on the left the graph gives other vectors")
+
+
 def _graph_warnings(graph: GraphSummary, vocabulary: int) -> Iterator[str]:
     if graph.table_rows is not None and vocabulary > graph.table_rows:
         yield f"the tokenizer has {vocabulary} tokens, the graph a table of {graph.table_rows}: some texts would fail"
-    inputs = {tensor.name for tensor in graph.inputs}
-    shape = graph.inputs[0].shape if graph.inputs else ()
-    if shape[:1] == (1,) and not any(isinstance(size, int) for size in shape[1:]):
-        yield "the graph takes one text at a time: each runs by itself"
-    elif "attention_mask" not in inputs:
-        yield "the graph has no attention_mask: neighbours change a vector, unless each text runs by itself, as it will"
     if any(operator.startswith("DynamicQuantize") for operator in graph.operators):
         yield "activations are quantised by batch: vectors depend on their neighbours; --batch-invariant prevents it"
     elif graph.quantization is not None:
