@@ -68,9 +68,12 @@ def read_modules(files: FolderFiles) -> Modules:
 
 
 def _entries(files: FolderFiles) -> Iterator[tuple[str, str]]:
-    modules = files.read_json(MODULES, [])
-    if not isinstance(modules, list):
-        raise files.error("has a modules.json that is not a list")
+    absent = object()
+    modules = files.read_json(MODULES, absent)
+    if modules is absent:
+        return
+    if not isinstance(modules, list) or not modules:
+        raise files.error("has a modules.json that is not a list of modules")
     names: set[object] = set()
     for entry in modules:
         match entry:

@@ -32,7 +32,7 @@ READ = {
     "use_residual", "word_embedding_dimension",
 }  # fmt: skip
 # What a worker does not read: weights for other runtimes, and what tokenizer.json says again.
-UNREAD = {"merges.txt", "model.safetensors", "special_tokens_map.json", "vocab.json", "vocab.txt"}
+UNREAD = {"merges.txt", "model.safetensors", "vocab.json", "vocab.txt"}
 # A tokenizer without a part is another tokenizer, and this is what its folder says. A manifest would tell.
 OTHER_TOKENIZER = re.compile(r"no (normalizer|pre_tokenizer|post_processor|added_tokens|model)")
 
@@ -110,22 +110,25 @@ def test_a_damaged_folder_is_an_error_or_what_it_still_says(name: str, tmp_path:
     told = EXPECTED[name]["model"]
     prompt = told["prompts"][told["default_prompt_name"]] if told["default_prompt_name"] else ""
     refused = served = 0
-    with WorkerProcess("--models-dir", str(tmp_path), "--threads", "1") as worker:
+    with WorkerProcess("--models-dir", str(tmp_path), "--threads", "1", "--allow-links") as worker:
         for path in files_of(name):
             for what, content in damages(path, (MODELS / name / path).read_bytes()):
                 damaged_copy(MODELS / name, tmp_path / "damaged", path, content)
                 answer = worker.ask({"id": 1, "method": "load_model", "model": "damaged"})
                 if answer["status"] == "error":
                     refused += 1
-                    assert path not in UNREAD, (path, what, answer)
+                    assert path not in UNREAD or what in ("emptied", "truncated"), (path, what, answer)
                     assert answer["code"] == "model_load_failed", (path, what, answer)
                     assert re.fullmatch(r"[^\n]{20,450}", answer["message"]), (path, what, answer)
                     assert str(tmp_path) not in answer["message"], (path, what, answer)
                 else:
                     served += 1
                     ask = {"id": 2, "model": "damaged", "inputs": texts, "prompt": prompt}
-                    is_same = np.abs(matrix_of(worker.ask(ask)) - vectors).max() < EXPECTED[name]["tolerance"]
-                    assert is_same or (path == "tokenizer.json" and OTHER_TOKENIZER.match(what)), (path, what)
+                    found = matrix_of(worker.ask(ask))
+                    # Without modules.json a folder says less, and that is told: that its vectors are normalised, for one.
+                    if (path, what) != ("modules.json", "deleted"):
+                        is_same = np.abs(found - vectors).max() < EXPECTED[name]["tolerance"]
+                        assert is_same or (path == "tokenizer.json" and OTHER_TOKENIZER.match(what)), (path, what)
                     worker.ask({"id": 3, "method": "unload_model", "model": "damaged"})
                 shutil.rmtree(tmp_path / "damaged")
         assert refused > 20 if (MODELS / name / "modules.json").exists() else served == 0

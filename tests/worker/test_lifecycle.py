@@ -339,6 +339,7 @@ def damaged(tmp_path: Path, change: str) -> Path:
             graph.write_bytes(graph.read_bytes()[:5000])
         case "no tokenizer":
             (folder / "tokenizer.json").unlink()
+            (folder / "vocab.txt").unlink()  # which a BERT's tokenizer could be made of
         case "tokenizer is not JSON":
             (folder / "tokenizer.json").write_text("{")
         case "wrong hash":
