@@ -125,7 +125,7 @@ def test_a_damaged_folder_is_an_error_or_what_it_still_says(name: str, tmp_path:
                     served += 1
                     ask = {"id": 2, "model": "damaged", "inputs": texts, "prompt": prompt}
                     found = matrix_of(worker.ask(ask))
-                    # Without modules.json a folder says less, and that is told: that its vectors are normalised, for one.
+                    # Without modules.json a folder says less, which is told: that vectors are normalised, for one.
                     if (path, what) != ("modules.json", "deleted"):
                         is_same = np.abs(found - vectors).max() < EXPECTED[name]["tolerance"]
                         assert is_same or (path == "tokenizer.json" and OTHER_TOKENIZER.match(what)), (path, what)
