@@ -110,13 +110,25 @@ class ModelStore:
         self._thread.start()
 
     def open(self, options: ModelOptions, when_known: Callable[[ModelEntry], None]) -> ModelEntry:
-        """Load what `--model` names; the first one opened is the default."""
+        """Load what `--model` names; the first one opened is the default. One that is nowhere fails at once."""
         name = self._name_of(options.name_or_path)
+        missing: ModelNotFoundError | None = None
+        try:
+            find_model(options.name_or_path, self._folders)
+        except ModelNotFoundError as error:
+            missing = error
         with self._lock:
-            entry = self._begin(name, lambda: find_model(options.name_or_path, self._folders), options, when_known)
+            if missing is None:
+                find = functools.partial(find_model, options.name_or_path, self._folders)
+                entry = self._begin(name, find, options, when_known)
+            else:
+                entry = self._entries[name] = ModelEntry(name, self._lock, when_known=[when_known])
             self._stated[name] = options
             if self._default_name is None:
                 self._default_name = name
+        if missing is not None:
+            _log.error("model not loaded name=%s reason=%s", name, missing)
+            self._tell(entry, None, missing)
         return entry
 
     def load(self, name: str, when_known: Callable[[ModelEntry], None]) -> None:

@@ -407,6 +407,12 @@ def test_a_model_that_is_nowhere_ends_the_worker_with_78(name: str) -> None:
     assert len(stderr.splitlines()) == 1
 
 
+def test_a_model_that_is_nowhere_is_refused_before_input_is_looked_at() -> None:
+    status, answers, stderr = run_worker(b"", model=Path("/no/such/folder"))
+    assert (status, answers) == (78, [])
+    assert len(stderr.splitlines()) == 1
+
+
 def test_a_provider_that_this_runtime_does_not_have_ends_the_worker_with_78() -> None:
     status, answers, stderr = run_worker(lines_of({"id": 1, "inputs": "a"}), "--provider", "tensorrt")
     assert (status, answers[0]["code"]) == (78, "model_load_failed")
