@@ -37,6 +37,7 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "bridge_client.testing": "protocol machine bridge_client",
         "bridge_client.bulk": "bridge_client atomic",
         "bridge_client.integrations": "bridge_client",
+        "bridge_client.lockstep": "protocol machine config errors logs arguments model_files serving bridge_client",
     }.items()
 }
 # What a part may name under `TYPE_CHECKING` besides: it never loads it.

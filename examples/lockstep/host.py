@@ -1,8 +1,8 @@
 """A lock-step host: it writes one line, reads one line, and knows no ids, as many existing bridges do.
 
-It works unchanged, because answers without an id come in the order of their requests. What it gives up: while one
-request runs nothing else is asked, so the worker never sees a batch larger than one request, and a worker that hangs
-hangs its host. `docs/hosts.md` has the ten rules that cure both.
+It works unchanged, because answers without an id come in the order of their requests, and a worker that dies or hangs
+is started again meanwhile. What it gives up: while one request runs nothing else is asked, so the worker never sees a
+batch larger than one request, and a slow request holds up all others. `docs/hosts.md` has the ten rules that cure both.
 """
 
 from __future__ import annotations

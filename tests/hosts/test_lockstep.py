@@ -2,74 +2,29 @@
 
 from __future__ import annotations
 
-import importlib.util
+import base64
 import json
-import os
+import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "examples" / "lockstep"
+from bridge_client import lockstep
+from bridge_client.testing.processes import is_there
+from tests.hosts.lock_step import COMMAND, ENVIRONMENT, FOLDER, LockStep, gone, killed_between, lock_step, worker_of
+from tests.worker.harness import ROOT, WAIT_S, WorkerProcess
+
 MODELS = ROOT / "tests" / "models"
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
-WAIT_S = 60.0
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-class LockStep:
-    """The whole of such a host: started without arguments, no ids, a line for a line."""
-
-    def __init__(self, environment: dict[str, str]) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, str(FOLDER / "embed_server.py")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=ENVIRONMENT | environment,
-        )
-
-    def ask(self, line: str) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(line.encode() + b"\n")
-        self.process.stdin.flush()
-        answer = json.loads(self.process.stdout.readline())
-        assert isinstance(answer, dict)
-        return answer
-
-    def end(self) -> int:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.close()
-        status = self.process.wait(WAIT_S)
-        assert self.process.stdout.read() == b"", "a line that nobody asked for"
-        self.process.stdout.close()
-        return status
 
 
 @pytest.fixture
 def host() -> Iterator[LockStep]:
-    host = LockStep({"EMBED_WORKER_MODEL": str(MODELS / "bert-mean"), "EMBED_WORKER_MODELS": str(MODELS)})
-    yield host
-    if host.process.poll() is None:
-        host.process.kill()
-    host.process.wait(WAIT_S)
-    for pipe in (host.process.stdin, host.process.stdout):
-        assert pipe is not None
-        pipe.close()
+    with lock_step({"EMBED_WORKER_MODEL": str(MODELS / "bert-mean"), "EMBED_WORKER_MODELS": str(MODELS)}) as host:
+        yield host
 
 
 def test_requests_as_existing_bridges_write_them_get_one_line_each(host: LockStep) -> None:
@@ -87,47 +42,123 @@ def test_requests_as_existing_bridges_write_them_get_one_line_each(host: LockSte
 
 def test_an_error_is_one_line_too_and_the_next_request_gets_its_own_answer(host: LockStep) -> None:
     assert host.ask("not JSON")["code"] == "parse_error"
-    assert host.ask('{"method":"embed_batch","params":{"model":"another","inputs":["a"]}}')["code"] == "model_not_found"
+    missing = host.ask('{"method":"embed_batch","params":{"model":"org/another","inputs":["a"]}}')
+    assert (missing["code"], missing["retryable"]) == ("model_not_found", False)
+    assert "no model 'another' in any models folder" in missing["message"]
     assert host.ask('{"method":"embed_batch","params":{"inputs":[1]}}')["code"] == "invalid_request"
-    answer = host.ask('{"method":"embed_batch","params":{"inputs":["a"]}}')
-    assert (answer["line"], answer["count"]) == (4, 1)
-    assert host.ask('{"method":"load_model","params":{"model":"somebody/bert-cls-new"}}')["model"] == "bert-cls-new"
+    late = host.ask('{"method":"embed_batch","params":{"inputs":["a"],"deadline_ms":0}}')
+    assert (late["code"], late["retryable"]) == ("deadline_exceeded", True)
+    answer = host.ask('{"method":"embed_batch","params":{"inputs":["a"],"deadline_ms":18446744073709551616}}')
+    assert (answer["line"], answer["count"]) == (5, 1)
+    wide = host.ask('{"id":"x","method":"embed","inputs":["a"],"dimensions":33}')
+    assert (wide["id"], wide["code"]) == ("x", "invalid_request")
+    assert host.ask('{"method":"unload_model","params":{"model":"bert-cls-new"}}')["code"] == "model_not_found"
     assert host.end() == 0
 
 
+def test_both_encodings_and_the_questions_of_the_protocol_are_answered_as_by_the_worker(host: LockStep) -> None:
+    packed = host.ask('{"id":1,"inputs":["a","b"],"encoding_format":"base64"}')
+    assert len(base64.b64decode(packed["embeddings_base64"])) == 2 * 32 * 4
+    with WorkerProcess() as worker:
+        for question in ({"id": 1, "inputs": ["a", "b"], "normalize": False}, {"id": 2, "method": "info"}):
+            asked, told = host.ask(json.dumps(question)), worker.ask(question)
+            assert list(asked) == list(told)
+            assert asked.get("tokens") == told.get("tokens")
+            assert asked["fingerprint"] == told["fingerprint"]
+        for method in ("ping", "metrics"):
+            assert set(host.ask(json.dumps({"method": method}))) == set(worker.ask({"method": method}))
+    assert host.ask('{"method":"cancel","target":1}')["cancelled"] is False
+    assert host.end() == 0
+
+
+def test_a_database_that_spawns_an_interpreter_and_a_script_never_learns_that_workers_die() -> None:
+    answers = killed_between("sentence-transformers/bert-mean", ["a", "b"], {"EMBED_WORKER_MODELS": str(MODELS)})
+    assert [answer["status"] for answer in answers] == ["ok"] * 6
+    assert answers[1] == {**answers[4], "line": answers[1]["line"]}
+    assert answers[2]["embeddings"] == answers[5]["embeddings"]
+
+
+def test_another_model_than_the_default_is_loaded_alone() -> None:
+    settings = {"EMBED_WORKER_MODELS": str(MODELS), "EMBED_WORKER_ARGS": "--max-tokens 5"}
+    with lock_step(settings, COMMAND) as host:
+        load = '{"method":"load_model","params":{"model":"somebody/bert-cls-new"}}'
+        assert host.ask(load)["model"] == "bert-cls-new"
+        info = host.ask('{"method":"info","params":{"model":"bert-cls-new"}}')
+        assert (info["models"], info["max_tokens"]) == (["bert-cls-new"], 5)
+        assert host.ask('{"method":"ping"}')["state"] == "ready"
+        unload = '{"method":"unload_model","params":{"model":"bert-cls-new"}}'
+        assert host.ask(unload)["status"] == "ok"
+        assert gone(info["pid"])
+        assert host.end() == 0
+
+
+def test_a_model_that_cannot_be_used_is_said_so_and_tried_again_when_it_can(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(MODELS / "bert-mean", folder)
+    config = (folder / "config.json").read_bytes()
+    (folder / "config.json").write_text("{", "utf-8")
+    with lock_step({"EMBED_WORKER_MODELS": str(tmp_path)}, COMMAND) as host:
+        load = '{"method":"load_model","params":{"model":"mine"}}'
+        refused = host.ask(load)
+        assert (refused["code"], refused["retryable"]) == ("model_load_failed", False)
+        assert "config.json" in refused["message"]
+        assert host.ask('{"inputs":["a"],"model":"mine"}')["code"] == "model_load_failed"
+        (folder / "config.json").write_bytes(config)
+        assert host.ask(load)["status"] == "ok"
+        assert host.end() == 0
+
+
+def test_nothing_is_left_when_the_host_dies_and_a_sibling_holds_its_pipe() -> None:
+    host_of_it = "import subprocess, sys, time; subprocess.Popen(sys.argv[1:]); time.sleep(300)"
+    with lock_step(
+        {"EMBED_WORKER_MODEL": str(MODELS / "bert-mean")}, (sys.executable, "-c", host_of_it, *COMMAND)
+    ) as host:
+        pid = worker_of(host)
+        host.process.kill()
+        assert host.process.stdout is not None
+        assert host.process.stdout.read() == b""
+    assert gone(pid)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a process of Windows cannot be asked to end")
+def test_sigterm_stops_the_worker_too(host: LockStep) -> None:
+    pid = worker_of(host)
+    host.process.terminate()
+    assert host.process.wait(WAIT_S) == 0
+    assert not is_there(pid)
+
+
 def test_the_settings_come_from_the_environment() -> None:
-    arguments = load("embed_server").arguments
-    assert arguments({}) == ["--supervised"]
-    assert arguments({"EMBED_WORKER_MODEL": "", "EMBED_WORKER_ARGS": ""}) == ["--supervised"]
+    assert lockstep.worker_arguments({}) == ()
+    assert lockstep.worker_arguments({"EMBED_WORKER_THREADS": "", "EMBED_WORKER_ARGS": ""}) == ()
     settings = {
-        "EMBED_WORKER_MODEL": "/models/my model",
         "EMBED_WORKER_PROVIDER": "cpu",
         "EMBED_WORKER_THREADS": "2",
         "EMBED_WORKER_ARGS": "--log-level info --max-inputs '64'",
     }
-    assert arguments(settings) == [
-        "--supervised", "--model", "/models/my model", "--provider", "cpu", "--threads", "2",
-        "--log-level", "info", "--max-inputs", "64",
-    ]  # fmt: skip
+    assert lockstep.worker_arguments(settings) == (
+        "--provider", "cpu", "--threads", "2", "--log-level", "info", "--max-inputs", "64",
+    )  # fmt: skip
 
 
-def test_the_page_of_the_script_names_every_variable() -> None:
-    server = load("embed_server")
-    assert server.__doc__ is not None
-    assert all(f"`{name}` | `{option}`" in server.__doc__ for name, option in server.OPTIONS.items())
+def test_the_page_of_the_command_names_every_variable() -> None:
+    assert lockstep.__doc__ is not None
+    assert all(f"`{name}` | `{option}`" in lockstep.__doc__ for name, option in lockstep.OPTIONS.items())
 
 
-def test_a_setting_that_cannot_be_used_ends_the_script_with_78_and_a_sentence() -> None:
+def test_the_wheel_has_the_command() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["scripts"]
+    assert scripts["embed-lockstep"] == f"{lockstep.__name__}:{lockstep.main.__name__}"
+
+
+@pytest.mark.parametrize("arguments", ["--no-such-option", "--model x", "--threads many"])
+def test_settings_that_mean_nothing_end_it_at_once(arguments: str) -> None:
     done = subprocess.run(
-        [sys.executable, str(FOLDER / "embed_server.py")],
-        input=b'{"method":"embed_batch","params":{"inputs":["a"]}}\n',
-        env=ENVIRONMENT | {"EMBED_WORKER_MODEL": "there-is-no-such-model"},
-        capture_output=True,
-        timeout=WAIT_S,
+        COMMAND, input=b"", env=ENVIRONMENT | {"EMBED_WORKER_ARGS": arguments}, capture_output=True, timeout=WAIT_S
     )
-    assert done.returncode == 78
-    assert json.loads(done.stdout)["code"] == "model_load_failed"
-    assert b"there-is-no-such-model" in done.stderr
+    assert done.returncode == 2
+    assert done.stdout == b""
+    assert arguments.split()[0].encode() in done.stderr
 
 
 def test_the_example_host_says_what_it_promises() -> None:
@@ -136,10 +167,7 @@ def test_the_example_host_says_what_it_promises() -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert lines[:3] == [
-        "ping: pong",
-        "load_model: all-MiniLM-L6-v2, 384 dimensions",
-        "another model: model_not_found: the model 'something-else' is not loaded",
-    ]
+    assert lines[:2] == ["ping: pong", "load_model: all-MiniLM-L6-v2, 384 dimensions"]
+    assert lines[2].startswith("another model: model_not_found: no model 'something-else' in any models folder")
     assert lines[-2].endswith("The cathedral was built in the twelfth century.")
     assert lines[-1] == "shutdown: 0 pending, exit status 0"
