@@ -66,7 +66,9 @@ class ChatTemplate:
         try:
             return str(self._template.render(messages=messages, **(usual | dict(self._plan.variables))))
         except Exception as error:  # a template may fail in any way that Python does
-            problem = f"cannot be put into the model's chat template: {brief(error)}"
+            problem = (
+                f"cannot be put into the model's chat template: {type(error).__name__}"  # which may quote the text
+            )
             raise InvalidInput(problem, index=index) from error
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from embed_worker.config import ModelOptions, RuntimeOptions, Verify
-from embed_worker.errors import ModelError, NothingLeft
+from embed_worker.errors import InvalidInput, ModelError, NothingLeft
 from embed_worker.inference.tokenizer import TextTokenizer
 from embed_worker.loading import load_model
 from embed_worker.model_files.manifest import Manifest
@@ -168,3 +168,16 @@ def test_a_folder_is_named_as_before_unless_its_vectors_are_others(tmp_path: Pat
     assert fingerprint_of(folder, ignore_config=("do_lower_case",)) == before
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"clean_up_tokenization_spaces": True}))
     assert fingerprint_of(folder) == before
+
+
+def test_a_chat_template_that_refuses_a_text_is_told_with_its_index_and_without_the_text(tmp_path: Path) -> None:
+    pytest.importorskip("jinja2")
+    folder = tmp_path / "chat"
+    shutil.copytree(LAYOUTS / "chat-structured/model", folder)
+    template = "{% if 'secret' in messages[0].content[0].text %}{{ raise_exception(messages[0].content) }}{% endif %}a"
+    (folder / "chat_template.jinja").write_text(template)
+    model = load_model(folder, ModelOptions(), RuntimeOptions(), 1)
+    with pytest.raises(InvalidInput, match="chat template: TemplateError") as refused:
+        model.engine.tokenizer.encode(["a", "a secret"], "")
+    assert refused.value.index == 1
+    assert "secret" not in str(refused.value)

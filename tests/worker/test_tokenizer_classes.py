@@ -77,6 +77,8 @@ def test_ids_are_those_of_transformers(tmp_path: Path, variant: dict[str, Any]) 
         ("bert", "PreTrainedTokenizer", FROM_THE_JSON),
         ("modernbert", "BertTokenizer", FROM_THE_JSON),
         ("mistral", "LlamaTokenizer", FROM_THE_JSON),
+        ("qwen2", "GPT2Tokenizer", "Qwen2Tokenizer"),
+        ("roberta", "GPT2Tokenizer", "GPT2Tokenizer"),
         ("nobody's", None, FROM_THE_JSON),
         (None, "BertTokenizerFast", "BertTokenizer"),
     ],
