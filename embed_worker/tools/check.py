@@ -196,7 +196,7 @@ def _provider_block(worker: WorkerProcess, plan: ModelPlan, arguments: list[str]
     """Measure what CoreML does in each bucket that the model can need, against a worker on the CPU."""
     if "buckets" not in worker.info["provider"] or worker.info["provider"]["asked"] != "coreml":
         return None
-    from embed_worker.accelerators.coreml.proof import buckets_of
+    from embed_worker.accelerators.coreml.shapes import buckets_of
     from embed_worker.tools import provider_report
 
     with WorkerProcess([*arguments, "--provider", "cpu"]) as cpu:

@@ -34,7 +34,7 @@ from embed_worker.accelerators.coreml.backend import CoremlBackend, CoremlReport
 from embed_worker.accelerators.coreml.cache import Entry, State, Verdict, sweep
 from embed_worker.accelerators.coreml.child import ChildFailedError, ChildRunner, ChildTask, StoppedError
 from embed_worker.accelerators.coreml.environment import CoremlEnvironment, unsupported_reason
-from embed_worker.accelerators.coreml.proof import SHAPES, Shape, is_worth, shape_for
+from embed_worker.accelerators.coreml.shapes import SHAPES, Shape, is_worth, shape_for
 from embed_worker.config import CoremlPrecision, CoremlUnits, ModelOptions, RuntimeOptions
 from embed_worker.errors import ConfigError, ModelError
 from embed_worker.inference.backend import Backend

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from embed_worker import protocol
-from embed_worker.accelerators.coreml.proof import buckets_of
+from embed_worker.accelerators.coreml.shapes import buckets_of
 from embed_worker.tools.provider_report import block, measure_buckets, text_of
 from embed_worker.tools.quality import Embedded
 

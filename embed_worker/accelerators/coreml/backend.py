@@ -2,7 +2,7 @@
 
 Batches are padded up to a shape that CoreML has compiled. What is known of a shape is its *bucket*. No request waits
 for a proof: a bucket is proved on a background thread when a batch first asks for it, and the CPU serves until then,
-and for good where the proof fails. proof.py has the proof, docs/apple-silicon.md the whole story.
+and for good where the proof fails. proof.py has the proof, shapes.py the shapes, docs/apple-silicon.md the whole story.
 """
 
 from __future__ import annotations
@@ -22,15 +22,8 @@ from embed_worker.accelerators.coreml.cache import State, Verdict
 from embed_worker.accelerators.coreml.child import PROVIDER
 from embed_worker.accelerators.coreml.environment import CoremlEnvironment, unsupported_reason
 from embed_worker.accelerators.coreml.graph import pooling_weights
-from embed_worker.accelerators.coreml.proof import (
-    BATCHES,
-    SHAPES,
-    Compiled,
-    Prover,
-    Shape,
-    is_worth,
-    shape_for,
-)
+from embed_worker.accelerators.coreml.proof import Compiled, Prover
+from embed_worker.accelerators.coreml.shapes import BATCHES, SHAPES, Shape, is_worth, shape_for
 from embed_worker.accelerators.coreml.static_session import SessionClosedError
 from embed_worker.config import CoremlPrecision, RuntimeOptions
 from embed_worker.errors import ConfigError, ModelError, brief

@@ -9,7 +9,7 @@ from typing import Any
 
 from embed_worker.accelerators.coreml.graph import FOLDER, GRAPH
 from embed_worker.accelerators.coreml.graph_export import export_for_coreml
-from embed_worker.accelerators.coreml.proof import LENGTHS, buckets_of
+from embed_worker.accelerators.coreml.shapes import LENGTHS, buckets_of
 from embed_worker.encoders.checkpoint import ExportError
 from embed_worker.model_files.plan import ModelPlan
 from embed_worker.tools.inspect.coreml_partitions import Forecast, ForecastError, bucket_overrides, forecast
