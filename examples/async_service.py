@@ -10,7 +10,7 @@ import contextlib
 import os
 import signal
 
-from bridge_client import AsyncEmbedClient, BridgeError
+from bridge_client import AsyncEmbedClient, BridgeError, State
 
 HOST = "127.0.0.1"
 
@@ -49,9 +49,10 @@ async def kill_now_and_then(client: AsyncEmbedClient, every_s: float) -> None:
     """Be the out-of-memory killer."""
     while True:
         await asyncio.sleep(every_s)
-        if (pid := client.stats().pid) is not None:
+        stats = client.stats()
+        if stats.state is State.READY and stats.pid is not None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))  # Windows has only the latter
+                os.kill(stats.pid, getattr(signal, "SIGKILL", signal.SIGTERM))  # Windows has only the latter
 
 
 async def main(customers: int, questions: int, kill_every_s: float, worker_command: tuple[str, ...] | None) -> None:
