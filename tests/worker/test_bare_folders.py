@@ -65,7 +65,8 @@ def test_the_only_output_of_tokens_is_taken_whatever_its_name(
     folder = with_outputs(tmp_path, ["463", "output"])
     np.testing.assert_array_equal(vectors_of(load(folder)), vectors_of(load(MODELS / "bert-mean")))
     decisions = {item["subject"]: item for item in report_on(capsys, str(folder))["decisions"]}
-    assert decisions["vectors"]["value"] == "of tokens, output"
+    assert decisions["output"]["value"] == "output"
+    assert decisions["output"]["source"] == "the only output of tokens in floats"
 
 
 def test_of_several_outputs_of_tokens_an_option_names_the_one_to_take(
@@ -84,7 +85,7 @@ def test_of_several_outputs_of_tokens_an_option_names_the_one_to_take(
     assert np.linalg.norm(vectors_of(other), axis=1).min() > 1.5
     assert first.fingerprint != load(folder, onnx_output="461").fingerprint
     report = report_on(capsys, str(folder), "--onnx-output", "461")
-    assert {"subject": "vectors", "value": "of tokens, 461", "source": "--onnx-output"} in report["decisions"]
+    assert {"subject": "output", "value": "461", "source": "--onnx-output"} in report["decisions"]
     with pytest.raises(ModelError, match="without the output '462' of --onnx-output: it has output"):
         load(folder, onnx_output="462")
 

@@ -167,13 +167,12 @@ def _ignored(plan: ModelPlan) -> dict[str, Any]:
 def _graph_decisions(graph: GraphSummary, plan: ModelPlan) -> Iterator[Decision]:
     chosen = choose_output(graph.outputs, plan)
     output = chosen.name
+    usual = "a usual name" if output in HIDDEN_OUTPUTS else "the only output of tokens in floats"
+    reason = usual if not is_sentence(chosen) else "a vector of the whole text"
+    yield Decision("output", output, "--onnx-output" if plan.onnx_output is not None else reason)
     if is_sentence(chosen):
         yield Decision("vectors", "the graph's own", f"its output {output}: pooling and Dense modules are inside")
-    elif plan.onnx_output is not None:
-        yield Decision("vectors", f"of tokens, {output}", "--onnx-output")
-    elif output not in HIDDEN_OUTPUTS:
-        yield Decision("vectors", f"of tokens, {output}", "the graph's only output of floats with an axis of tokens")
-    elif any(tensor.name == SENTENCE_OUTPUT for tensor in graph.outputs):
+    elif plan.onnx_output is None and any(tensor.name == SENTENCE_OUTPUT for tensor in graph.outputs):
         yield Decision(
             "vectors", "of tokens", f"its output {output}: the folder's own modules come before {SENTENCE_OUTPUT}"
         )
