@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import sys
 import time
 
@@ -29,6 +30,17 @@ class JsonFormatter(logging.Formatter):
         return orjson.dumps({name: _well_formed(str(value)) for name, value in members.items()}).decode()
 
 
+class TextFormatter(logging.Formatter):
+    """One line a record: what a folder or an id is called cannot forge another, nor move a terminal's cursor."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Write all but a traceback."""
+        return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], super().formatMessage(record))
+
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
 def _well_formed(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
@@ -39,7 +51,7 @@ def set_up_logging(level: str, log_format: LogFormat) -> None:
         is_json = log_format is LogFormat.JSON
         sys.stderr.reconfigure(encoding="utf-8" if is_json else None, errors="backslashreplace", newline="\n")
     handler = logging.StreamHandler(sys.stderr)
-    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
+    text = TextFormatter("%(asctime)s %(levelname)s %(name)s %(message)s")
     handler.setFormatter(JsonFormatter() if log_format is LogFormat.JSON else text)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.raiseExceptions = False  # a closed standard error must not turn into tracebacks

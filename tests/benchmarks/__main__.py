@@ -40,6 +40,7 @@ def main() -> None:
         "latency": lambda: measures.single_latency(short, options.singles),
         "concurrency": lambda: measures.concurrency(short[:1000], options.rounds),
         "load": lambda: measures.latency_under_load(short, short[0]),
+        "longest": lambda: measures.longest_texts(short[0]),
         "start": lambda: measures.start_up(2 * options.rounds + 1),
         "memory": lambda: measures.memory(list(texts.values())[-1], first=10_000, then=options.memory_texts),
         "idle": lambda: measures.idle_cpu(10),
@@ -61,7 +62,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--singles", type=int, default=300, help="texts of the latency measure (300)")
     parser.add_argument("--memory-texts", type=int, default=10_000, help="texts after the first 10,000 (10,000)")
     parser.add_argument("--torch-folder", type=Path, help="published weights, for sentence-transformers if installed")
-    parser.add_argument("--only", help="some of throughput,latency,concurrency,load,start,memory,idle")
+    parser.add_argument("--only", help="some of throughput,latency,concurrency,load,longest,start,memory,idle")
     parser.add_argument("--output", type=Path, default=Path("bench-results"), help="folder of the results")
     return parser.parse_args()
 

@@ -163,6 +163,33 @@ def latency_under_load(texts: list[str], query: str, *arguments: str) -> Row:
     return {"alone": percentiles(alone), "under_load": percentiles(times), "bulk_texts_per_s": round(10_000 / took, 1)}
 
 
+def longest_texts(query: str) -> Row:
+    """Send a text of 1 MiB of each kind, and a short one again and again beside it; the slowest of each, in ms."""
+    kinds = {
+        "prose": "the quick brown fox ", "one word": "a", "digits": "7", "blanks": " ", "lines": "a\n", "marks": "?!",
+        "accents": "é", "combining": "e\u0301", "Han": "東", "emoji": "😀", "mixed": "größer 東京 42 ",
+    }  # fmt: skip
+    worker = Worker()
+    longest: dict[str, float] = {}
+    beside: list[float] = []
+    try:
+        for kind, piece in kinds.items():
+            text = (piece * (2**20 // len(piece.encode())))[: 2**20]
+            began = time.perf_counter()
+            worker.send({"id": "long", "inputs": text})
+            while kind not in longest:
+                started = time.perf_counter()
+                worker.send({"id": "query", "inputs": query})
+                while (answered := worker.receive()["id"]) == "long":
+                    longest[kind] = round((time.perf_counter() - began) * 1e3, 1)
+                assert answered == "query"
+                beside.append((time.perf_counter() - started) * 1e3)
+    finally:
+        worker.close()
+    slowest = max(longest, key=lambda kind: longest[kind])
+    return {"slowest_kind": slowest, "ms": longest[slowest], "beside_max_ms": round(max(beside), 1), "kinds": longest}
+
+
 _BARE = """
 import onnxruntime, tokenizers, numpy
 folder = {folder!r}

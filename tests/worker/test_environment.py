@@ -17,7 +17,7 @@ import pytest
 from embed_worker import machine
 from embed_worker.config import path_argument
 from embed_worker.errors import reason_of
-from embed_worker.logs import JsonFormatter
+from embed_worker.logs import JsonFormatter, TextFormatter
 from embed_worker.machine import available_cores, choose_threads, describe_machine
 from embed_worker.model_files.search import as_listed, models_folders, user_models_folder
 from tests.worker.harness import ROOT, TINY_MODEL, WorkerProcess
@@ -195,3 +195,11 @@ def test_a_link_keeps_its_own_name(tmp_path: Path) -> None:
     (tmp_path / "bert").mkdir()
     (tmp_path / "chosen").symlink_to(tmp_path / "bert")
     assert as_listed(tmp_path / "chosen").name == "chosen"
+
+
+def test_a_name_forges_no_line_of_the_log_and_moves_no_cursor() -> None:
+    name = "model\n2026 ERROR forged\x1b[2J\u2028\x85"
+    record = logging.LogRecord("a", logging.WARNING, __file__, 1, "name=%s", (name,), None)
+    line = TextFormatter("%(levelname)s %(message)s").format(record)
+    assert line == "WARNING name=model\\n2026 ERROR forged\\x1b[2J\\u2028\\x85"
+    assert not {"\n", "\x1b"} & set(JsonFormatter().format(record))
