@@ -6,6 +6,7 @@ models wait beside each other. tests/cases/README.md says what each folder is.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -26,6 +27,8 @@ EXPECTED: dict[str, dict[str, Any]] = {
 }
 # Folders that are refused although vectors would be right, too: none may be added without a reason.
 REFUSED = frozenset({"20-own-pooling-class"})
+if importlib.util.find_spec("jinja2") is None:  # of the extra `chat`
+    REFUSED |= {"01-chat-template"}
 # Not right yet; an entry that has become right fails the suite until it is taken out.
 PENDING: dict[str, str] = {}
 PARAMETERS = [
