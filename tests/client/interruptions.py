@@ -114,14 +114,16 @@ class Circle:
         next(self.stream)
 
 
-def collected_iterators(until: Iterator[object]) -> None:
-    """Abandon half-read streams in circles, with a collector that strikes everywhere."""
+def collected_iterators(until: Iterator[object]) -> int:
+    """Abandon half-read streams in circles, with a collector that strikes everywhere; return how many."""
+    count = 0
     before = gc.get_threshold()
     gc.set_threshold(50, 2, 2)
     try:
         with fake_client() as client:
             for _ in until:
                 Circle(client)
+                count += 1
                 assert client.embed("a", timeout_s=WAIT_S).shape == (1, 8)
             gc.collect()
             end = time.monotonic() + WAIT_S
@@ -130,3 +132,4 @@ def collected_iterators(until: Iterator[object]) -> None:
                 time.sleep(0.005)
     finally:
         gc.set_threshold(*before)
+    return count
