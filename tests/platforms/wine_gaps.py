@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 
 # The names of tests, without their parameters, and what of Wine they cannot pass with.
 SKIPPED = {
@@ -27,25 +28,32 @@ def is_wine() -> bool:
     return sys.platform == "win32" and hasattr(ctypes.CDLL("ntdll"), "wine_get_version")
 
 
-def _parent_pid() -> int:
-    """Return what `os.getppid` returns on Windows; CPython 3.12 asks PssCaptureSnapshot, which Wine 8 lacks."""
+def _parent_pid() -> Callable[[], int]:
+    """Return what stands for `os.getppid`; CPython 3.12 asks PssCaptureSnapshot, which Wine 8 lacks."""
     import ctypes
 
     class BasicInformation(ctypes.Structure):  # PROCESS_BASIC_INFORMATION in <winternl.h>
         _fields_ = tuple((name, ctypes.c_void_p) for name in ("exit", "peb", "affinity", "priority", "pid", "parent"))
 
-    told = BasicInformation()
+    # Looked up once: tests put other libraries in the place of the system's.
     query = ctypes.CDLL("ntdll").NtQueryInformationProcess
+    size, address_of = ctypes.sizeof(BasicInformation), ctypes.byref
     query.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)
-    query(ctypes.c_void_p(-1), 0, ctypes.byref(told), ctypes.sizeof(told), None)
-    return told.parent or 0
+    this_process = ctypes.c_void_p(-1)
+
+    def getppid() -> int:
+        told = BasicInformation()
+        query(this_process, 0, address_of(told), size, None)
+        return told.parent or 0
+
+    return getppid
 
 
 def patch() -> None:
     """Patch this interpreter."""
     import _winapi
 
-    os.getppid = _parent_pid
+    os.getppid = _parent_pid()
     if hasattr(_winapi, "CopyFile2"):  # Wine 8 has no CopyFile2; shutil then copies by itself
         del _winapi.CopyFile2
 

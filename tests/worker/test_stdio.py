@@ -310,13 +310,13 @@ def test_private_copies_are_high_and_not_inherited(pipe: tuple[int, int]) -> Non
     assert not stdio._is_open(copy)
 
 
-def test_pointing_a_descriptor_takes_exactly_that_number(pipe: tuple[int, int], tmp_path: Any) -> None:
+def test_pointing_a_descriptor_takes_exactly_that_number(pipe: tuple[int, int]) -> None:
     reading, writing = pipe
     os.write(writing, b"x")
     stdio._point(reading, os.devnull, os.O_RDONLY)
     assert os.read(reading, 1) == b""
     os.close(reading)
-    lowest = os.open(tmp_path, os.O_RDONLY)
+    lowest = os.open(__file__, os.O_RDONLY)
     os.close(lowest)
     stdio._point(lowest, os.devnull, os.O_RDONLY)
     assert stdio._is_open(lowest)
