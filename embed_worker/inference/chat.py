@@ -16,8 +16,8 @@ class ChatTemplate:
     Reference: transformers, `render_jinja_template`; sentence-transformers, `InputFormatter`.
     """
 
-    def __init__(self, plan: ChatPlan) -> None:
-        """Compile it.
+    def __init__(self, plan: ChatPlan, name: str) -> None:
+        """Compile the template of the model of a name.
 
         Raises:
             ModelError: Jinja is not installed, or cannot compile it.
@@ -28,7 +28,7 @@ class ChatTemplate:
             from jinja2.sandbox import ImmutableSandboxedEnvironment
         except ImportError as error:
             raise ModelError(
-                "the model puts every text into a chat template, which needs the extra `chat`: "
+                f"the model {name!r} puts every text into a chat template, which needs the extra `chat`: "
                 "pip install 'embed-bridge[chat]'"
             ) from error
 
@@ -42,12 +42,12 @@ class ChatTemplate:
         environment.globals["raise_exception"] = refuse
         if "strftime_now" in plan.template:
             raise ModelError(
-                "the model has a chat template with today's date in it: its vectors change from day to day"
+                f"the model {name!r} has a chat template with today's date in it: its vectors change from day to day"
             )
         try:
             self._template = environment.from_string(plan.template)
         except TemplateError as error:
-            raise ModelError(f"the model has a chat template that cannot be used: {brief(error)}") from error
+            raise ModelError(f"the model {name!r} has a chat template that cannot be used: {brief(error)}") from error
 
     def render_all(self, texts: Sequence[str], prompt: str) -> list[str]:
         """Render each text as the one message of a user, a prompt as the system's.

@@ -50,7 +50,7 @@ class TextTokenizer:
         self._cutting: Tokenizer | None = None  # most workers never see a text that is too long
         self._plan = plan
         self._max_tokens = plan.max_tokens
-        self._chat = None if plan.chat is None else ChatTemplate(plan.chat)
+        self._chat = None if plan.chat is None else ChatTemplate(plan.chat, plan.name)
         self._special_ids = frozenset(counting.token_to_id(token) for token in plan.tokenizer.special)
         self._known: dict[tuple[str, str], Any] = {}
         self._lock = threading.Lock()
