@@ -20,6 +20,7 @@ from embed_worker.encoders.checkpoint import (
     has_own_code,
     open_weights,
     read_json_object,
+    transformer_folder,
 )
 from embed_worker.encoders.modernbert import ModernBert
 from embed_worker.encoders.onnx_writer import Storage
@@ -96,5 +97,6 @@ def read_encoder(folder: Path) -> Encoder:
     Raises:
         ExportError: One of them is missing or damaged, or no class is for this architecture.
     """
-    config = read_json_object(folder / "config.json")
-    return reader_for(folder, config, ENCODERS)(config, open_weights(folder))
+    home = transformer_folder(folder)
+    config = read_json_object(home / "config.json")
+    return reader_for(folder, config, ENCODERS)(config, open_weights(home))

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed_worker.model_files.damage import json_damage
+from embed_worker.model_files.layout import MODULES, OutsideError, inner_path
 from embed_worker.model_files.safetensors import SafetensorsError, SafetensorsFile, Tensor
 
 Floats: TypeAlias = NDArray[np.floating[Any]]
@@ -99,6 +100,27 @@ class _Shards(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._file_of)
+
+
+def transformer_folder(folder: Path) -> Path:
+    """Return where a folder has its config.json and its weights: of a module with a path, that path.
+
+    Older versions of sentence-transformers put them into 0_Transformer.
+
+    Raises:
+        ExportError: The path leaves the folder.
+    """
+    try:
+        modules = json.loads((folder / MODULES).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return folder  # who serves the folder tells what is wrong with it
+    match modules:
+        case [{"path": str(path), "type": str(kind)}, *_] if path.strip("./") and kind.endswith(".Transformer"):
+            try:
+                return folder / inner_path(path)
+            except OutsideError as error:
+                raise ExportError(f"{folder / MODULES} names a path that leaves the folder: {error}") from error
+    return folder
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -25,6 +25,7 @@ from embed_worker.encoders.checkpoint import (
     ExportError,
     Floats,
     Int64,
+    transformer_folder,
     weight_files,
 )
 from embed_worker.encoders.onnx_writer import DEFAULT_OPSET, OPSETS, Storage, open_session
@@ -174,7 +175,7 @@ def export(folder: Path, *, output: Path, storage: Storage, opset: int, source: 
                 compare_folders(original, output)  # another model may have left its files there
             else:
                 _put_in_place(staged / _GRAPH, graph)
-        hashes = [f"{file.name} SHA-256 {file_sha256(file)}" for file in weight_files(folder)]
+        hashes = [f"{file.name} SHA-256 {file_sha256(file)}" for file in weight_files(transformer_folder(folder))]
         manifest = Manifest.of_folder(
             output,
             name=output.resolve().name,

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from embed_worker.config import ModelOptions
-from embed_worker.encoders.checkpoint import CheckFailedError, weight_files
+from embed_worker.encoders.checkpoint import CheckFailedError, transformer_folder, weight_files
 from embed_worker.errors import ModelError
 from embed_worker.inference.tokenizer import TextTokenizer
 from embed_worker.model_files.fingerprint import fingerprint
@@ -46,7 +46,7 @@ def original_folder(folder: Path, beside: Path, graph: Path) -> Path:
         OSError: It cannot be made.
     """
     copy = beside / folder.resolve().name
-    weights = {file.relative_to(folder).as_posix() for file in weight_files(folder)}
+    weights = {file.relative_to(folder).as_posix() for file in weight_files(transformer_folder(folder))}
     for name in _all_files(folder):
         if name not in weights and not name.endswith(_WEIGHTS_OF_OTHERS):
             (copy / name).parent.mkdir(parents=True, exist_ok=True)

@@ -128,3 +128,32 @@ def test_variants_of_modernbert_agree_with_numpy(tmp_path: Path, changes: dict[s
 def test_what_a_modernbert_cannot_be_is_named(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ExportError, match=sentence):
         read_encoder(changed(tmp_path / "variant", changes))
+
+
+def in_a_folder_of_its_own(name: str, target: Path, path: str) -> Path:
+    """Copy a layout with its first module in a folder, as older versions of sentence-transformers wrote it."""
+    shutil.copytree(EXPORTED / name, target)
+    modules = json.loads((target / "modules.json").read_bytes())
+    modules[0]["path"] = path
+    (target / "modules.json").write_text(json.dumps(modules))
+    (target / "0_Transformer").mkdir()
+    for file in [file for file in target.iterdir() if file.is_file() and "modules" not in file.name]:
+        if file.name != "config_sentence_transformers.json":
+            file.rename(target / "0_Transformer" / file.name)
+    return target
+
+
+def test_a_transformer_in_a_folder_of_its_own_is_exported(tmp_path: Path) -> None:
+    folder = in_a_folder_of_its_own("mpnet", tmp_path / "mpnet", "0_Transformer")
+    assert run(folder, "--output", tmp_path / "made" / "mpnet", "--weights", "float32") == 0
+    model = load_model(tmp_path / "made" / "mpnet", ModelOptions(), RuntimeOptions(verify=Verify.NEVER), 1)
+    (expected,) = read_expected(EXPORTED / "mpnet.expected.json")
+    rows = model.engine.tokenizer.encode(expected.texts, "")
+    vectors = model.finish(model.engine.embed(rows, exclusive=False), None, None)
+    assert cosines(vectors, expected.vectors).min() > 0.999999
+
+
+def test_a_transformer_outside_its_folder_is_refused(tmp_path: Path) -> None:
+    folder = in_a_folder_of_its_own("mpnet", tmp_path / "mpnet", "../elsewhere")
+    with pytest.raises(ExportError, match="names a path that leaves the folder"):
+        read_encoder(folder)

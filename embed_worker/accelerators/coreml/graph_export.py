@@ -40,12 +40,14 @@ from embed_worker.encoders.checkpoint import (
     Int64,
     open_weights,
     read_json_object,
+    transformer_folder,
     weight_files,
 )
 from embed_worker.encoders.onnx_writer import open_session
 from embed_worker.encoders.parity import Parity, check_parity
 from embed_worker.encoders.qwen3 import Qwen3
 from embed_worker.inference.token_batch import TokenBatch
+from embed_worker.model_files.layout import USUAL_GRAPHS
 from embed_worker.model_files.manifest import file_sha256
 from embed_worker.model_files.plan import PoolingMode
 from embed_worker.model_files.safetensors import Tensor
@@ -53,7 +55,6 @@ from embed_worker.model_files.safetensors import Tensor
 _Encoder: TypeAlias = Bert | Qwen3
 _Reference: TypeAlias = Callable[[Int64], Floats]
 
-_GRAPHS = (Path("onnx", "model.onnx"), Path("model.onnx"))
 # CoreML's provider reads weights from the graph alone, and a protobuf holds no more.
 _MAX_GRAPH_BYTES = 2**31 - 2**24
 
@@ -130,19 +131,21 @@ class _Source:
         Raises:
             ExportError: Something is missing or damaged, or no class is for this architecture.
         """
-        config = read_json_object(folder / "config.json")
+        home = transformer_folder(folder)
+        config = read_json_object(home / "config.json")
         read = reader_for(folder, config, ACCELERATED)
-        graph = next((folder / path for path in _GRAPHS if (folder / path).is_file()), None)
-        has_weights = (folder / WEIGHTS).exists() or (folder / INDEX).exists()
+        graphs = (place / path for place in dict.fromkeys((home, folder)) for path in USUAL_GRAPHS)
+        graph = next((file for file in graphs if file.is_file()), None)
+        has_weights = (home / WEIGHTS).exists() or (home / INDEX).exists()
         if has_weights or graph is None:
-            encoder = read(config, open_weights(folder))
-            files, hidden = weight_files(folder), _without_types(encoder)
+            encoder = read(config, open_weights(home))
+            files, hidden = weight_files(home), _without_types(encoder)
         else:
             encoder, files, hidden = _read_graph(graph, lambda tensors: read(config, tensors))
         return cls(
             architecture=config["model_type"],
             encoder=encoder,
-            files=[folder / "config.json", *files],
+            files=[home / "config.json", *files],
             folder=folder,
             hidden=hidden,
         )

@@ -235,17 +235,18 @@ def _read_weights(plan: ModelPlan) -> _Weights:
     from embed_worker.encoders import checkpoint as published
     from embed_worker.encoders.architectures import ACCELERATED
 
-    weight_files = (plan.folder / name for name in (published.WEIGHTS, published.INDEX))
+    home = published.transformer_folder(plan.folder)  # whose path has been checked with the folder
+    weight_files = (home / name for name in (published.WEIGHTS, published.INDEX))
     source = next((file for file in weight_files if file.exists()), plan.graph)
     try:
-        config = published.read_json_object(plan.folder / "config.json")
+        config = published.read_json_object(home / "config.json")
         architecture = config.get("model_type")
         if not isinstance(architecture, str) or architecture not in ACCELERATED:
             known = ", ".join(ACCELERATED)
             raise ModelError(f"its architecture is {architecture!r}, and those that are known to run are {known}")
         if published.has_own_code(config):
             raise ModelError("it brings code of its own (auto_map), which is neither read nor run")
-        tensors = _onnx_weights(source) if source == plan.graph else published.open_weights(plan.folder)
+        tensors = _onnx_weights(source) if source == plan.graph else published.open_weights(home)
         encoder = ACCELERATED[architecture](config, tensors)
     except published.ExportError as error:
         # The readers take every file for the usual one.
