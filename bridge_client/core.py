@@ -29,7 +29,6 @@ class Core:
 
     def __init__(self, options: ClientOptions, clock: Callable[[], float] = time.monotonic) -> None:
         self._options = options
-        self._clock = clock
         self._is_started = False
         self.callbacks = CallbackThread()
         self._supervisor = Supervisor(options, clock, self.callbacks)
@@ -67,8 +66,12 @@ class Core:
             self.start()
         # Whatever cancels may hold any lock, the pool's too: a signal handler, or the garbage collector.
         call.outlet.when_cancelled = functools.partial(self._supervisor.withdraw, call)
-        with self._pool.changing():
-            self._pool.submit(call)
+        try:
+            with self._pool.changing():
+                self._pool.submit(call)
+        except BaseException:
+            call.outlet.when_cancelled = None  # a circle would keep the texts
+            raise
 
     def ask(self, control: Control) -> None:
         """Ask a worker something as soon as it is ready."""

@@ -119,14 +119,19 @@ class Promise(Generic[T]):
     def deliver(self) -> None:
         """Hand the outcome over; a host that cancels at the same moment wins."""
         assert self._outcome is not None
+        # Both lead back here: circles that would keep texts and vectors until the garbage collector comes.
+        outcome, self._outcome = self._outcome, _DELIVERED
+        self.outlet.when_cancelled = None
         with contextlib.suppress(InvalidStateError):
-            if isinstance(self._outcome, BridgeError):
-                self.outlet.set_exception(self._outcome)
+            if isinstance(outcome, BridgeError):
+                self.outlet.set_exception(outcome)
                 return
             try:
-                result = self._outcome()
+                result = outcome()
             except Exception as error:  # noqa: BLE001 - out of memory, at worst; the caller must not wait for ever
                 self.outlet.set_exception(error)
             else:
                 self.outlet.set_result(result)
-        self.outlet.when_cancelled = None  # it leads back here: a circle would keep the vectors
+
+
+_DELIVERED = BridgeError("the outcome was delivered")

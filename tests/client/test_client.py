@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from bridge_client import (
     State,
     Timing,
 )
+from bridge_client.calls import EmbedCall
 from bridge_client.testing import fake_client, fake_command, fake_vector
 from bridge_client.testing.processes import is_there
 from tests.client.conftest import WAIT_S, bridge_threads, wait_until
@@ -183,6 +185,23 @@ def test_nothing_is_started_before_the_first_use() -> None:
     assert bridge_threads() == []
     assert client.embed(["a"]).shape == (1, 8)
     client.close()
+
+
+def test_a_call_that_is_over_is_in_no_circle_that_keeps_its_texts_and_vectors() -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        with fake_client(ClientOptions(max_queued_requests=1), start_delay=0.2) as client:
+            queued = client.submit("queued")
+            with contextlib.suppress(QueueFullError):
+                client.submit("refused")
+            client.embed("answered")
+            client.submit("cancelled").cancel()
+            del queued
+            wait_until(lambda: client.stats().in_flight == client.stats().queued == 0)
+            wait_until(lambda: not [each for each in gc.get_objects() if isinstance(each, EmbedCall)])
+    finally:
+        gc.enable()
 
 
 def test_options_are_checked() -> None:
