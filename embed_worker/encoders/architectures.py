@@ -87,7 +87,7 @@ def reader_for(folder: Path, config: Mapping[str, Any], readers: Mapping[str, Re
     """
     reader = chosen(config, "model_type", None, readers)
     if has_own_code(config):
-        raise ExportError(f"{folder} brings code of its own for its model (auto_map), which is neither read nor run.")
+        raise ExportError(f"{folder} brings code of its own for its model (auto_map), which is neither read nor run")
     return reader
 
 

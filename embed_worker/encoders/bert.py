@@ -60,7 +60,7 @@ class Bert:
         layout = chosen(config, "model_type", "bert", LAYOUTS)
         chosen(config, "position_embedding_type", "absolute", {"absolute": None})
         if config.get("is_decoder"):
-            raise ExportError("A BERT decoder cannot be exported, only an encoder.")
+            raise ExportError("A BERT decoder cannot be exported, only an encoder")
 
         def size_of(key: str) -> int:
             return size(config, layout.keys.get(key, key))
@@ -68,7 +68,7 @@ class Bert:
         hidden_size, heads = size_of("hidden_size"), size_of("num_attention_heads")
         if hidden_size % heads:
             raise ExportError(
-                f"config.json has a hidden_size of {hidden_size} that {heads} attention heads do not divide."
+                f"config.json has a hidden_size of {hidden_size} that {heads} attention heads do not divide"
             )
         published = published_names(layout, file)
         has_types = published("embeddings.token_type_embeddings.weight") in file
@@ -283,14 +283,14 @@ class Bert:
 def _relative_buckets(config: Mapping[str, Any], key: str) -> int:
     # transformers sizes its table by the configuration and looks rows up as if it had 32.
     if (buckets := size(config, key, 32)) != 32:
-        raise ExportError(f"config.json needs a {key} of 32, not {buckets}.")
+        raise ExportError(f"config.json needs a {key} of 32, not {buckets}")
     return buckets
 
 
 def _padding_id(config: Mapping[str, Any], positions: int, fixed: int | None) -> int:
     value = config.get("pad_token_id", 1) if fixed is None else fixed
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < positions - 1:
-        raise ExportError(f"config.json needs a pad_token_id from 0 to below {positions - 1}, not {value!r}.")
+        raise ExportError(f"config.json needs a pad_token_id from 0 to below {positions - 1}, not {value!r}")
     return value
 
 

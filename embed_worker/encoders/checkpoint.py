@@ -150,9 +150,9 @@ def open_weights(folder: Path) -> Mapping[str, Tensor]:
     if any(folder.glob("pytorch_model*.bin")):
         raise ExportError(
             f"{folder} has its weights in pytorch_model.bin, a pickle, which is never read; get the revision with "
-            f"{WEIGHTS}, or save the model again with transformers."
+            f"{WEIGHTS}, or save the model again with transformers"
         )
-    raise ExportError(f"{folder} has no {WEIGHTS} and no {INDEX}.")
+    raise ExportError(f"{folder} has no {WEIGHTS} and no {INDEX}")
 
 
 def _open_shards(folder: Path) -> _Shards:
@@ -160,7 +160,7 @@ def _open_shards(folder: Path) -> _Shards:
     files = {name: SafetensorsFile.open(folder / name) for name in sorted(set(shard_of_tensors.values()))}
     for tensor, name in shard_of_tensors.items():
         if tensor not in files[name]:
-            raise ExportError(f"{folder}: {INDEX} says that {tensor!r} is in {name}, and it is not.")
+            raise ExportError(f"{folder}: {INDEX} says that {tensor!r} is in {name}, and it is not")
     return _Shards(files, shard_of_tensors)
 
 
@@ -168,11 +168,11 @@ def _shard_of_tensors(folder: Path) -> dict[str, str]:
     index = read_json_object(folder / INDEX)
     shard_of_tensors = index.get("weight_map")
     if not isinstance(shard_of_tensors, dict) or not shard_of_tensors:
-        raise ExportError(f"{folder / INDEX} has no weight_map.")
+        raise ExportError(f"{folder / INDEX} has no weight_map")
     for name in shard_of_tensors.values():
         # Shards lie beside their index: a plain name on every platform.
         if not isinstance(name, str) or not name.endswith(".safetensors") or any(sign in name for sign in "/\\:\0"):
-            raise ExportError(f"{folder / INDEX} names {name!r}, which is not a safetensors file of the folder.")
+            raise ExportError(f"{folder / INDEX} names {name!r}, which is not a safetensors file of the folder")
     return shard_of_tensors
 
 
@@ -185,11 +185,11 @@ def read_json_object(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_bytes())
     except OSError as error:
-        raise ExportError(f"{file.parent} has no readable {file.name}: {error.strerror}.") from error
+        raise ExportError(f"{file.parent} has no readable {file.name}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise ExportError(f"{file} is {json_damage(file.read_bytes())}") from error
     if not isinstance(value, dict):
-        raise ExportError(f"{file} is not a JSON object.")
+        raise ExportError(f"{file} is not a JSON object")
     return value
 
 
@@ -212,7 +212,7 @@ def chosen(config: Mapping[str, Any], key: str, default: str | None, choices: Ma
     if not isinstance(value, str) or value not in choices:
         other = "; for others, sentence-transformers with backend='onnx' writes a graph" if key == "model_type" else ""
         known = f"what can be: {', '.join(choices)}{other}"
-        raise ExportError(f"A model whose {key} is {value!r} cannot be exported; {known}.")
+        raise ExportError(f"A model whose {key} is {value!r} cannot be exported; {known}")
     return choices[value]
 
 
@@ -224,7 +224,7 @@ def epsilon(config: Mapping[str, Any], key: str = "layer_norm_eps", default: flo
     """
     value = config.get(key, default)
     if not isinstance(value, int | float) or not 0 <= value < 1:
-        raise ExportError(f"config.json needs a {key} of at least 0 and below 1, not {value!r}.")
+        raise ExportError(f"config.json needs a {key} of at least 0 and below 1, not {value!r}")
     return float(value)
 
 
@@ -236,7 +236,7 @@ def size(config: Mapping[str, Any], key: str, default: int | None = None) -> int
     """
     value = config.get(key, default)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ExportError(f"config.json needs a positive integer {key}, not {value!r}.")
+        raise ExportError(f"config.json needs a positive integer {key}, not {value!r}")
     return value
 
 
@@ -248,9 +248,9 @@ def tensor_of(file: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> 
     """
     tensor = file.get(name)
     if tensor is None:
-        raise ExportError(f"{WEIGHTS} has no tensor {name!r}.")
+        raise ExportError(f"{WEIGHTS} has no tensor {name!r}")
     if tensor.shape != shape or not np.issubdtype(tensor.dtype, np.floating):
         raise ExportError(
-            f"{WEIGHTS} has {name!r} as {tensor.dtype} {list(tensor.shape)}, and config.json says float {list(shape)}."
+            f"{WEIGHTS} has {name!r} as {tensor.dtype} {list(tensor.shape)}, and config.json says float {list(shape)}"
         )
     return tensor

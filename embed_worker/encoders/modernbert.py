@@ -62,7 +62,7 @@ class ModernBert:
         hidden_size, heads = size(config, "hidden_size", 768), size(config, "num_attention_heads", 12)
         if hidden_size % (2 * heads):
             raise ExportError(
-                f"config.json has a hidden_size of {hidden_size} that {heads} heads of pairs do not divide."
+                f"config.json has a hidden_size of {hidden_size} that {heads} heads of pairs do not divide"
             )
         prefix = "" if "embeddings.tok_embeddings.weight" in file else "model."
         layers = size(config, "num_hidden_layers", 22)
@@ -235,7 +235,7 @@ def _layer_types(config: Mapping[str, Any], layers: int) -> tuple[str, ...]:
         every = size(config, "global_attn_every_n_layers", 3)
         return tuple(SLIDING if layer % every else FULL for layer in range(layers))
     if not isinstance(kinds, list) or len(kinds) != layers or not {FULL, SLIDING}.issuperset(map(str, kinds)):
-        raise ExportError(f"config.json needs {layers} layer_types, each {FULL} or {SLIDING}.")
+        raise ExportError(f"config.json needs {layers} layer_types, each {FULL} or {SLIDING}")
     return tuple(kinds)
 
 
@@ -246,14 +246,14 @@ def _theta(config: Mapping[str, Any], kind: str) -> float:
         ExportError: It is no number above 1, or positions are scaled.
     """
     if config.get("rope_scaling") is not None:
-        raise ExportError("A ModernBERT with rope_scaling cannot be exported.")
+        raise ExportError("A ModernBERT with rope_scaling cannot be exported")
     parameters = config.get("rope_parameters") or {}
     rope = (parameters.get(kind) if isinstance(parameters, dict) else None) or {}
     if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default":
-        raise ExportError(f"A ModernBERT with the rotary positions {rope!r} cannot be exported, only 'default'.")
+        raise ExportError(f"A ModernBERT with the rotary positions {rope!r} cannot be exported, only 'default'")
     theta = rope.get("rope_theta", config.get(_OLD_THETA_KEYS[kind], _DEFAULT_THETA[kind]))
     if not isinstance(theta, int | float) or isinstance(theta, bool) or not 1 < theta < math.inf:
-        raise ExportError(f"config.json needs a rope_theta above 1 for {kind}, not {theta!r}.")
+        raise ExportError(f"config.json needs a rope_theta above 1 for {kind}, not {theta!r}")
     return float(theta)
 
 

@@ -47,7 +47,7 @@ class GraphReference:
         outputs = [output.name for output in self._session.get_outputs()]
         output = next((name for name in HIDDEN_OUTPUTS if name in outputs), None)
         if output is None:
-            raise ExportError(f"{graph} has no output {' or '.join(HIDDEN_OUTPUTS)}.")
+            raise ExportError(f"{graph} has no output {' or '.join(HIDDEN_OUTPUTS)}")
         self._output = output
         self._padding_position = padding_position
 
@@ -90,7 +90,7 @@ def read_onnx_weights(graph: Path) -> dict[str, Tensor]:
     constants = _Constants(model.graph)
     prefix = next((name.removesuffix(table) for table in _TABLES for name in constants if name.endswith(table)), None)
     if prefix is None:
-        raise ExportError(f"{graph} has no table of words that is named as in a checkpoint.")
+        raise ExportError(f"{graph} has no table of words that is named as in a checkpoint")
     tensors = dict(constants) | dict(_linear_weights(model.graph, constants))
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 

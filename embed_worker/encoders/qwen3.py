@@ -64,10 +64,10 @@ class Qwen3:
         shared = config.get("num_key_value_heads", 32)
         num_kv_heads = heads if shared is None else size(config, "num_key_value_heads", 32)
         if heads % num_kv_heads:
-            raise ExportError(f"config.json has {heads} attention heads that {num_kv_heads} key heads do not divide.")
+            raise ExportError(f"config.json has {heads} attention heads that {num_kv_heads} key heads do not divide")
         head_dim = size(config, "head_dim", 128)
         if head_dim % 2:
-            raise ExportError(f"config.json has a head_dim of {head_dim}, and rotary positions need pairs.")
+            raise ExportError(f"config.json has a head_dim of {head_dim}, and rotary positions need pairs")
         sizes = {
             "vocabulary": size(config, "vocab_size"),
             "hidden_size": size(config, "hidden_size"),
@@ -249,11 +249,11 @@ class Qwen3:
 def _refuse_sliding_windows(config: Mapping[str, Any], layers: int) -> None:
     kinds = config.get("layer_types") or []
     if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
-        raise ExportError("A model with layer_types other than full_attention cannot be exported.")
+        raise ExportError("A model with layer_types other than full_attention cannot be exported")
     window, first = config.get("sliding_window", 4096), config.get("max_window_layers", 28)
     is_used = bool(config.get("use_sliding_window", False)) and window is not None and not kinds
     if is_used and not (isinstance(first, int) and first >= layers):
-        raise ExportError(f"A model with a sliding window of {window!r} tokens cannot be exported.")
+        raise ExportError(f"A model with a sliding window of {window!r} tokens cannot be exported")
 
 
 def _rope_theta(config: Mapping[str, Any]) -> float:
@@ -266,15 +266,15 @@ def _rope_theta(config: Mapping[str, Any]) -> float:
     if isinstance(rope, dict):
         rope = rope.get("full_attention", rope)
     if not isinstance(rope, dict):
-        raise ExportError(f"config.json has rope parameters that are not an object: {rope!r}.")
+        raise ExportError(f"config.json has rope parameters that are not an object: {rope!r}")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default" or config.get("partial_rotary_factor", rope.get("partial_rotary_factor", 1)) != 1:
         raise ExportError(
-            f"A model with rotary positions of the kind {kind!r} cannot be exported, only 'default' whole."
+            f"A model with rotary positions of the kind {kind!r} cannot be exported, only 'default' whole"
         )
     theta = rope.get("rope_theta", config.get("rope_theta"))
     if not isinstance(theta, int | float) or isinstance(theta, bool) or not 1 < theta < math.inf:
-        raise ExportError(f"config.json needs a rope_theta above 1, not {theta!r}.")
+        raise ExportError(f"config.json needs a rope_theta above 1, not {theta!r}")
     return float(theta)
 
 

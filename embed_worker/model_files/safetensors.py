@@ -85,7 +85,7 @@ class SafetensorsFile(Mapping[str, Tensor]):
         try:
             return cls._parse(_map(path))
         except OSError as error:
-            raise SafetensorsError(f"{path.name} cannot be read: {error.strerror}.") from error
+            raise SafetensorsError(f"{path.name} cannot be read: {error.strerror}") from error
         except SafetensorsError as error:
             otherwise = f"no usable safetensors file: {error}"
             raise SafetensorsError(f"{path.name} is {damage_of(path) or otherwise}") from error
@@ -129,12 +129,12 @@ def _map(path: Path) -> mmap.mmap | bytes:
 
 def _header_bytes(content: mmap.mmap | bytes) -> int:
     if len(content) < _LENGTH_BYTES:
-        raise SafetensorsError(f"it is truncated to {len(content)} bytes; get it again.")
+        raise SafetensorsError(f"it is truncated to {len(content)} bytes; get it again")
     header_bytes = int.from_bytes(content[:_LENGTH_BYTES], "little")
     if header_bytes > _MAX_HEADER_BYTES:
-        raise SafetensorsError(f"its header of {header_bytes} bytes exceeds the {_MAX_HEADER_BYTES} that are allowed.")
+        raise SafetensorsError(f"its header of {header_bytes} bytes exceeds the {_MAX_HEADER_BYTES} that are allowed")
     if header_bytes > len(content) - _LENGTH_BYTES:
-        raise SafetensorsError(f"it is truncated within its header of {header_bytes} bytes; get it again.")
+        raise SafetensorsError(f"it is truncated within its header of {header_bytes} bytes; get it again")
     return header_bytes
 
 
@@ -142,9 +142,9 @@ def _header(raw: bytes) -> dict[str, Any]:
     try:
         header = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise SafetensorsError("its header is not JSON.") from error
+        raise SafetensorsError("its header is not JSON") from error
     if not isinstance(header, dict):
-        raise SafetensorsError("its header is not a JSON object.")
+        raise SafetensorsError("its header is not a JSON object")
     return header
 
 
@@ -159,16 +159,16 @@ def _entry(name: str, fields: Any) -> _Entry:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [start, end]}:
             pass
         case _:
-            raise SafetensorsError(f"tensor {name!r} needs dtype, shape and two data_offsets.")
+            raise SafetensorsError(f"tensor {name!r} needs dtype, shape and two data_offsets")
     if dtype not in _DTYPES:
-        raise SafetensorsError(f"tensor {name!r} has the dtype {dtype!r}, which is not read here.")
+        raise SafetensorsError(f"tensor {name!r} has the dtype {dtype!r}, which is not read here")
     if len(shape) > _MAX_RANK or not all(_is_size(length) for length in shape):
-        raise SafetensorsError(f"tensor {name!r} has a shape that is no list of at most {_MAX_RANK} sizes.")
+        raise SafetensorsError(f"tensor {name!r} has a shape that is no list of at most {_MAX_RANK} sizes")
     if not (_is_size(start) and _is_size(end) and start <= end):
-        raise SafetensorsError(f"tensor {name!r} has data_offsets that are not a start and an end.")
+        raise SafetensorsError(f"tensor {name!r} has data_offsets that are not a start and an end")
     expected = math.prod(shape) * _DTYPES[dtype].itemsize
     if end - start != expected:
-        raise SafetensorsError(f"tensor {name!r} has {end - start} bytes where its shape {shape} takes {expected}.")
+        raise SafetensorsError(f"tensor {name!r} has {end - start} bytes where its shape {shape} takes {expected}")
     return _Entry(name=name, dtype=dtype, shape=tuple(shape), start=start, end=end)
 
 
@@ -184,10 +184,10 @@ def _check_layout(entries: list[_Entry], data_bytes: int) -> None:
     end = 0
     for entry in entries:
         if entry.start != end:
-            raise SafetensorsError(f"tensor {entry.name!r} begins at byte {entry.start} of the data and not at {end}.")
+            raise SafetensorsError(f"tensor {entry.name!r} begins at byte {entry.start} of the data and not at {end}")
         end = entry.end
     if end != data_bytes:
-        raise SafetensorsError(f"it has {data_bytes} bytes of data and its header describes {end}; get it again.")
+        raise SafetensorsError(f"it has {data_bytes} bytes of data and its header describes {end}; get it again")
 
 
 def _view(content: mmap.mmap | bytes, data_start: int, entry: _Entry) -> Tensor:
@@ -198,4 +198,4 @@ def _view(content: mmap.mmap | bytes, data_start: int, entry: _Entry) -> Tensor:
         return np.frombuffer(content, dtype, count, data_start + entry.start).reshape(entry.shape)
     except ValueError as error:
         # An empty tensor whose other dimensions overflow.
-        raise SafetensorsError(f"tensor {entry.name!r} has the shape {list(entry.shape)}.") from error
+        raise SafetensorsError(f"tensor {entry.name!r} has the shape {list(entry.shape)}") from error

@@ -93,7 +93,7 @@ def compare_folders(original: Path, made: Path) -> None:
         ]
         raise CheckFailedError(f"What was exported is read as another model than its source: {'; '.join(lost)}")
     if _encoded(tokenizer, expected) != _encoded(other, found):
-        raise CheckFailedError("What was exported has other tokens for a text than its source.")
+        raise CheckFailedError("What was exported has other tokens for a text than its source")
 
 
 def _said(plan: ModelPlan) -> dict[str, str]:

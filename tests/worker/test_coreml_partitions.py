@@ -494,10 +494,10 @@ def test_people_are_told_what_breaks_it_and_why() -> None:
     found = forecast_optimized(chain("Relu", "Neg", "Squeeze", "Neg", "Relu", "Relu"))
     assert found.sentences() == [
         "CoreML would take 3 of 6 nodes in 2 partitions of 1 and 2 nodes "
-        "(by the rules of onnxruntime 1.32, MLProgram, static shapes required).",
-        "A partition ends at Neg_1, Neg: the provider has no such operator.",
-        "On the CPU: 2 Neg: the provider has no such operator.",
-        "Handed back to the CPU: 1 group of 1 nodes in all that compute nothing.",
+        "(by the rules of onnxruntime 1.32, MLProgram, static shapes required)",
+        "A partition ends at Neg_1, Neg: the provider has no such operator",
+        "On the CPU: 2 Neg: the provider has no such operator",
+        "Handed back to the CPU: 1 group of 1 nodes in all that compute nothing",
     ]
 
 

@@ -212,11 +212,11 @@ def test_an_index_that_leaves_the_folder_is_refused(
     ("index", "sentence"),
     [
         ("{", "is cut off at 1 bytes"),
-        ("[]", "is not a JSON object."),
-        ("{}", "has no weight_map."),
-        ('{"weight_map": {}}', "has no weight_map."),
+        ("[]", "is not a JSON object"),
+        ("{}", "has no weight_map"),
+        ('{"weight_map": {}}', "has no weight_map"),
         ('{"weight_map": {"a": "gone.safetensors"}}', "gone.safetensors cannot be read"),
-        ('{"weight_map": {"a": "shard.safetensors"}}', "says that 'a' is in shard.safetensors, and it is not."),
+        ('{"weight_map": {"a": "shard.safetensors"}}', "says that 'a' is in shard.safetensors, and it is not"),
     ],
 )
 def test_a_damaged_index_is_named(folder: Path, capsys: pytest.CaptureFixture[str], index: str, sentence: str) -> None:

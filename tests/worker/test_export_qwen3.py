@@ -263,7 +263,7 @@ def test_norms_activations_and_scales_are_fused_and_keys_never_repeated(folder: 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"hidden_act": "gelu"}, "hidden_act is 'gelu' cannot be exported; what can be: silu, swish."),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu' cannot be exported; what can be: silu, swish"),
         ({"num_key_value_heads": 4}, "6 attention heads that 4 key heads do not divide"),
         ({"num_key_value_heads": 0}, "positive integer num_key_value_heads, not 0"),
         ({"head_dim": 9}, "head_dim of 9, and rotary positions need pairs"),

@@ -161,7 +161,7 @@ def _read_graph(
     try:
         from embed_worker.encoders.onnx_weights import GraphReference, graph_files, read_onnx_weights
     except ImportError as error:
-        raise ExportError("The package onnx is missing: pip install 'embed-bridge[tools]'.") from error
+        raise ExportError("The package onnx is missing: pip install 'embed-bridge[tools]'") from error
     tensors = read_onnx_weights(graph)
     try:
         encoder = read(tensors)
@@ -179,7 +179,7 @@ def _write(source: _Source, folder: Path) -> None:
     graph_bytes = 4 * (encoder.tensors.parameters - encoder.vocabulary * encoder.hidden_size)
     if graph_bytes > _MAX_GRAPH_BYTES:
         raise ExportError(
-            f"The model needs {graph_bytes / 1e9:.1f} GB in one file, and a graph for CoreML can have 2 GB."
+            f"The model needs {graph_bytes / 1e9:.1f} GB in one file, and a graph for CoreML can have 2 GB"
         )
     _write_tables(encoder, folder)
     write_with_cache_key(dedicated_graph(encoder), folder / GRAPH)

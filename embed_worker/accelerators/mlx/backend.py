@@ -250,7 +250,7 @@ def _read_weights(plan: ModelPlan) -> _Weights:
         encoder = ACCELERATED[architecture](config, tensors)
     except published.ExportError as error:
         # The readers take every file for the usual one.
-        problem = str(error).replace(published.WEIGHTS, source.name).rstrip(".")
+        problem = str(error).replace(published.WEIGHTS, source.name)
         raise ModelError(f"its weights cannot be used: {problem}") from error
     return _Weights(encoder=encoder, source=source)
 

@@ -87,19 +87,19 @@ class Forecast:
         sizes = f" of {_listed([str(size) for size in self.partition_sizes])} nodes" if self.partitions > 1 else ""
         said = [
             f"CoreML would take {self.coreml_nodes} of {_count(self.nodes, 'node')} "
-            f"in {_count(self.partitions, 'partition')}{sizes} ({self.settings})."
+            f"in {_count(self.partitions, 'partition')}{sizes} ({self.settings})"
         ]
         said += [
-            f"A partition ends at {node.name or 'a node without a name'}, {node.operator}: {node.reason}."
+            f"A partition ends at {node.name or 'a node without a name'}, {node.operator}: {node.reason}"
             for node in self.breaking
         ]
         for (operator, reason), count in Counter((node.operator, node.reason) for node in self.cpu_nodes).most_common():
-            said.append(f"On the CPU: {count} {operator}: {reason}.")
+            said.append(f"On the CPU: {count} {operator}: {reason}")
         if self.trivial_sizes:
             groups = _count(len(self.trivial_sizes), "group")
-            said.append(f"Handed back to the CPU: {groups} of {self.trivial_nodes} nodes in all that compute nothing.")
+            said.append(f"Handed back to the CPU: {groups} of {self.trivial_nodes} nodes in all that compute nothing")
         if self.has_casts_of_the_cpu:
-            said.append("It computes in float16, and was dumped with the casts that the CPU needs: forecast float32.")
+            said.append("It computes in float16, and was dumped with the casts that the CPU needs: forecast float32")
         return said
 
 
@@ -170,9 +170,9 @@ def _parsed(version: str) -> Version:
     try:
         major, minor = (int(part) for part in version.split(".")[:2])
     except ValueError as error:
-        raise ForecastError(f"{version!r} is not a version of onnxruntime.") from error
+        raise ForecastError(f"{version!r} is not a version of onnxruntime") from error
     if (major, minor) < OLDEST:
-        raise ForecastError(f"The rules of onnxruntime {version} are not known; the oldest that are: 1.22.")
+        raise ForecastError(f"The rules of onnxruntime {version} are not known; the oldest that are: 1.22")
     return major, minor
 
 
@@ -214,7 +214,7 @@ def optimized(model: Path | str | onnx.ModelProto, overrides: Mapping[str, int])
             declared = set(_symbolic_dimensions(onnx.load(path, load_external_data=False)))
             # onnxruntime ignores a wrong name without a word.
             if unknown := sorted(set(overrides) - declared):
-                raise ForecastError(f"The graph has no dimension {unknown[0]!r}; it has: {_listed(sorted(declared))}.")
+                raise ForecastError(f"The graph has no dimension {unknown[0]!r}; it has: {_listed(sorted(declared))}")
             dumped = Path(folder, "dumped.onnx")
             ort.dump_optimized(path, dumped, overrides)
             return _with_shapes(dumped)

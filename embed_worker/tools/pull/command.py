@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
     except VerificationError as error:
         return _refuse(error, _VERIFICATION_FAILED)
     except KeyboardInterrupt:
-        return _refuse("Interrupted; the same command goes on from here.", ExitCode.INTERRUPTED)
+        return _refuse("Interrupted; the same command goes on from here", ExitCode.INTERRUPTED)
     if args.json:
         print(json.dumps(asdict(report)))
         return ExitCode.OK
@@ -160,7 +160,7 @@ def pull(
         VerificationError: A file is not what the hub described.
     """
     if variant is not None and onnx_file is not None:
-        raise PullError("--variant and --onnx-file both choose the graph: give one of them.")
+        raise PullError("--variant and --onnx-file both choose the graph: give one of them")
     graph = onnx_file if variant is None else f"onnx/model_{variant}.onnx"
     wanted, folder_name = _wanted(name, revision, graph, weights)
     folder = _destination(output, folder_name)
@@ -172,11 +172,11 @@ def pull(
         with staging(folder) as claimed:
             return _Pull(hub or Hub(), wanted, claimed).run(is_quiet=is_quiet)
     except BusyError as error:
-        raise PullError(f"Another process is pulling {folder}: wait until it has ended.") from error
+        raise PullError(f"Another process is pulling {folder}: wait until it has ended") from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
             advice = "make room; the same command goes on from here"
-            raise PullError(f"The disk of {folder.parent} is full: {advice}.") from error
+            raise PullError(f"The disk of {folder.parent} is full: {advice}") from error
         raise PullError(f"{folder} cannot be written ({error}); is a worker using it?") from error
 
 
@@ -194,7 +194,7 @@ def _wanted(name: str, revision: str | None, graph: str | None, weights: bool) -
     known = find_known_model(name)
     if known is None and "/" not in name:
         names = ", ".join(model.name for model in known_models())
-        raise PullError(f"{name!r} is not a known model ({names}); name any other as `org/name`.")
+        raise PullError(f"{name!r} is not a known model ({names}); name any other as `org/name`")
     if known is not None and ("/" not in name or name.casefold() == known.repository.casefold()):
         wanted = Wanted(
             repository=known.repository,
@@ -209,7 +209,7 @@ def _wanted(name: str, revision: str | None, graph: str | None, weights: bool) -
     try:
         folder_name = short_name(name)
     except ModelNotFoundError as error:
-        raise PullError(f"{error}.") from error
+        raise PullError(str(error)) from error
     wanted = Wanted(
         repository=name,
         revision=revision,
@@ -230,16 +230,16 @@ def _check_replaceable(folder: Path) -> None:
         is_ours = False
     if folder.is_file() or (folder.is_dir() and not is_ours and any(folder.iterdir())):
         advice = "choose another with --output, or move it away"
-        raise PullError(f"{folder} is there, and has no manifest that says where it is from: {advice}.")
+        raise PullError(f"{folder} is there, and has no manifest that says where it is from: {advice}")
 
 
 def _require_library() -> None:
     try:
         import huggingface_hub
     except ImportError as error:
-        raise PullError("This needs huggingface_hub: pip install 'embed-bridge[hub]'.") from error
+        raise PullError("This needs huggingface_hub: pip install 'embed-bridge[hub]'") from error
     if int(huggingface_hub.__version__.partition(".")[0]) < 1:
-        raise PullError("This needs huggingface_hub 1 or later: pip install -U 'embed-bridge[hub]'.")
+        raise PullError("This needs huggingface_hub 1 or later: pip install -U 'embed-bridge[hub]'")
 
 
 # What is there already ----------------------------------------------------------------------------------------------
@@ -265,7 +265,7 @@ def _found(folder: Path, wanted: Wanted, source: str) -> Report | None:
         verify(folder, manifest, Verify.ALWAYS)
     except ManifestError:
         return None
-    return _report(folder, manifest, graph, received=0, notes=("It was there already.",))
+    return _report(folder, manifest, graph, received=0, notes=("It was there already",))
 
 
 def _manifest_of(folder: Path, source: str) -> Manifest | None:
@@ -372,7 +372,7 @@ class _Pull:
         parent = self._staging.folder.parent
         free = shutil.disk_usage(parent).free
         if size > free:
-            raise PullError(f"{parent} has {free / 1e6:.0f} MB free, and {size / 1e6:.0f} MB are needed: make room.")
+            raise PullError(f"{parent} has {free / 1e6:.0f} MB free, and {size / 1e6:.0f} MB are needed: make room")
 
     def _take_over_other_files(self, source: str) -> None:
         """Keep what the folder has besides, other variants for instance, if it is from the same commit."""
@@ -386,7 +386,7 @@ class _Pull:
     def _notes(self, graph: str | None, manifest: Manifest) -> Iterable[str]:
         folder = self._staging.folder
         if self._unverified:
-            yield f"Not verified, because the server gives no hash: {', '.join(self._unverified)}."
+            yield f"Not verified, because the server gives no hash: {', '.join(self._unverified)}"
         if graph is None:
             options = f"--source '{manifest.source}' --license '{manifest.license}'"
             yield f"It has no ONNX graph; make one of its weights: embed-worker export '{folder}' {options}"
@@ -394,4 +394,4 @@ class _Pull:
         try:
             read_model_folder(folder, ModelOptions(onnx_file=graph))
         except ModelError as error:
-            yield f"To be served, it needs an option: {error}."
+            yield f"To be served, it needs an option: {error}"

@@ -87,7 +87,7 @@ class Hub:
         with self._explained(name, revision):
             info = api.model_info(name, revision=revision or "main", timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
         if info.sha is None:
-            raise HubError(f"The answer for {name} does not name a commit: {self._address()} is not a hub.")
+            raise HubError(f"The answer for {name} does not name a commit: {self._address()} is not a hub")
         files = frozenset(sibling.rfilename for sibling in info.siblings or [])
         return Repository(name=name, commit=info.sha, files=files, license=_license(info.card_data))
 
@@ -126,7 +126,7 @@ class Hub:
             progress.update(-received)
             raise VerificationError(
                 f"{file.path} of {file.repository} was received with another content ({received} bytes) than the hub "
-                f"describes (hash {file.etag}, {file.size} bytes); it was thrown away."
+                f"describes (hash {file.etag}, {file.size} bytes); it was thrown away"
             )
         os.replace(part, target)
 
@@ -187,23 +187,23 @@ class Hub:
         try:
             yield
         except errors.OfflineModeIsEnabled as error:
-            raise HubError("HF_HUB_OFFLINE is set: unset it to download.") from error
+            raise HubError("HF_HUB_OFFLINE is set: unset it to download") from error
         except errors.GatedRepoError as error:
             advice = "accept its terms there, then set HF_TOKEN to a token of that account"
-            raise HubError(f"{page} is gated: {advice}.") from error
+            raise HubError(f"{page} is gated: {advice}") from error
         except errors.RepositoryNotFoundError as error:
             advice = "check the name; if it is private, set HF_TOKEN to a token that may read it"
-            raise HubError(f"There is no {page}: {advice}.") from error
+            raise HubError(f"There is no {page}: {advice}") from error
         except errors.RevisionNotFoundError as error:
-            raise HubError(f"{page} has no revision {revision!r}.") from error
+            raise HubError(f"{page} has no revision {revision!r}") from error
         except errors.EntryNotFoundError as error:
-            raise HubError(f"{page} has lost a file that it lists: try again.") from error
+            raise HubError(f"{page} has lost a file that it lists: try again") from error
         except errors.HfHubHTTPError as error:
-            raise HubError(f"{page} answers with status {error.response.status_code}: try again later.") from error
+            raise HubError(f"{page} answers with status {error.response.status_code}: try again later") from error
         except transport_error as error:
             problem = f"{type(error).__name__}: {error}".rstrip(": ")
             advice = "check the network, the proxy and HF_ENDPOINT; the same command goes on from here"
-            raise HubError(f"{self._address()} cannot be reached ({problem}): {advice}.") from error
+            raise HubError(f"{self._address()} cannot be reached ({problem}): {advice}") from error
 
 
 def matches(path: Path, file: RemoteFile) -> bool:

@@ -27,10 +27,10 @@ def choose_graph(repository: Repository, asked: str | None) -> str | None:
     graphs = sorted(file for file in repository.files if file.endswith(".onnx"))
     if graphs:
         missing = "no onnx/model.onnx and no model.onnx" if asked is None else f"no {asked}"
-        raise HubError(f"{repository.name} has {missing}; --onnx-file can choose one of: {', '.join(graphs)}.")
+        raise HubError(f"{repository.name} has {missing}; --onnx-file can choose one of: {', '.join(graphs)}")
     if asked is not None:
         advice = "without --onnx-file and --variant its weights are pulled, for `embed-worker export`"
-        raise HubError(f"{repository.name} has no ONNX graph at all; {advice}.")
+        raise HubError(f"{repository.name} has no ONNX graph at all; {advice}")
     return None
 
 
@@ -41,15 +41,15 @@ def check_usable(repository: Repository, graph: str | None, *, weights: bool) ->
         HubError: It has no fast tokenizer, or no weights that are needed.
     """
     if not {"tokenizer.json", "vocab.txt"} & set(repository.files):
-        raise HubError(f"{repository.name} has no tokenizer.json and no vocab.txt: other tokenizers cannot be used.")
+        raise HubError(f"{repository.name} has no tokenizer.json and no vocab.txt: other tokenizers cannot be used")
     if WEIGHTS in repository.files:
         return
     if weights:
-        raise HubError(f"{repository.name} has no {WEIGHTS}: leave --weights out.")
+        raise HubError(f"{repository.name} has no {WEIGHTS}: leave --weights out")
     if graph is None:
         raise HubError(
             f"{repository.name} has no ONNX graph, and no {WEIGHTS} that `embed-worker export` could make one of: "
-            "look for an ONNX export of it, in the organisations onnx-community and Xenova for instance."
+            "look for an ONNX export of it, in the organisations onnx-community and Xenova for instance"
         )
 
 

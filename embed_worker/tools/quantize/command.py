@@ -171,12 +171,12 @@ def quantize(args: argparse.Namespace) -> Report:
     source, options = model_folder(args), model_options(args)
     plan = read_model_folder(source, options)
     if plan.is_static:
-        raise QuantizeError(f"{plan.name} is a table of vectors: it has no graph, and nothing to gain.")
+        raise QuantizeError(f"{plan.name} is a table of vectors: it has no graph, and nothing to gain")
     outline = read_outline(plan.graph)
     if outline.quantization is not None:
-        raise QuantizeError(f"{plan.graph.name} is quantised already; --onnx-file or --variant can name a float graph.")
+        raise QuantizeError(f"{plan.graph.name} is quantised already; --onnx-file or --variant can name a float graph")
     if plan.graph.name == args.output_name:
-        raise QuantizeError(f"{plan.graph.name} is what is to be quantised: give another --output-name.")
+        raise QuantizeError(f"{plan.graph.name} is what is to be quantised: give another --output-name")
     source_files = [plan.graph, *external_files(plan.graph, outline.external)]
     expected = _embed_each(load_model(source, options, _CPU, threads=1), SAMPLE_TEXTS)
     try:
@@ -195,7 +195,7 @@ def quantize(args: argparse.Namespace) -> Report:
     except OSError as error:
         where = error.filename or args.output or source
         hint = "" if args.output else "; --output DIR makes a copy of the folder with the variant"
-        raise QuantizeError(f"{where} cannot be written: {error.strerror or error}{hint}.") from error
+        raise QuantizeError(f"{where} cannot be written: {error.strerror or error}{hint}") from error
     made = (args.output or source) / "onnx" / args.output_name
     return Report(
         graph=str(made),
@@ -227,14 +227,14 @@ def write_variant(plan: ModelPlan, file: Path) -> Changed:
     graph = _read_graph(plan.graph)
     samples = sample_activations(graph, plan)
     if not samples:
-        raise QuantizeError(f"{plan.graph.name} multiplies nothing by weights that has a row for each token.")
+        raise QuantizeError(f"{plan.graph.name} multiplies nothing by weights that has a row for each token")
     roundings = {
         name: choose_rounding(samples[name], graph.weights_of(name), may_divide=not graph.shares_weights(name))
         for name in shown(list(samples), "quantizing", "product")
     }
     changed = graph.quantize(roundings)
     if sum(tensor.ByteSize() for tensor in graph.model.graph.initializer) > _MAX_BYTES:
-        raise QuantizeError(f"{plan.graph.name} is over 2 GB as int8, which one ONNX file cannot hold.")
+        raise QuantizeError(f"{plan.graph.name} is over 2 GB as int8, which one ONNX file cannot hold")
     file.write_bytes(graph.model.SerializeToString(deterministic=True))
     return changed
 
@@ -243,12 +243,12 @@ def _read_graph(file: Path) -> FloatGraph:
     try:
         import onnx
     except ImportError as error:
-        raise QuantizeError("The package onnx is missing: pip install 'embed-bridge[tools]'.") from error
+        raise QuantizeError("The package onnx is missing: pip install 'embed-bridge[tools]'") from error
     try:
         return FloatGraph(onnx.load(file))
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
         hint = "--output DIR copies the folder with its links followed"
-        raise QuantizeError(f"{file.name} cannot be read with its data: {brief(error)}; {hint}.") from error
+        raise QuantizeError(f"{file.name} cannot be read with its data: {brief(error)}; {hint}") from error
 
 
 @contextmanager
@@ -263,7 +263,7 @@ def _folder_to_write(source: Path, output: Path | None) -> Iterator[Path]:
         yield source
         return
     if output.exists():
-        raise QuantizeError(f"{output} exists: --output makes a new folder.")
+        raise QuantizeError(f"{output} exists: --output makes a new folder")
     hidden = output.parent / f".{output.name}.{os.getpid()}"
     copy = hidden / output.name  # a folder's name tells what is known of the model
     try:
