@@ -18,7 +18,7 @@ _NAME = "embed-bridge"
 
 
 @register(_NAME)  # type: ignore[misc, unused-ignore]
-class EmbedBridgeFunction(TextEmbeddingFunction):  # type: ignore[misc, unused-ignore]
+class EmbedBridgeLance(TextEmbeddingFunction):  # type: ignore[misc, unused-ignore]
     """Vectors of a local worker that is started at the first call and supervised.
 
     A text that is null has no vector: give `on_bad_vectors="null"` where there are some.

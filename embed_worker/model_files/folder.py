@@ -19,7 +19,7 @@ from embed_worker.model_files import tokenizer_files
 from embed_worker.model_files.folder_files import FolderFiles, UnsettledError
 from embed_worker.model_files.known_models import KnownModel, find_known_model
 from embed_worker.model_files.layout import USUAL_GRAPHS, WEIGHTS
-from embed_worker.model_files.limits import Limits
+from embed_worker.model_files.limits import FolderLimits
 from embed_worker.model_files.modules import read_modules, without_trailing_normalize
 from embed_worker.model_files.onnx_outline import SENTENCE_OUTPUT, Outline, read_outline
 from embed_worker.model_files.plan import (
@@ -56,10 +56,10 @@ def read_model_folder(folder: Path, options: ModelOptions) -> ModelPlan:
     Raises:
         ModelError: Something is missing, damaged or not supported, or the folder does not say and an option must.
     """
-    return _Reader(folder, options).plan()
+    return _FolderReader(folder, options).plan()
 
 
-class _Reader:
+class _FolderReader:
     def __init__(self, folder: Path, options: ModelOptions) -> None:
         self._files = FolderFiles(folder, ignore=options.ignore_config, allow_links=options.allow_links)
         self._folder = folder
@@ -153,8 +153,8 @@ class _Reader:
         """What the table of known models says of a model of this name."""
         return find_known_model(self._name)
 
-    def _limits(self, tokenizer_config: Mapping[str, Any], outline: Outline) -> Limits:
-        return Limits(
+    def _limits(self, tokenizer_config: Mapping[str, Any], outline: Outline) -> FolderLimits:
+        return FolderLimits(
             self._files,
             self._config,
             tokenizer_config,

@@ -39,7 +39,7 @@ def _is_no_limit(stated: object) -> bool:
 UNLIMITED = 2**31 - 1
 
 
-class Limits:
+class FolderLimits:
     """The limit of a folder, by the files that may state it."""
 
     def __init__(

@@ -50,11 +50,11 @@ def read_transformer_config(files: FolderFiles, path: str) -> TransformerConfig:
     prefix = f"{path}/" if path else ""
     for name in TRANSFORMER_CONFIGS:
         if config := files.read_object(prefix + name, "Transformer"):
-            return _Reader(files, prefix + name, config).read()
+            return _ModuleReader(files, prefix + name, config).read()
     return TransformerConfig(name=prefix + TRANSFORMER_CONFIGS[0])
 
 
-class _Reader:
+class _ModuleReader:
     def __init__(self, files: FolderFiles, name: str, config: Mapping[str, Any]) -> None:
         self._files = files
         self._name = name

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from embed_worker.protocol import ErrorCode, Limits, RequestId, encode_error, encode_success
-from embed_worker.serving.metrics import Metrics
+from embed_worker.serving.metrics import WorkerMetrics
 from embed_worker.serving.stdio import LineWriter
 
 _log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class Answer:
     def let_go(self) -> None:
         """Let go of what it needed of others, before it is written; no lock is held."""
 
-    def count(self, metrics: Metrics) -> None:
+    def count(self, metrics: WorkerMetrics) -> None:
         """Be counted where it was not when it was settled, just before the first byte; the lock is held."""
 
 
@@ -84,7 +84,7 @@ class Answers:
         refusal: What new work is answered with, once none is taken any more; set by `refuse_work`.
     """
 
-    def __init__(self, writer: LineWriter, metrics: Metrics, limits: Limits, max_held: int = _MAX_HELD) -> None:
+    def __init__(self, writer: LineWriter, metrics: WorkerMetrics, limits: Limits, max_held: int = _MAX_HELD) -> None:
         self.lock = threading.RLock()  # a condition over one that is not re-entrant takes it to see whose it is
         self.owed = 0
         self.pending = 0

@@ -19,7 +19,7 @@ from embed_worker.machine import release_freed_memory
 from embed_worker.protocol import ErrorCode
 from embed_worker.serving.answers import Answers
 from embed_worker.serving.lifecycle import On
-from embed_worker.serving.metrics import Metrics
+from embed_worker.serving.metrics import WorkerMetrics
 from embed_worker.serving.tasks import DEADLINE_PASSED, EmbedTask
 from embed_worker.serving.work import Batch, Chunk, Expired, Work, WorkQueue, rows_of, tasks_of
 
@@ -42,7 +42,7 @@ class Lanes:
         lanes: int,
         answers: Answers,
         queue: WorkQueue,
-        metrics: Metrics,
+        metrics: WorkerMetrics,
         clock: Callable[[], float],
         happens: Callable[[On], None],
     ) -> None:

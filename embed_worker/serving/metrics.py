@@ -11,7 +11,7 @@ from embed_worker.protocol import ErrorCode
 _WINDOW = 1024  # recent requests that the percentiles speak of
 
 
-class Metrics:
+class WorkerMetrics:
     """What `metrics` tells.
 
     Attributes:

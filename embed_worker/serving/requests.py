@@ -21,7 +21,7 @@ from embed_worker.serving import describe
 from embed_worker.serving.answers import Answer, Answers
 from embed_worker.serving.lanes import Lanes
 from embed_worker.serving.lifecycle import On, State
-from embed_worker.serving.metrics import Metrics
+from embed_worker.serving.metrics import WorkerMetrics
 from embed_worker.serving.model_store import ModelEntry, ModelStore
 from embed_worker.serving.stdio import Line, LineReader, WireError
 from embed_worker.serving.tasks import EmbedTask
@@ -65,7 +65,7 @@ class Requests:
         lanes: Lanes,
         answers: Answers,
         queue: WorkQueue,
-        metrics: Metrics,
+        metrics: WorkerMetrics,
         clock: Callable[[], float],
         worker: Worker,
     ) -> None:

@@ -19,7 +19,7 @@ from embed_worker.protocol import ErrorCode, ExitCode
 from embed_worker.serving.answers import Answers
 from embed_worker.serving.lanes import Lanes
 from embed_worker.serving.lifecycle import Life, On, State, next_life
-from embed_worker.serving.metrics import Metrics
+from embed_worker.serving.metrics import WorkerMetrics
 from embed_worker.serving.model_store import ModelEntry, ModelStore, too_slow
 from embed_worker.serving.requests import Requests
 from embed_worker.serving.stdio import LineReader, LineWriter
@@ -59,7 +59,7 @@ class Server:
         # What happens, what everything that is owed is to be answered with, and None: look again.
         self._happenings: queue.SimpleQueue[On | ErrorCode | None] = queue.SimpleQueue()
         self._writer = LineWriter(environment.writer_descriptor, lambda: self.happens(On.OUTPUT_BROKEN))
-        metrics = Metrics()
+        metrics = WorkerMetrics()
         self._answers = Answers(self._writer, metrics, config.limits)
         queue_of_work = WorkQueue(
             self._answers.lock,

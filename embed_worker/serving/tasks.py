@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from embed_worker.errors import RequestFailed
 from embed_worker.protocol import Embed, ErrorCode, RequestId, encode_error, encode_vectors
 from embed_worker.serving.answers import Answer
-from embed_worker.serving.metrics import Metrics
+from embed_worker.serving.metrics import WorkerMetrics
 from embed_worker.serving.model_store import ModelEntry
 from embed_worker.serving.packed_texts import PackedTexts, Texts
 from embed_worker.serving.stdio import Line
@@ -214,7 +214,7 @@ class EmbedTask(Answer):
         self.model = None
         self.entry.release()
 
-    def count(self, metrics: Metrics) -> None:
+    def count(self, metrics: WorkerMetrics) -> None:
         """Be counted where it was not when it was settled, just before the first byte; the lock is held."""
         if self.code is None:
             metrics.count_embedded(self.tokens, (self.answered_s - self.arrived_s) * 1e3)

@@ -45,7 +45,7 @@ _BULK_TEXTS = 128
 _SHORT_TEXTS = [text for pair in SIMILAR_PAIRS for text in pair]
 
 
-class Verdict(StrEnum):
+class SpeedVerdict(StrEnum):
     """What the 95th percentile of a short text alone amounts to for the default model on two cores."""
 
     EXCELLENT = "excellent"
@@ -54,7 +54,7 @@ class Verdict(StrEnum):
     MISS = "miss"
 
     @classmethod
-    def of(cls, p95_ms: float) -> Verdict:
+    def of(cls, p95_ms: float) -> SpeedVerdict:
         """Judge milliseconds."""
         limits = ((15.0, cls.EXCELLENT), (20.0, cls.TARGET), (30.0, cls.CLOSE))
         return next((verdict for limit, verdict in limits if p95_ms < limit), cls.MISS)
@@ -86,7 +86,7 @@ class Speed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class CheckReport:
     """What a check found; the `--json` output has these names.
 
     Attributes:
@@ -111,7 +111,7 @@ class Report:
     gates: tuple[Gate, ...]
     speed: Speed | None
     block: str | None
-    verdict: Verdict | None
+    verdict: SpeedVerdict | None
     passed: bool | None
 
 
@@ -146,7 +146,7 @@ def run(args: argparse.Namespace) -> int:
     return {True: ExitCode.OK, False: _FAILED, None: _NOT_JUDGED}[report.passed]
 
 
-def check(args: argparse.Namespace) -> Report:
+def check(args: argparse.Namespace) -> CheckReport:
     """Start a worker with the model, and judge it.
 
     Raises:
@@ -172,7 +172,7 @@ def check(args: argparse.Namespace) -> Report:
     if speed is not None and has_targets:
         gates += judge_speed(speed)
     judged = [gate.passed for gate in gates if gate.passed is not None]
-    return Report(
+    return CheckReport(
         model=plan.name,
         graph=plan.graph.relative_to(folder).as_posix(),
         fingerprint=info["fingerprint"],
@@ -187,7 +187,7 @@ def check(args: argparse.Namespace) -> Report:
         gates=tuple(gates),
         speed=speed,
         block=block,
-        verdict=Verdict.of(speed.single_p95_ms) if speed is not None and has_targets else None,
+        verdict=SpeedVerdict.of(speed.single_p95_ms) if speed is not None and has_targets else None,
         passed=None if all(judged) and references is None else all(judged),
     )
 
@@ -269,7 +269,7 @@ def _texts(count: int, start: int) -> list[str]:
 # The report ---------------------------------------------------------------------------------------------------------
 
 
-def _readable(report: Report) -> str:
+def _readable(report: CheckReport) -> str:
     provider = dict(report.provider)
     asked, chosen, reason = (provider.pop(name) for name in ("asked", "chosen", "reason"))
     lines = [
@@ -297,7 +297,7 @@ def _readable(report: Report) -> str:
 _NO_REFERENCES = "none are stored for it, its folder has no references.json, and no --references is given"
 
 
-def _conclusion(report: Report) -> str:
+def _conclusion(report: CheckReport) -> str:
     failed = [gate.name for gate in report.gates if gate.passed is False]
     if failed:
         return f"FAILED: {len(failed)} of {len(report.gates)} gates failed: {', '.join(failed)}"

@@ -50,7 +50,7 @@ _TOLERANCES: Mapping[Storage, Parity] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class ExportReport:
     """What an export did; the `--json` output has these names. Sizes are in bytes; `data_size` is external data's."""
 
     graph: str
@@ -146,7 +146,9 @@ def _run_for_coreml(args: argparse.Namespace) -> int:
     return 0
 
 
-def export(folder: Path, *, output: Path, storage: Storage, opset: int, source: str | None, license: str) -> Report:
+def export(
+    folder: Path, *, output: Path, storage: Storage, opset: int, source: str | None, license: str
+) -> ExportReport:
     """Make `onnx/model.onnx` and `manifest.json` in `output`, and copy there what else a worker reads.
 
     Nothing is in place before it was checked, and what was there stays if it fails.
@@ -187,7 +189,7 @@ def export(folder: Path, *, output: Path, storage: Storage, opset: int, source: 
         raise ExportError(f"{output} cannot be written: {error}") from error
     record, data = (manifest.files.get(path.as_posix()) for path in (_GRAPH, _data_file(_GRAPH)))
     assert record is not None  # it has just been written
-    return Report(
+    return ExportReport(
         graph=str(graph),
         size=record.size,
         data_size=0 if data is None else data.size,

@@ -39,7 +39,7 @@ class Embedded:
     truncated: tuple[int, ...]
 
 
-class Embed(Protocol):
+class EmbedTexts(Protocol):
     """Turns texts into vectors as a request with these members asks (`prompt_name` …)."""
 
     def __call__(self, texts: Sequence[str], **request: Any) -> Embedded:
@@ -74,7 +74,7 @@ class Gate:
 # Pairs --------------------------------------------------------------------------------------------------------------
 
 
-def judge_pairs(embed: Embed, quality: Quality | None, *, normalizes: bool) -> list[Gate]:
+def judge_pairs(embed: EmbedTexts, quality: Quality | None, *, normalizes: bool) -> list[Gate]:
     """Embed pairs of texts that mean the same, and compare; the first of a pair as a query, the second as a document.
 
     Args:
@@ -106,7 +106,7 @@ def judge_pairs(embed: Embed, quality: Quality | None, *, normalizes: bool) -> l
 # Reference vectors --------------------------------------------------------------------------------------------------
 
 
-def judge_references(embed: Embed, references: References, info: Mapping[str, Any]) -> list[Gate]:
+def judge_references(embed: EmbedTexts, references: References, info: Mapping[str, Any]) -> list[Gate]:
     """Compare a model's settings, vectors, lengths and counts with a file's, each under its own name.
 
     Args:

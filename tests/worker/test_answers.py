@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from embed_worker.protocol import ErrorCode, Limits, RequestId
 from embed_worker.serving.answers import Answer, Answers
-from embed_worker.serving.metrics import Metrics
+from embed_worker.serving.metrics import WorkerMetrics
 from embed_worker.serving.stdio import LineWriter
 
 WAIT_S = 10.0
@@ -41,7 +41,7 @@ class Written:
     def __init__(self, max_held: int = 100) -> None:
         self.reading, self.writing = os.pipe()
         self.settled = 0
-        self.answers = Answers(LineWriter(self.writing, lambda: None), Metrics(), Limits(), max_held)
+        self.answers = Answers(LineWriter(self.writing, lambda: None), WorkerMetrics(), Limits(), max_held)
         self.answers.on_nothing_owed = self._count
 
     def _count(self) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from embed_worker.model_files.known_models import Quality
 from embed_worker.protocol import ErrorCode
 from embed_worker.tools import check
-from embed_worker.tools.check import Verdict
+from embed_worker.tools.check import SpeedVerdict
 from embed_worker.tools.quality import Embedded, Gate, judge_pairs, judge_references
 from embed_worker.tools.references import References, ReferencesError, ReferenceSet, find_references
 from embed_worker.tools.texts import SAMPLE_TEXTS, SIMILAR_PAIRS
@@ -196,7 +196,7 @@ def test_references_of_another_dimension_fail_with_a_note() -> None:
     ("p95_ms", "verdict"), [(14.99, "excellent"), (15, "target"), (20, "close"), (29.9, "close"), (30, "miss")]
 )
 def test_the_verdict_is_that_of_the_95th_percentile(p95_ms: float, verdict: str) -> None:
-    assert Verdict.of(p95_ms) == verdict
+    assert SpeedVerdict.of(p95_ms) == verdict
 
 
 def test_speed_gates_fail_one_by_one() -> None:

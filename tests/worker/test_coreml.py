@@ -31,7 +31,7 @@ import pytest
 from embed_worker.accelerators.coreml import environment as coreml_environment
 from embed_worker.accelerators.coreml import proof as coreml_proof
 from embed_worker.accelerators.coreml.backend import CoremlBackend, CoremlReport, accelerate
-from embed_worker.accelerators.coreml.cache import Entry, State, Verdict, sweep
+from embed_worker.accelerators.coreml.cache import Entry, ProofState, ProofVerdict, sweep
 from embed_worker.accelerators.coreml.child import ChildFailedError, ChildRunner, ChildTask, StoppedError
 from embed_worker.accelerators.coreml.environment import CoremlEnvironment, unsupported_reason
 from embed_worker.accelerators.coreml.shapes import SHAPES, Shape, is_worth, shape_for
@@ -299,7 +299,7 @@ def test_rule_04_a_wrong_name_of_a_dimension_is_not_overlooked(rigs: Rigs, monke
     # And where a finished entry skips the child:
     monkeypatch.undo()
     proved = rigs()
-    Entry(next(rigs.cache.glob("*.json")).with_suffix("")).remember(Verdict(state=State.PROVED))
+    Entry(next(rigs.cache.glob("*.json")).with_suffix("")).remember(ProofVerdict(state=ProofState.PROVED))
     proved.settle()
     monkeypatch.setattr(coreml_proof, "LENGTH_DIMENSION", "sequence")
     again = rigs(environment={"children": InlineChildren(proved.provider)})
@@ -1068,7 +1068,12 @@ def test_rule_15_info_tells_what_was_asked_found_and_chosen(rigs: Rigs) -> None:
 
 def test_rule_15_the_page_explains_every_member_and_every_state() -> None:
     page = (ROOT / "docs" / "apple-silicon.md").read_text("utf-8")
-    for name in (*Verdict.__dataclass_fields__, *vars(CoremlReport)["__dataclass_fields__"], "speed_ratio", *State):
+    for name in (
+        *ProofVerdict.__dataclass_fields__,
+        *vars(CoremlReport)["__dataclass_fields__"],
+        "speed_ratio",
+        *ProofState,
+    ):
         assert f"`{name}`" in page or f'"{name}"' in page, name
     for number in (120, 0.95, 0.9995, 0.999, 0.9):
         assert (f"{number:g}" if number != 0.95 else "95 %") in page

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embed_worker.protocol import ErrorCode
-from embed_worker.serving.metrics import Metrics, percentile
+from embed_worker.serving.metrics import WorkerMetrics, percentile
 
 
 def test_a_new_worker_has_counted_nothing() -> None:
-    assert Metrics().snapshot() == {
+    assert WorkerMetrics().snapshot() == {
         "requests": {},
         "texts": 0,
         "tokens": 0,
@@ -22,7 +22,7 @@ def test_a_new_worker_has_counted_nothing() -> None:
 
 
 def test_batches_answers_and_errors_are_counted() -> None:
-    metrics = Metrics()
+    metrics = WorkerMetrics()
     metrics.micro_batches, metrics.padded_tokens = 2, 37
     metrics.count_embedded([4, 5], 12.5)
     metrics.count_error(ErrorCode.CANCELLED)
@@ -36,7 +36,7 @@ def test_batches_answers_and_errors_are_counted() -> None:
 
 
 def test_percentiles_speak_of_recent_requests() -> None:
-    metrics = Metrics()
+    metrics = WorkerMetrics()
     for _ in range(2000):
         metrics.count_embedded([1], 1000.0)
     for _ in range(1024):

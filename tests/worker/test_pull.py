@@ -22,7 +22,7 @@ from embed_worker.loading import load_model
 from embed_worker.model_files.known_models import KnownModel
 from embed_worker.model_files.manifest import Manifest, verify
 from embed_worker.tools.pull import command as module
-from embed_worker.tools.pull.command import PullError, Report
+from embed_worker.tools.pull.command import PullError, PullReport
 from embed_worker.tools.pull.hub import Hub, HubError, VerificationError
 from embed_worker.tools.pull.staging import BusyError, staging
 from tests.worker.harness import ROOT, WAIT_S
@@ -82,7 +82,7 @@ def target(tmp_path: Path) -> Path:
     return tmp_path / "models" / "tiny"
 
 
-def pull(hub: FakeHub, target: Path, name: str = "org/tiny", **arguments: Any) -> Report:
+def pull(hub: FakeHub, target: Path, name: str = "org/tiny", **arguments: Any) -> PullReport:
     client = Hub(endpoint=hub.endpoint, retry_delays_s=(0.0, 0.0))
     return module.pull(name, output=target, hub=client, **arguments)
 
@@ -574,7 +574,7 @@ def test_a_second_pull_of_the_same_folder_gives_way(hub: FakeHub, target: Path) 
     finally:
         hub.release.set()
         thread.join(WAIT_S)
-    assert isinstance(first[0], Report)
+    assert isinstance(first[0], PullReport)
     assert files_of(target) == NEEDED
     assert leftovers(target) == []
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from embed_worker.accelerators.coreml.cache import State, Verdict
+from embed_worker.accelerators.coreml.cache import ProofState, ProofVerdict
 from embed_worker.accelerators.coreml.child import PROVIDER
 from embed_worker.accelerators.coreml.environment import CoremlEnvironment, unsupported_reason
 from embed_worker.accelerators.coreml.graph import pooling_weights
@@ -98,7 +98,7 @@ class _Bucket:
     """
 
     shape: Shape
-    verdict: Verdict = field(default_factory=Verdict)
+    verdict: ProofVerdict = field(default_factory=ProofVerdict)
     compiled: Compiled | None = None
     used_s: float | None = None
     failures: int = 0
@@ -204,7 +204,7 @@ class CoremlBackend:
         bucket.used_s = self._environment.clock()
         if bucket.compiled is None:
             self._settle(bucket, *self._prover.prove(shape))
-        if bucket.verdict.state not in (State.PROVED, State.SLOWER):
+        if bucket.verdict.state not in (ProofState.PROVED, ProofState.SLOWER):
             self.close()
             told = f"--provider {self._runtime.provider}: {shape}: {bucket.verdict.reason}"
             raise ModelError(f"{told} (verdicts are remembered in {self._environment.cache}: empty it to try again)")
@@ -213,7 +213,8 @@ class CoremlBackend:
         """Wait until everything that was asked for has its verdict; False after the time-out."""
         with self._lock:
             return self._lock.wait_for(
-                lambda: all(bucket.verdict.state is not State.PROVING for bucket in self._buckets.values()), timeout_s
+                lambda: all(bucket.verdict.state is not ProofState.PROVING for bucket in self._buckets.values()),
+                timeout_s,
             )
 
     def close(self) -> None:
@@ -269,8 +270,8 @@ class CoremlBackend:
                 ratio = bucket.verdict.speed_ratio
                 assert ratio is not None
                 return bucket.compiled if is_worth(ratio, rows, tokens, bucket.shape) else None
-            if bucket.verdict.state is State.UNTRIED and not self._is_closed:
-                bucket.verdict = Verdict(state=State.PROVING, reason="it is being compiled and proved")
+            if bucket.verdict.state is ProofState.UNTRIED and not self._is_closed:
+                bucket.verdict = ProofVerdict(state=ProofState.PROVING, reason="it is being compiled and proved")
                 self._tasks.put(bucket)
             return None
 
@@ -290,7 +291,7 @@ class CoremlBackend:
             bucket.compiled = None
             bucket.failures += 1
             is_over = bucket.failures > 1 or self._changes_precision
-            bucket.verdict.state = State.REFUSED if is_over else State.PROVING
+            bucket.verdict.state = ProofState.REFUSED if is_over else ProofState.PROVING
             bucket.verdict.reason = f"CoreML {problem}, while it served"
         _log.error("coreml shape=%s %s", bucket.shape, problem)
         compiled.session.close()
@@ -306,11 +307,11 @@ class CoremlBackend:
             if len(self._serving()) >= self._prover.max_sessions:
                 idle = self._idle()
                 if idle is None:
-                    bucket.verdict = Verdict(reason="there is no memory for another session, and none is idle")
+                    bucket.verdict = ProofVerdict(reason="there is no memory for another session, and none is idle")
                     self._lock.notify_all()
                     return
                 compiled, idle.compiled = idle.compiled, None
-                idle.verdict.state = State.UNTRIED
+                idle.verdict.state = ProofState.UNTRIED
                 idle.verdict.reason = "it was proved and closed again: no batch of this shape has come for a while"
                 assert compiled is not None
                 compiled.session.close()
@@ -321,7 +322,7 @@ class CoremlBackend:
             verdict.reason += "; it serves from the next start on, because the precision is another"
         self._settle(bucket, verdict, compiled)
 
-    def _settle(self, bucket: _Bucket, verdict: Verdict, compiled: Compiled | None) -> None:
+    def _settle(self, bucket: _Bucket, verdict: ProofVerdict, compiled: Compiled | None) -> None:
         _log.info("coreml shape=%s state=%s reason=%s", bucket.shape, verdict.state, verdict.reason)
         with self._lock:
             bucket.verdict = verdict
@@ -346,5 +347,5 @@ def _reason(serving: Iterable[Shape], asked_for: Sequence[_Bucket]) -> str:
         return f"proved on this machine for batches of up to {served} (texts x tokens)"
     if not asked_for:
         return "CoreML is proved for a shape when a batch of that shape has come"
-    last = max(asked_for, key=lambda bucket: bucket.verdict.state is not State.PROVING)
+    last = max(asked_for, key=lambda bucket: bucket.verdict.state is not ProofState.PROVING)
     return f"{last.shape}: {last.verdict.reason}"

@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 _MARK = ".complete"
 
 
-class State(StrEnum):
+class ProofState(StrEnum):
     """How far the proof of a bucket has come."""
 
     UNTRIED = "untried"
@@ -33,7 +33,7 @@ class State(StrEnum):
 
 
 @dataclass(slots=True, kw_only=True)
-class Verdict:
+class ProofVerdict:
     """What a proof found, in the order in which it finds it; None is what it has not come to.
 
     Attributes:
@@ -45,7 +45,7 @@ class Verdict:
         coreml_ms, cpu_ms: Medians of a full batch.
     """
 
-    state: State = State.UNTRIED
+    state: ProofState = ProofState.UNTRIED
     reason: str = "no batch of this shape has come yet"
     cache_hit: bool | None = None
     build_ms: float | None = None
@@ -111,15 +111,15 @@ class Entry:
         with self._beside("lock").open("a+b") as file:
             yield lock(file.fileno(), wait=wait)
 
-    def verdict(self) -> Verdict | None:
+    def verdict(self) -> ProofVerdict | None:
         """Read what a proof found, perhaps of another process; None where there is none that can be read."""
         try:
             document = json.loads(self._beside("json").read_bytes())
-            return Verdict(**{**document, "state": State(document["state"])})
+            return ProofVerdict(**{**document, "state": ProofState(document["state"])})
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return None
 
-    def remember(self, verdict: Verdict) -> None:
+    def remember(self, verdict: ProofVerdict) -> None:
         """Keep what a proof found, whole or not at all; a verdict that is lost costs one more proof."""
         file = self._beside("json")
         try:

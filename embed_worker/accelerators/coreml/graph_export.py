@@ -60,7 +60,7 @@ _MAX_GRAPH_BYTES = 2**31 - 2**24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class CoremlExportReport:
     """What an export did; the `--json` output has these names. Sizes are in bytes."""
 
     folder: str
@@ -73,7 +73,7 @@ class Report:
     min_cosine: float
 
 
-def export_for_coreml(folder: Path, *, output: Path) -> Report:
+def export_for_coreml(folder: Path, *, output: Path) -> CoremlExportReport:
     """Make `coreml/` in `output`: the graph, the tables and coreml.json, all of them or none.
 
     The weights are those of the folder's safetensors, or where it has none those of its ONNX file.
@@ -94,7 +94,7 @@ def export_for_coreml(folder: Path, *, output: Path) -> Report:
     except OSError as error:
         raise ExportError(f"{output} cannot be written: {error}") from error
     made = output / FOLDER
-    return Report(
+    return CoremlExportReport(
         folder=str(made),
         architecture=source.architecture,
         graph_size=(made / GRAPH).stat().st_size,

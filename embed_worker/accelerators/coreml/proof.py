@@ -16,7 +16,7 @@ from pathlib import Path
 
 from embed_worker import __version__
 from embed_worker.accelerators.agreement import ProofError, agreement_with_cpu, golden_batches
-from embed_worker.accelerators.coreml.cache import Entry, State, Verdict, sweep
+from embed_worker.accelerators.coreml.cache import Entry, ProofState, ProofVerdict, sweep
 from embed_worker.accelerators.coreml.cache_key import compiled_model, read_cache_key
 from embed_worker.accelerators.coreml.child import PROVIDER, ChildFailedError, ChildTask, StoppedError
 from embed_worker.accelerators.coreml.environment import CoremlEnvironment, provider_options
@@ -118,16 +118,18 @@ class Prover:
             return []
         entries = {shape: self._entry(shape, found[0]) for shape in SHAPES}
         verdicts = {shape: entry.verdict() for shape, entry in entries.items() if entry.is_complete}
-        return [shape for shape, verdict in verdicts.items() if verdict is not None and verdict.state is State.PROVED]
+        return [
+            shape for shape, verdict in verdicts.items() if verdict is not None and verdict.state is ProofState.PROVED
+        ]
 
-    def prove(self, shape: Shape) -> tuple[Verdict, Compiled | None]:
+    def prove(self, shape: Shape) -> tuple[ProofVerdict, Compiled | None]:
         """Do what is missing until a shape may serve, and tell what was found. It never raises."""
-        verdict = Verdict(state=State.REFUSED)
+        verdict = ProofVerdict(state=ProofState.REFUSED)
         try:
             model, graph = self._prepared()
             return self._prove(self._entry(shape, model), shape, model, graph)
         except StoppedError:
-            return Verdict(reason="the worker is ending"), None
+            return ProofVerdict(reason="the worker is ending"), None
         except _RefusedError as refused:
             verdict.reason = str(refused)
         except Exception as error:  # noqa: BLE001 - whatever it is, the CPU serves
@@ -135,7 +137,7 @@ class Prover:
             verdict.reason = f"the proof could not be made: {type(error).__name__}: {brief(error)}"
         return verdict, None
 
-    def withdraw(self, shape: Shape, verdict: Verdict | None = None) -> None:
+    def withdraw(self, shape: Shape, verdict: ProofVerdict | None = None) -> None:
         """Remove the compiled model of a shape that failed while it served.
 
         Args:
@@ -158,12 +160,14 @@ class Prover:
         parts = (content, against, host.onnxruntime, host.macos_build, self._units, self._precision, bucket)
         return Entry(self._environment.cache / "-".join(parts))
 
-    def _prove(self, entry: Entry, shape: Shape, model: CoremlModel, graph: Path) -> tuple[Verdict, Compiled | None]:
+    def _prove(
+        self, entry: Entry, shape: Shape, model: CoremlModel, graph: Path
+    ) -> tuple[ProofVerdict, Compiled | None]:
         remembered = entry.verdict()
-        if remembered is not None and remembered.state in (State.SLOWER, State.REFUSED):
+        if remembered is not None and remembered.state in (ProofState.SLOWER, ProofState.REFUSED):
             return remembered, None
         was_complete = entry.is_complete
-        verdict = Verdict(state=State.REFUSED)
+        verdict = ProofVerdict(state=ProofState.REFUSED)
         try:
             try:
                 compiled = self._compiled(entry, shape, model, graph, verdict, remembered)
@@ -173,7 +177,7 @@ class Prover:
                     raise
                 # What was good once may have gone bad on disk: once more, from the beginning.
                 _log.warning("a compiled model is made anew shape=%s reason=%s", shape, refused)
-                verdict = Verdict(state=State.REFUSED)
+                verdict = ProofVerdict(state=ProofState.REFUSED)
                 compiled = self._compiled(entry, shape, model, graph, verdict, None)
         except _RefusedError as refused:
             verdict.reason = str(refused)
@@ -183,11 +187,11 @@ class Prover:
             return verdict, None
         return verdict, self._judged(entry, compiled, verdict)
 
-    def _judged(self, entry: Entry, compiled: Compiled, verdict: Verdict) -> Compiled | None:
+    def _judged(self, entry: Entry, compiled: Compiled, verdict: ProofVerdict) -> Compiled | None:
         """Decide by the time that it takes, and remember."""
         ratio = verdict.speed_ratio
         is_faster = ratio is not None and ratio <= MAX_SPEED_RATIO
-        verdict.state = State.PROVED if is_faster else State.SLOWER
+        verdict.state = ProofState.PROVED if is_faster else ProofState.SLOWER
         verdict.reason = f"its vectors are the CPU's, and it takes {ratio:.2f} of the CPU's time"
         if not is_faster:
             verdict.reason += f", where at most {MAX_SPEED_RATIO} is worth it"
@@ -206,8 +210,8 @@ class Prover:
         shape: Shape,
         model: CoremlModel,
         graph: Path,
-        verdict: Verdict,
-        remembered: Verdict | None,
+        verdict: ProofVerdict,
+        remembered: ProofVerdict | None,
     ) -> Compiled:
         """Compile and time where that has not been done, open, and prove placement and vectors; note the findings."""
         options = provider_options(self._units, entry.folder)
@@ -252,7 +256,7 @@ class Prover:
     def _golden_batches(self, shape: Shape) -> list[TokenBatch]:
         return golden_batches(self._tokenizer, shape.batch, shape.length, pad_left=self._plan.pad_left)
 
-    def _time(self, compiled: Compiled, verdict: Verdict) -> None:
+    def _time(self, compiled: Compiled, verdict: ProofVerdict) -> None:
         """Run a full batch on CoreML and on all cores of the CPU in turn, and note the medians."""
         full, *_ = self._golden_batches(compiled.shape)
         clock = self._environment.clock
@@ -355,7 +359,7 @@ def _check_inputs(session: StaticSession) -> None:
             raise _RefusedError(f"the graph's input {name} keeps a free dimension: {list(sizes)}")
 
 
-def _check_placement(subgraphs: Sequence[Subgraph], verdict: Verdict) -> None:
+def _check_placement(subgraphs: Sequence[Subgraph], verdict: ProofVerdict) -> None:
     taken = [subgraph.nodes for subgraph in subgraphs if subgraph.provider == PROVIDER]
     verdict.partitions = len(taken)
     verdict.coreml_nodes = sum(taken)

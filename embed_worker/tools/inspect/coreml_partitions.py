@@ -23,7 +23,7 @@ from onnx.shape_inference import infer_shapes
 
 from embed_worker.errors import brief
 from embed_worker.inference import ort
-from embed_worker.tools.inspect.coreml_rules import NEWEST, OLDEST, Node, Provider, Tensor, Version, refusal
+from embed_worker.tools.inspect.coreml_rules import NEWEST, OLDEST, CandidateNode, Provider, Tensor, Version, refusal
 
 _CAST_OF_THE_CPU = "InsertedPrecisionFreeCast_"
 
@@ -247,7 +247,7 @@ class _Nodes:
     """The nodes of a graph as the rules see them; `consumers` has an entry for every edge."""
 
     model: onnx.ModelProto
-    nodes: list[Node] = field(init=False)
+    nodes: list[CandidateNode] = field(init=False)
     consumers: list[list[int]] = field(init=False)
     producers: list[int] = field(init=False)  # how many edges arrive at a node
 
@@ -279,14 +279,14 @@ def _tensors(graph: onnx.GraphProto) -> dict[str, Tensor]:
     return tensors
 
 
-def _node(node: onnx.NodeProto, tensors: Mapping[str, Tensor], opsets: Mapping[str, int]) -> Node:
+def _node(node: onnx.NodeProto, tensors: Mapping[str, Tensor], opsets: Mapping[str, int]) -> CandidateNode:
     domain = node.domain or "ai.onnx"
     try:
         schema = onnx.defs.get_schema(node.op_type, opsets.get(domain, 1), "" if domain == "ai.onnx" else domain)
         since_version = schema.since_version
     except onnx.defs.SchemaError:  # an operator of onnxruntime's own
         since_version = 0
-    return Node(
+    return CandidateNode(
         name=node.name,
         operator=node.op_type,
         inputs=tuple(tensors.get(name, Tensor()) if name else None for name in node.input),

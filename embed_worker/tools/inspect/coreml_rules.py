@@ -107,7 +107,7 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class CandidateNode:
     """A node, with what its rule may ask."""
 
     name: str
@@ -126,10 +126,10 @@ class Node:
 # The rules by which the provider claims a node ----------------------------------------------------------------------
 # Each gives the reason for which it does not, or None.
 
-_Rule: TypeAlias = Callable[[Node, Provider], str | None]
+_Rule: TypeAlias = Callable[[CandidateNode, Provider], str | None]
 
 
-def refusal(node: Node, provider: Provider) -> str | None:
+def refusal(node: CandidateNode, provider: Provider) -> str | None:
     """Say why the provider does not claim a node; None if it does. Reference: `BaseOpBuilder::IsOpSupported`."""
     if node.operator not in provider.operators:
         return "the provider has no such operator"
@@ -143,7 +143,7 @@ def refusal(node: Node, provider: Provider) -> str | None:
     return next((reason for rule in (_inputs, *rules) if (reason := rule(node, provider)) is not None), None)
 
 
-def _inputs(node: Node, provider: Provider) -> str | None:
+def _inputs(node: CandidateNode, provider: Provider) -> str | None:
     """Check the shapes of all inputs: `IsInputSupported`."""
     for given in node.inputs:
         if given is None:
@@ -161,16 +161,16 @@ def _inputs(node: Node, provider: Provider) -> str | None:
     return None
 
 
-def _number_input(node: Node, provider: Provider) -> str | None:
+def _number_input(node: CandidateNode, provider: Provider) -> str | None:
     """Check the type of the first input alone, as `BaseOpBuilder` does: ML programs take integers of 64 bits, too."""
     return _typed(node, 0, _or(provider, TensorProto.INT64) if provider.is_ml_program else provider.floats)
 
 
-def _float_input(node: Node, provider: Provider) -> str | None:
+def _float_input(node: CandidateNode, provider: Provider) -> str | None:
     return _typed(node, 0, provider.floats)
 
 
-def _typed(node: Node, place: int, allowed: frozenset[int]) -> str | None:
+def _typed(node: CandidateNode, place: int, allowed: frozenset[int]) -> str | None:
     given = node.inputs[place]
     if given is None or given.kind in allowed:
         return None
@@ -180,14 +180,14 @@ def _typed(node: Node, place: int, allowed: frozenset[int]) -> str | None:
 def _constant(*places: int) -> _Rule:
     """Make the rule that inputs, where they are given, are initializers."""
 
-    def rule(node: Node, provider: Provider) -> str | None:
+    def rule(node: CandidateNode, provider: Provider) -> str | None:
         computed = next((place for place in places if not node.is_constant(place)), None)
         return None if computed is None else f"its input {computed} is not constant"
 
     return rule
 
 
-def _shape_of(node: Node, place: int) -> tuple[int, ...]:
+def _shape_of(node: CandidateNode, place: int) -> tuple[int, ...]:
     """The shape of an input that `_inputs` has let pass."""
     given = node.inputs[place]
     return () if given is None or given.shape is None else given.shape
@@ -197,7 +197,7 @@ def _or(provider: Provider, *kinds: int) -> frozenset[int]:
     return provider.floats | frozenset(kinds)
 
 
-def _cast(node: Node, provider: Provider) -> str | None:
+def _cast(node: CandidateNode, provider: Provider) -> str | None:
     if not provider.is_ml_program:
         return "NeuralNetwork models cast the result of ArgMax alone"
     known = _or(provider, TensorProto.INT32, TensorProto.INT64)
@@ -211,7 +211,7 @@ def _cast(node: Node, provider: Provider) -> str | None:
     return None if kind in known else f"it casts to {str(TensorProto.DataType.Name(kind)).lower()}"
 
 
-def _gather(node: Node, provider: Provider) -> str | None:
+def _gather(node: CandidateNode, provider: Provider) -> str | None:
     data, rows = _shape_of(node, 0), _shape_of(node, 1)
     if reason := _typed(node, 0, _or(provider, TensorProto.INT64)):
         return reason
@@ -220,7 +220,7 @@ def _gather(node: Node, provider: Provider) -> str | None:
     return "its result has too many dimensions" if len(data) + len(rows) - 1 > _MAX_RANK else None
 
 
-def _shape(node: Node, provider: Provider) -> str | None:
+def _shape(node: CandidateNode, provider: Provider) -> str | None:
     rank, start, end = len(_shape_of(node, 0)), node.attributes.get("start", 0), node.attributes.get("end")
     if not provider.is_ml_program:
         is_whole = end is None and start == 0
@@ -233,7 +233,7 @@ def _shape(node: Node, provider: Provider) -> str | None:
     return "it takes no dimension" if last == start % max(rank, 1) and rank else None
 
 
-def _slice(node: Node, provider: Provider) -> str | None:
+def _slice(node: CandidateNode, provider: Provider) -> str | None:
     if reason := _typed(node, 0, _or(provider, TensorProto.INT64)):
         return reason
     data = _shape_of(node, 0)
@@ -249,7 +249,7 @@ def _slice(node: Node, provider: Provider) -> str | None:
     return None
 
 
-def _values(node: Node, place: int) -> list[int]:
+def _values(node: CandidateNode, place: int) -> list[int]:
     """Return the values of a constant input; none where it is left out."""
     given = node.inputs[place] if place < len(node.inputs) else None
     if given is None or given.initializer is None:
@@ -257,25 +257,25 @@ def _values(node: Node, place: int) -> list[int]:
     return [int(value) for value in np.atleast_1d(numpy_helper.to_array(given.initializer)).ravel()]
 
 
-def _and(node: Node, provider: Provider) -> str | None:
+def _and(node: CandidateNode, provider: Provider) -> str | None:
     boolean = frozenset({TensorProto.BOOL})
     return _typed(node, 0, boolean) or _typed(node, 1, boolean)
 
 
-def _where(node: Node, provider: Provider) -> str | None:
+def _where(node: CandidateNode, provider: Provider) -> str | None:
     if reason := _typed(node, 0, frozenset({TensorProto.BOOL})) or _typed(node, 1, provider.floats):
         return reason
     return _typed(node, 2, provider.floats) or _same_types(node, 1, 2)
 
 
-def _same_types(node: Node, first: int, second: int) -> str | None:
+def _same_types(node: CandidateNode, first: int, second: int) -> str | None:
     left, right = node.inputs[first], node.inputs[second]
     if left is None or right is None or left.kind == right.kind:
         return None
     return f"its inputs {first} and {second} are {left.kind_name} and {right.kind_name}"
 
 
-def _tile(node: Node, provider: Provider) -> str | None:
+def _tile(node: CandidateNode, provider: Provider) -> str | None:
     kinds = _or(provider, TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL)
     if reason := _typed(node, 0, kinds):
         return reason
@@ -284,17 +284,17 @@ def _tile(node: Node, provider: Provider) -> str | None:
     return None if provider.is_ml_program else "its input 1 is not constant"
 
 
-def _layer_normalization(node: Node, provider: Provider) -> str | None:
+def _layer_normalization(node: CandidateNode, provider: Provider) -> str | None:
     if node.attributes.get("stash_type", 1) != 1 or node.outputs != 1:
         return "it is a layer normalisation for training"
     return _same_types(node, 0, 1)
 
 
-def _pow(node: Node, provider: Provider) -> str | None:
+def _pow(node: CandidateNode, provider: Provider) -> str | None:
     return _same_types(node, 0, 1)
 
 
-def _reshape(node: Node, provider: Provider) -> str | None:
+def _reshape(node: CandidateNode, provider: Provider) -> str | None:
     data, target = _shape_of(node, 0), node.inputs[1]
     if target is None or target.initializer is None:
         return "its new shape is not constant"
@@ -305,14 +305,14 @@ def _reshape(node: Node, provider: Provider) -> str | None:
     return "its data have a dynamic shape" if -1 in data else None
 
 
-def _matmul(node: Node, provider: Provider) -> str | None:
+def _matmul(node: CandidateNode, provider: Provider) -> str | None:
     ranks = [len(_shape_of(node, place)) for place in (0, 1)]
     if provider.is_ml_program:
         return "one of its inputs is a vector" if ranks.count(1) == 1 else None
     return None if ranks == [2, 2] else "its inputs are not two matrices"
 
 
-def _gemm(node: Node, provider: Provider) -> str | None:
+def _gemm(node: CandidateNode, provider: Provider) -> str | None:
     scales = [node.attributes.get(name, 1.0) for name in ("alpha", "beta")]
     if node.attributes.get("transA", 0) or scales != [1.0, 1.0]:
         return "it transposes A or scales"
@@ -322,7 +322,7 @@ def _gemm(node: Node, provider: Provider) -> str | None:
     return None if is_known else "its C is neither a number nor a row"
 
 
-def _split(node: Node, provider: Provider) -> str | None:
+def _split(node: CandidateNode, provider: Provider) -> str | None:
     """`SplitOpBuilder`: the sizes are stated and add up, or the axis is divided evenly."""
     sizes = _values(node, 1) or list(node.attributes.get("split", []))
     if node.outputs < 2:
@@ -337,7 +337,7 @@ def _split(node: Node, provider: Provider) -> str | None:
     return None if length % node.outputs == 0 else "it splits unevenly"
 
 
-def _concat(node: Node, provider: Provider) -> str | None:
+def _concat(node: CandidateNode, provider: Provider) -> str | None:
     if len(node.inputs) < 2:
         return "it has one input"
     rank, axis = len(_shape_of(node, 0)), node.attributes.get("axis", 1)
@@ -346,13 +346,13 @@ def _concat(node: Node, provider: Provider) -> str | None:
     return None
 
 
-def _unsqueeze(node: Node, provider: Provider) -> str | None:
+def _unsqueeze(node: CandidateNode, provider: Provider) -> str | None:
     added = len(_values(node, 1) or list(node.attributes.get("axes", [])))
     is_deep = len(_shape_of(node, 0)) + added > _MAX_RANK
     return f"its result has more than {_MAX_RANK} dimensions" if is_deep else None
 
 
-def _clip(node: Node, provider: Provider) -> str | None:
+def _clip(node: CandidateNode, provider: Provider) -> str | None:
     limits = [
         float(numpy_helper.to_array(given.initializer))
         for given in node.inputs[1:3]
@@ -361,19 +361,19 @@ def _clip(node: Node, provider: Provider) -> str | None:
     return "its limits are equal" if len(limits) == 2 and limits[0] == limits[1] else None
 
 
-def _gather_nd(node: Node, provider: Provider) -> str | None:
+def _gather_nd(node: CandidateNode, provider: Provider) -> str | None:
     if node.attributes.get("batch_dims", 0):
         return "it has batch dimensions"
     depth = (_shape_of(node, 1) or (0,))[-1]
     return "it indexes a dynamic dimension" if -1 in _shape_of(node, 0)[:depth] else None
 
 
-def _reduce(node: Node, provider: Provider) -> str | None:
+def _reduce(node: CandidateNode, provider: Provider) -> str | None:
     is_noop = node.attributes.get("noop_with_empty_axes", 0) and not _values(node, 1)
     return "it reduces nothing" if is_noop and not provider.is_ml_program else None
 
 
-def _constant_in_neural_networks(node: Node, provider: Provider) -> str | None:
+def _constant_in_neural_networks(node: CandidateNode, provider: Provider) -> str | None:
     return None if provider.is_ml_program else _constant(1)(node, provider)
 
 

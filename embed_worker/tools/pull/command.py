@@ -68,7 +68,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class PullReport:
     """What a pull did; the `--json` output has these names. Sizes are in bytes.
 
     Attributes:
@@ -151,7 +151,7 @@ def pull(
     weights: bool = False,
     is_quiet: bool = True,
     hub: Hub | None = None,
-) -> Report:
+) -> PullReport:
     """Bring a model into its folder, or find that it is there.
 
     Raises:
@@ -245,7 +245,7 @@ def _require_library() -> None:
 # What is there already ----------------------------------------------------------------------------------------------
 
 
-def _found_without_hub(folder: Path, wanted: Wanted) -> Report | None:
+def _found_without_hub(folder: Path, wanted: Wanted) -> PullReport | None:
     """Find a folder that a commit names exactly, so that nobody need be asked."""
     commits = [commit or "" for commit in (wanted.revision, wanted.onnx_revision)]
     if not all(_COMMIT.fullmatch(commit) for commit in commits):
@@ -253,7 +253,7 @@ def _found_without_hub(folder: Path, wanted: Wanted) -> Report | None:
     return _found(folder, wanted, wanted.source(commits[0], commits[1]))
 
 
-def _found(folder: Path, wanted: Wanted, source: str) -> Report | None:
+def _found(folder: Path, wanted: Wanted, source: str) -> PullReport | None:
     """Report a folder that has everything already, unharmed; None if not."""
     manifest = _manifest_of(folder, source)
     if manifest is None or (wanted.weights and WEIGHTS not in manifest.files):
@@ -277,8 +277,8 @@ def _manifest_of(folder: Path, source: str) -> Manifest | None:
     return manifest if manifest is not None and f"{manifest.source},".startswith(f"{source},") else None
 
 
-def _report(folder: Path, manifest: Manifest, graph: str | None, *, received: int, notes: Iterable[str]) -> Report:
-    return Report(
+def _report(folder: Path, manifest: Manifest, graph: str | None, *, received: int, notes: Iterable[str]) -> PullReport:
+    return PullReport(
         name=manifest.name,
         folder=str(folder),
         source=manifest.source,
@@ -310,7 +310,7 @@ class _Pull:
         self._unverified: list[str] = []
         self._received = 0
 
-    def run(self, *, is_quiet: bool) -> Report:
+    def run(self, *, is_quiet: bool) -> PullReport:
         from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
 
         wanted, folder = self._wanted, self._staging.folder

@@ -78,7 +78,7 @@ class Likeness:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Speed:
+class SpeedComparison:
     """Throughput through two worker processes, asked in turns: medians of the rounds, and the ratios of each round."""
 
     float_texts_per_s: float
@@ -90,7 +90,7 @@ class Speed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class QuantizeReport:
     """What was made; the `--json` output has these names. Sizes are in bytes, external data included."""
 
     graph: str
@@ -101,7 +101,7 @@ class Report:
     tables: int
     likeness: Likeness
     is_batch_invariant: bool
-    speed: Speed | None
+    speed: SpeedComparison | None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -158,7 +158,7 @@ def _refuse(error: Exception, status: int) -> int:
     return status
 
 
-def quantize(args: argparse.Namespace) -> Report:
+def quantize(args: argparse.Namespace) -> QuantizeReport:
     """Make the variant, compare it, put it in place, and time it.
 
     Raises:
@@ -197,7 +197,7 @@ def quantize(args: argparse.Namespace) -> Report:
         hint = "" if args.output else "; --output DIR makes a copy of the folder with the variant"
         raise QuantizeError(f"{where} cannot be written: {error.strerror or error}{hint}") from error
     made = (args.output or source) / "onnx" / args.output_name
-    return Report(
+    return QuantizeReport(
         graph=str(made),
         sha256=file_sha256(made),
         size=made.stat().st_size,
@@ -346,7 +346,7 @@ def _embed_each(model: LoadedModel, texts: Sequence[str]) -> Float32:
     return np.concatenate([model.engine.embed([row], exclusive=False) for row in rows])
 
 
-def measure_speed(args: argparse.Namespace, source: Path, variant: Path) -> Speed:
+def measure_speed(args: argparse.Namespace, source: Path, variant: Path) -> SpeedComparison:
     """Time the float graph and the variant on the same texts, in turns, through a worker process each.
 
     Raises:
@@ -368,7 +368,7 @@ def measure_speed(args: argparse.Namespace, source: Path, variant: Path) -> Spee
                 times[worker].append(worker.time_s(texts))
     exact_s, rounded_s = times[exact], times[rounded]
     ratios = [before / after for before, after in zip(exact_s, rounded_s, strict=True)]
-    return Speed(
+    return SpeedComparison(
         float_texts_per_s=round(len(texts) / statistics.median(exact_s), 1),
         int8_texts_per_s=round(len(texts) / statistics.median(rounded_s), 1),
         ratio=round(statistics.median(exact_s) / statistics.median(rounded_s), 3),
@@ -378,7 +378,7 @@ def measure_speed(args: argparse.Namespace, source: Path, variant: Path) -> Spee
     )
 
 
-def _readable(report: Report) -> str:
+def _readable(report: QuantizeReport) -> str:
     likeness, speed = report.likeness, report.speed
     kinds = ", ".join(f"{kind} {cosine:.4f}" for kind, cosine in likeness.kinds.items())
     lines = [
