@@ -13,7 +13,7 @@ from pathlib import Path
 
 @contextmanager
 def written_aside(file: Path) -> Iterator[Path]:
-    """Give a hidden name in the same folder to write to; if all goes well it becomes `file`, else nothing is left.
+    """Yield a hidden name in the same folder to write to; if all goes well it becomes `file`, else nothing is left.
 
     A reader sees the old file or the new one. Two processes, or two threads of one, do not meet at the hidden name.
 

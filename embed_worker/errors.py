@@ -78,7 +78,7 @@ def brief(error: BaseException) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """Say why something failed that nobody foresaw: the system's own reason and the file's name, else the type."""
+    """Return why something failed that nobody foresaw: the system's own reason and the file's name, else the type."""
     if not isinstance(error, OSError) or not error.strerror:
         return type(error).__name__
     name = os.path.basename(os.fsdecode(error.filename))[:80] if isinstance(error.filename, str | bytes) else ""

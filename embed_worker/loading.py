@@ -84,7 +84,7 @@ def _verify(folder: Path, options: ModelOptions, mode: Verify) -> dict[str, str]
 
 
 def _warn_of_unlisted(plan: ModelPlan, verified: dict[str, str] | None, mode: Verify) -> list[str]:
-    """Tell files that shape vectors and that a manifest beside them does not list; with `ALWAYS` they are refused."""
+    """Return a warning for each file that shapes vectors and that the manifest does not list; `ALWAYS` refuses them."""
     if verified is None:
         return []
     names = unlisted_files(plan, verified)

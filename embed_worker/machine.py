@@ -77,7 +77,7 @@ def choose_threads(asked: int | None, environment: Mapping[str, str]) -> Threads
 
 
 def describe_machine() -> dict[str, str]:
-    """Tell what a report of a fault needs: system and version, the processor's architecture, float16, the Python."""
+    """Return what a report of a fault needs: system and version, the processor's architecture, float16, the Python."""
     if sys.platform == "win32":  # not `platform`, which asks WMI and may wait for it
         version = sys.getwindowsversion()
         system = f"Windows {version.major}.{version.minor}.{version.build}"
@@ -94,7 +94,7 @@ def describe_machine() -> dict[str, str]:
 
 
 def computes_float16(architecture: str) -> bool:
-    """Tell whether onnxruntime's CPU kernels compute 16 bits as such: on ARM with the vector instructions for them."""
+    """Return whether onnxruntime's CPU kernels compute 16 bits as such: on ARM with vector instructions for them."""
     if architecture.lower() not in ("aarch64", "arm64"):
         return False
     if sys.platform != "linux":

@@ -304,7 +304,7 @@ def _bert_shapes(
     intermediate_size: int,
     relative: tuple[int, int],
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Give the names and shapes of the tensors of a BERT encoder, lazily: a damaged `layers` may be any number."""
+    """Yield the names and shapes of the tensors of a BERT encoder, lazily: a damaged `layers` may be any number."""
     yield "embeddings.word_embeddings.weight", (vocabulary, hidden_size)
     yield "embeddings.position_embeddings.weight", (positions, hidden_size)
     if types:

@@ -80,7 +80,7 @@ _OLD_NORM_NAMES = (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "
 
 
 def published_names(layout: BertLayout, file: Mapping[str, Tensor]) -> Callable[[str], str]:
-    """Give the function from BERT's tensor names to those in a file."""
+    """Return the function from BERT's tensor names to those in a file."""
     prefix = layout.prefix if f"{layout.prefix}embeddings.word_embeddings.weight" in file else ""
     is_old = f"{prefix}embeddings.LayerNorm.gamma" in file
     replacements = (*layout.names, *(_OLD_NORM_NAMES if is_old else ()))

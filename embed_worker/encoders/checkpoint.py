@@ -73,7 +73,7 @@ class Weights(Mapping[str, Floats]):
         return tensor_of(self._source, self._published(name), self._shapes[name])
 
     def __contains__(self, name: object) -> bool:
-        """Tell whether the model has such a tensor, without reading it."""
+        """Return whether the model has such a tensor, without reading it."""
         return name in self._shapes
 
     def __iter__(self) -> Iterator[str]:
@@ -124,7 +124,7 @@ def transformer_folder(folder: Path) -> Path:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """List the files of the weights: model.safetensors, or the shards that its index names.
+    """Return the files of the weights: model.safetensors, or the shards that its index names.
 
     Raises:
         ExportError: There is neither, or the index is damaged or names a file outside the folder.
@@ -197,7 +197,7 @@ _Choice = TypeVar("_Choice")
 
 
 def has_own_code(config: Mapping[str, Any]) -> bool:
-    """Tell whether config.json names code of the folder's own for its model, which is neither read nor run."""
+    """Return whether config.json names code of the folder's own for its model, which is neither read nor run."""
     own_code = config.get("auto_map")
     return isinstance(own_code, dict) and "AutoModel" in own_code
 

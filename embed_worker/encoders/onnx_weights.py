@@ -68,7 +68,7 @@ class GraphReference:
 
 
 def graph_files(graph: Path) -> list[Path]:
-    """List a graph and the files with its external data."""
+    """Return a graph and the files with its external data."""
     model = onnx.load(graph, load_external_data=False)
     places = (place for tensor in model.graph.initializer for place in tensor.external_data)
     return [
@@ -157,7 +157,7 @@ def _biases(graph: onnx.GraphProto, constants: _Constants) -> dict[str, str]:
 
 
 def _module(node: Any, weight: str, added: dict[str, str]) -> str | None:
-    """Name the linear layer that a multiplication is, as checkpoints do."""
+    """Return the name that checkpoints give to the linear layer that a multiplication is."""
     if weight.endswith(".weight"):
         return weight.removesuffix(".weight")
     bias = node.input[2] if len(node.input) > 2 else added.get(node.output[0], "")

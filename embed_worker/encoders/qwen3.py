@@ -289,7 +289,7 @@ def _shapes(
     layers: int,
     has_biases: bool,
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Give the names and shapes of the tensors of a Qwen3, lazily: a damaged `layers` may be any number."""
+    """Yield the names and shapes of the tensors of a Qwen3, lazily: a damaged `layers` may be any number."""
     yield "embed_tokens.weight", (vocabulary, hidden_size)
     projections = {
         "self_attn.q_proj": (heads * head_dim, hidden_size),

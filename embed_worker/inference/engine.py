@@ -173,7 +173,7 @@ class Engine:
         return vectors
 
     def are_usable(self, vectors: Float32) -> NDArray[np.bool_]:
-        """Tell which vectors are finite and have a length: (B, D) → (B,)."""
+        """Return which vectors are finite and have a length: (B, D) → (B,)."""
         return are_usable(vectors)
 
     def new_matrix(self, rows: int) -> Float32:
@@ -182,7 +182,7 @@ class Engine:
 
 
 def _is_about_shapes(error: Exception) -> bool:
-    """Tell a graph that insists on a shape from one that does not run at all; onnxruntime has no type for it."""
+    """Return whether an error is about shapes, so that others may run; onnxruntime has no type for it."""
     message = str(error).lower()
     return any(sign in message for sign in ("broadcast", "dimension", "reshape", "shape mismatch"))
 

@@ -150,7 +150,7 @@ def _only_tokens(outputs: Sequence[Described], name: str) -> Described:
 
 
 def is_sentence(output: Described) -> bool:
-    """Tell whether an output that was chosen is a vector of the whole text."""
+    """Return whether an output that was chosen is a vector of the whole text."""
     # A hidden state may have the tokens of all texts as the rows of one matrix.
     return output.name == SENTENCE_OUTPUT or (len(output.shape) == 2 and output.name != HIDDEN_STATE)
 

@@ -37,7 +37,7 @@ def graph_with_hidden_state(plan: ModelPlan) -> bytes | None:
 
 
 def layer_inputs(graph: Path) -> list[str]:
-    """List what the layers of an encoder begin with, in their order; empty where that is not recognised."""
+    """Return what the layers of an encoder begin with, in their order; empty where that is not recognised."""
     nodes = read_nodes(graph)
     readers: dict[str, Counter[str]] = {}
     for node in nodes:

@@ -162,17 +162,17 @@ def float16_of(graph: Path) -> Any:
 
 
 def runtime_version() -> str:
-    """Tell the version of onnxruntime."""
+    """Return the version of onnxruntime."""
     return str(onnxruntime.__version__)
 
 
 def available_providers() -> list[str]:
-    """List the providers of this onnxruntime."""
+    """Return the providers of this onnxruntime."""
     return list(onnxruntime.get_available_providers())
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell a failed allocation from other failures; onnxruntime has no type for it."""
+    """Return whether a failure is a failed allocation; onnxruntime has no type for it."""
     if isinstance(error, MemoryError):
         return True
     message = str(error).lower()

@@ -149,7 +149,7 @@ def cosine_distances(a: Float32, b: Float32) -> NDArray[np.float64]:
 
 
 def are_usable(vectors: Float32) -> NDArray[np.bool_]:
-    """Tell which vectors are finite and have a length: (B, D) → (B,)."""
+    """Return which vectors are finite and have a length: (B, D) → (B,)."""
     lengths = norms(vectors)
     usable: NDArray[np.bool_] = np.isfinite(lengths) & (lengths > 0)
     return usable

@@ -40,7 +40,7 @@ class MappedTensor:
 
 
 def external_files(graph: Path, tensors: Sequence[ExternalTensor], *, home: Path | None = None) -> list[Path]:
-    """List the files that a graph needs beside itself, in order of their names.
+    """Return the files that a graph needs beside itself, in order of their names.
 
     Args:
         graph: The graph.

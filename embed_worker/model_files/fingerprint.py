@@ -14,7 +14,7 @@ from embed_worker.model_files.plan import ModelPlan
 
 
 def fingerprint(plan: ModelPlan, verified: Mapping[str, str]) -> str:
-    """Name the vector space of a plan in 16 hex digits: everything on disk that shapes a vector, nothing else.
+    """Return the name of a plan's vector space, 16 hex digits: everything on disk that shapes a vector, nothing else.
 
     The provider, the precision it computes in and the machine have no part in it.
 
@@ -61,13 +61,13 @@ def _module_names(plan: ModelPlan) -> list[str]:
 
 
 def files_that_shape(plan: ModelPlan) -> list[Path]:
-    """List the files whose bytes shape vectors: the graph with its data, the tokenizer, the weights of modules."""
+    """Return the files whose bytes shape vectors: the graph with its data, the tokenizer, the weights of modules."""
     data = [] if plan.is_static else external_files(plan.graph, read_outline(plan.graph).external, home=plan.home)
     return [plan.graph, *data, plan.tokenizer_file, *(file for file in plan.weights_of_modules if file.is_file())]
 
 
 def unlisted_files(plan: ModelPlan, verified: Mapping[str, str]) -> list[str]:
-    """List the paths of files that shape vectors, and of which nothing says what they were."""
+    """Return the paths of files that shape vectors, and of which nothing says what they were."""
     paths = [file.relative_to(plan.folder).as_posix() for file in files_that_shape(plan)]
     return [path for path in paths if path not in verified]
 

@@ -156,10 +156,10 @@ class FolderFiles:
 
 
 def ignore_hint(key: str) -> str:
-    """Name the option that leaves a key out."""
+    """Return the advice to leave a key out."""
     return f"--ignore-config {key} serves the model without it"
 
 
 def config_of(module_path: str) -> str:
-    """Name a module's configuration; the path may be empty."""
+    """Return the name of a module's configuration; the path may be empty."""
     return (PurePosixPath(module_path) / "config.json").as_posix()

@@ -149,10 +149,10 @@ CALL_KWARGS_THAT_SHAPE_NOTHING = frozenset(
 
 
 def unread(kind: str, config: Mapping[str, Any]) -> list[str]:
-    """List the keys that sentence-transformers does not read either."""
+    """Return the keys that sentence-transformers does not read either."""
     return [key for key in config if key not in KEYS[kind]]
 
 
 def refused(kind: str, config: Mapping[str, Any]) -> list[str]:
-    """List the keys that would change vectors and are not followed; null is nobody's wish."""
+    """Return the keys that would change vectors and are not followed; null is nobody's wish."""
     return [key for key, value in config.items() if KEYS[kind].get(key) is Key.REFUSED and value is not None]

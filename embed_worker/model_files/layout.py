@@ -58,7 +58,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 def files_of_a_model(files: Collection[str], modules: object) -> list[str]:
-    """List what makes a model folder besides its graph and the weights that a graph is made of.
+    """Return what makes a model folder besides its graph and the weights that a graph is made of.
 
     Args:
         files: Everything that is there, as POSIX paths relative to the folder.
@@ -93,7 +93,7 @@ def _module_paths(modules: object) -> Iterator[tuple[str, str]]:
 
 
 def _is_beside(name: str, pattern: str) -> bool:
-    """Tell whether a pattern meant this folder: `*` of fnmatch matches a slash, too."""
+    """Return whether a pattern meant this folder: `*` of fnmatch matches a slash, too."""
     return name.count("/") == pattern.count("/")
 
 

@@ -128,7 +128,7 @@ def read_outline(path: Path) -> Outline:
 
 
 def is_whole(data: mmap.mmap) -> bool:
-    """Tell whether a file that begins as an ONNX graph goes on to the end of what it announces."""
+    """Return whether a file that begins as an ONNX graph goes on to the end of what it announces."""
     if data[0] != _IR_VERSION_TAG:
         return True  # or at least it is no part of one
     try:

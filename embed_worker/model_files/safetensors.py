@@ -100,7 +100,7 @@ class SafetensorsFile(Mapping[str, Tensor]):
         return cls(tensors, frozenset(entry.name for entry in entries if entry.dtype == _BFLOAT16))
 
     def __getitem__(self, name: str) -> Tensor:
-        """Give a tensor: a view into the file, or for bfloat16 a new float32 array.
+        """Return a tensor: a view into the file, or for bfloat16 a new float32 array.
 
         Raises:
             KeyError: The file has no such tensor.

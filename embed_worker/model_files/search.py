@@ -18,7 +18,7 @@ _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 
 
 def models_folders(configured: Sequence[Path]) -> list[Path]:
-    """List where names are looked for: the configured folders, the user's data folder, the packaged models."""
+    """Return where names are looked for: the configured folders, the user's data folder, the packaged models."""
     package = Path(__file__).parents[1]
     users = user_models_folder()
     # The wheel carries models/ inside the package; in a checkout it lies beside it.
@@ -32,7 +32,7 @@ def user_models_folder() -> Path | None:
 
 
 def model_name(folder: Path) -> str:
-    """Give the name by which requests call a folder's model: its own, or in a hub's cache that of the repository."""
+    """Return the name by which requests call a folder's model: its own, or in a hub's cache that of the repository."""
     snapshots = folder.parent
     repository = snapshots.parent if snapshots.name == _HUB_SNAPSHOTS else folder
     if repository.name.startswith(_HUB_PREFIX):

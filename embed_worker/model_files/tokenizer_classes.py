@@ -39,7 +39,7 @@ def _table() -> _Table:
 
 
 def builder_of(model_type: str | None, declared: str | None, *, is_byte_level: bool) -> str:
-    """Name the class whose constructor builds the tokenizer.
+    """Return the name of the class whose constructor builds the tokenizer.
 
     Args:
         model_type: Of config.json.

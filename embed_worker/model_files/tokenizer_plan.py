@@ -260,7 +260,7 @@ def _special(content: str, *, lstrip: bool = False) -> Token:
 
 
 def _ordered(files: TokenizerFiles, build: Build | None, tokens: dict[int, Token], special: list[Any]) -> list[Token]:
-    """List the tokens in the order in which the constructor adds them."""
+    """Return the tokens in the order in which the constructor adds them."""
     ordered = [token for _, token in sorted(tokens.items())]
     contents = {token["content"] for token in ordered}
     if build is None:
@@ -289,7 +289,7 @@ def _vocabulary(files: TokenizerFiles) -> Mapping[str, int]:
 
 
 def _ids(vocabulary: Mapping[str, int], tokens: list[Token]) -> dict[int, Token]:
-    """Give tokens ids as the package `tokenizers` does: their own of the vocabulary, or the next."""
+    """Return tokens by the ids that the package `tokenizers` gives them: their own of the vocabulary, or the next."""
     found: dict[int, Token] = {}
     known: dict[str, int] = {}
     following = len(vocabulary)
@@ -307,7 +307,7 @@ def _ids_of_the_file(files: TokenizerFiles) -> dict[int, Token]:
 
 
 def _sets_types(processor: Any, settings: Mapping[str, Any]) -> bool:
-    """Tell whether a text alone has tokens of another type than 0, and the model is given types at all."""
+    """Return whether a text alone has tokens of another type than 0, and the model is given types at all."""
     if isinstance(processor, dict) and processor.get("type") == "Sequence":
         return any(_sets_types(step, settings) for step in processor.get("processors") or [])
     if not isinstance(processor, dict) or "token_type_ids" not in settings.get("model_input_names", ["token_type_ids"]):

@@ -9,7 +9,7 @@ from embed_worker.model_files.tokenizer_builds import Build, Template
 
 
 def kind_of(model: Mapping[str, Any]) -> str:
-    """Tell the type of a model; older files do not state it."""
+    """Return the type of a model; older files do not state it."""
     if isinstance(model.get("type"), str):
         return str(model["type"])
     if "merges" in model:
@@ -18,7 +18,7 @@ def kind_of(model: Mapping[str, Any]) -> str:
 
 
 def mentions(section: Any, kind: str) -> bool:
-    """Tell whether a section has a step of a kind, at any depth."""
+    """Return whether a section has a step of a kind, at any depth."""
     if isinstance(section, dict):
         return section.get("type") == kind or any(mentions(value, kind) for value in section.values())
     return isinstance(section, list) and any(mentions(value, kind) for value in section)
@@ -54,7 +54,7 @@ def _template_of_pieces(pieces: list[Any]) -> Template | None:
 
 
 def changed_sections(document: Mapping[str, Any], build: Build | None) -> Iterator[tuple[str, Any]]:
-    """Name the sections of tokenizer.json that the class builds otherwise, each with what it builds."""
+    """Yield the sections of tokenizer.json that the class builds otherwise, each with what it builds."""
     if build is None:
         # Version 5 drops merges at random here, too; nobody who embeds wants that.
         if (document.get("model") or {}).get("dropout"):

@@ -93,7 +93,7 @@ class _ModuleReader:
         raise self._files.error(f"asks for {key}.{name} ({self._name}), which is not followed: {ignore_hint(key)}")
 
     def _stated(self, key: str) -> str:
-        """Name a key as the file does: an option must find it there."""
+        """Return a key as the file has it: an option must find it there."""
         return next((old for old, new in _OLD_NAMES.items() if new == key and old in self._config), key)
 
     def _check_kwargs(self, key: str, harmless: frozenset[str]) -> None:

@@ -238,7 +238,7 @@ class ModelStore:
             callback(entry)
 
     def names(self) -> list[str]:
-        """List the models that are ready, in the order of loading."""
+        """Return the models that are ready, in the order of loading."""
         with self._lock:
             return [name for name, entry in self._entries.items() if entry.model is not None]
 

@@ -61,7 +61,7 @@ class _Job(Generic[J]):
 
 
 def cost_of(tokens: int) -> float:
-    """Tell what a row of so many tokens costs, in tokens of a short row: attention grows with the square."""
+    """Return what a row of so many tokens costs, in tokens of a short row: attention grows with the square."""
     return tokens * (1 + tokens / _QUADRATIC_TOKENS)
 
 

@@ -133,7 +133,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check a model and report on standard output; give the exit status."""
+    """Check a model and report on standard output; return the exit status."""
     try:
         report = check(args)
     except (ModelError, ReferencesError) as error:

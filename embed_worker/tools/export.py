@@ -100,7 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export a folder and report on standard output; give the exit status."""
+    """Export a folder and report on standard output; return the exit status."""
     if args.target == "coreml":
         return _run_for_coreml(args)
     try:
@@ -267,7 +267,7 @@ def _check_sequences(encoder: Encoder) -> list[tuple[Int64, Int64]]:
 
 
 def _run(session: Any, inputs: set[str], sequences: Sequence[tuple[Int64, Int64]], *, pad_left: bool = False) -> Floats:
-    """Run sequences as one padded batch; give the vectors of their tokens, one text after another."""
+    """Run sequences as one padded batch; return the vectors of their tokens, one text after another."""
     batch = TokenBatch.of_rows([ids for ids, _ in sequences], pad_id=0, pad_left=pad_left)
     types = TokenBatch.of_rows([types for _, types in sequences], pad_id=0, pad_left=pad_left)
     feeds = {"input_ids": batch.ids, "attention_mask": batch.mask, "token_type_ids": types.ids}

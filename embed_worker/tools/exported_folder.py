@@ -22,7 +22,7 @@ _WEIGHTS_OF_OTHERS = (".bin", ".onnx", ".onnx_data", ".h5", ".msgpack", ".ot", "
 
 
 def files_of(folder: Path) -> list[str]:
-    """List what makes a folder a model besides its graph and its weights, as POSIX paths."""
+    """Return what makes a folder a model besides its graph and its weights, as POSIX paths."""
     try:
         modules = json.loads((folder / MODULES).read_bytes())
     except (OSError, ValueError):
@@ -101,7 +101,7 @@ def _said(plan: ModelPlan) -> dict[str, str]:
 
 
 def _space(plan: ModelPlan) -> str:
-    """Name a model's vector space but for its graph, which is the same."""
+    """Return what names a model's vector space but for its graph, which is the same."""
     graph = plan.graph.relative_to(plan.folder).as_posix()
     return fingerprint(plan, dict.fromkeys((graph, f"{graph}_data"), "the same"))
 

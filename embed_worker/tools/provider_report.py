@@ -156,7 +156,7 @@ def _row(report: BucketReport) -> str:
 
 
 def _size_of(cache: object) -> str:
-    """Tell how much a cache holds, and not where: the path has a user's name in it."""
+    """Return how much a cache holds, and not where: the path has a user's name in it."""
     if not isinstance(cache, str):
         return "none"
     files = [file for file in Path(cache).rglob("*") if file.is_file()]

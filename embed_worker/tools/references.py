@@ -51,7 +51,7 @@ class ReferenceSet:
 
     @property
     def name(self) -> str:
-        """Say in one word what is asked for besides the texts: nothing, or a prompt."""
+        """Return in one word what is asked for besides the texts: nothing, or a prompt."""
         return str(self.request.get("prompt_name") or ("prompt" if self.request.get("prompt") else ""))
 
 

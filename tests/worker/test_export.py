@@ -560,7 +560,7 @@ def test_a_missing_onnx_package_names_the_extra(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
-    assert refusal(capsys, folder).endswith("pip install 'embed-bridge[tools]'.")
+    assert refusal(capsys, folder).endswith("pip install 'embed-bridge[tools]'")
 
 
 @pytest.mark.parametrize(

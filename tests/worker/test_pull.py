@@ -698,7 +698,7 @@ def test_the_environment_names_the_hub_and_the_token_and_the_report_is_json(hub:
 def test_offline_by_the_environment_is_status_78_and_one_sentence(hub: FakeHub, target: Path) -> None:
     done = run_as_a_user_does(hub, "org/tiny", "--output", str(target), HF_HUB_OFFLINE="1")
     assert (done.returncode, done.stdout) == (78, "")
-    assert done.stderr == "embed-worker pull: HF_HUB_OFFLINE is set: unset it to download.\n"
+    assert done.stderr == "embed-worker pull: HF_HUB_OFFLINE is set: unset it to download\n"
     assert hub.requests == []
 
 

@@ -449,7 +449,7 @@ def test_without_the_package_onnx_a_sentence_says_what_to_install(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
-    assert refusal(capsys, copied("bert-mean", tmp_path)).endswith("pip install 'embed-bridge[tools]'.")
+    assert refusal(capsys, copied("bert-mean", tmp_path)).endswith("pip install 'embed-bridge[tools]'")
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def accelerate(
 
 
 def _unfit(cpu: OnnxBackend, plan: ModelPlan) -> str | None:
-    """Say why a model cannot have a graph of its own for CoreML; None where it may."""
+    """Return why a model cannot have a graph of its own for CoreML; None where it may."""
     if cpu.is_end_to_end:
         return "the model's graph pools by itself"
     if plan.hidden_state is not None:
@@ -263,7 +263,7 @@ class CoremlBackend:
         return None
 
     def _compiled_for(self, bucket: _Bucket, rows: int, tokens: int) -> Compiled | None:
-        """Give the session for a batch where it is worth it; ask for one where there is none."""
+        """Return the session for a batch where it is worth it; ask for one where there is none."""
         with self._lock:
             bucket.used_s = self._environment.clock()
             if bucket.compiled is not None:

@@ -39,5 +39,5 @@ def read_cache_key(graph: Path) -> str | None:
 
 
 def compiled_model(cache: Path, key: str) -> Path:
-    """Name what the provider has compiled of a graph that it took whole."""
+    """Return the path of what the provider has compiled of a graph that it took whole."""
     return cache / key / "0_static_mlprogram" / "model" / "compiled_model.mlmodelc"

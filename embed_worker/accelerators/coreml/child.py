@@ -124,7 +124,7 @@ class ChildRunner:
 
 
 def _end_of(status: int, errors: IO[bytes]) -> str:
-    """Say how a child ended, with its last words."""
+    """Return how a child ended, with its last words."""
     errors.seek(0, os.SEEK_END)
     errors.seek(max(0, errors.tell() - 4096))
     lines = errors.read().decode("utf-8", "replace").split("\n")

@@ -89,7 +89,7 @@ def _usual_cache() -> Path | None:
 
 
 def is_safe(path: Path) -> bool:
-    """Tell whether CoreML's provider can make a URL of a path: "Failed to create model URL from path" otherwise."""
+    """Return whether CoreML's provider can make a URL of a path: "Failed to create model URL from path" otherwise."""
     return re.fullmatch(r"[A-Za-z0-9/._~+@=-]+", str(path)) is not None
 
 
@@ -115,7 +115,7 @@ def _macos_build() -> str:
 
 
 def unsupported_reason(host: Host) -> str | None:
-    """Say why CoreML cannot be used on a machine; None where it may be tried."""
+    """Return why CoreML cannot be used on a machine; None where it may be tried."""
     if host.system != "darwin" or host.machine != "arm64":
         return f"CoreML needs macOS on Apple silicon, and this is {host.system} on {host.machine}"
     if _numbers(host.macos)[:1] < (_MIN_MACOS,):
@@ -138,7 +138,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def provider_options(units: CoremlUnits, cache: Path) -> dict[str, str]:
-    """Give the provider's options: strings, and "1" alone means on."""
+    """Return the provider's options: strings, and "1" alone means on."""
     return {
         "ModelFormat": "MLProgram",
         "MLComputeUnits": str(units),

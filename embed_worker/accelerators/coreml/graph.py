@@ -162,7 +162,7 @@ class CoremlModel:
         return cls(graph=folder / GRAPH, description=description, words=words, positions=positions)
 
     def is_made_of(self, model_folder: Path) -> bool:
-        """Tell whether no file that it was made of is another now; this reads those that are there, to hash them.
+        """Return whether no file that it was made of is another now; this reads those that are there, to hash them.
 
         A folder may hold the graph without the weights that it was made of: what is not there says nothing.
         """
@@ -229,7 +229,7 @@ class CoremlModel:
         return np.where(is_attended, np.float32(0), _MASKED)
 
     def _rope(self, length: int) -> dict[str, Float32]:
-        """Give cosines, and sines with the sign of the component that they are multiplied with.
+        """Return cosines, and sines with the sign of the component that they are multiplied with.
 
         Only differences of positions matter, so that the place in the row is one, wherever the padding is.
         """
@@ -257,7 +257,7 @@ def _mapped(path: Path, dtypes: tuple[Any, ...], width: int) -> NDArray[Any]:
 
 
 def pooling_weights(mask: Int64, mode: PoolingMode, skipped: Int64 | None = None) -> Float32 | None:
-    """Give the weights with which a text's token vectors are summed, so that the sum is what `pooling.pool` gives.
+    """Return the weights with which a text's token vectors are summed, so that the sum is what `pooling.pool` gives.
 
     Args:
         mask: (B, T), 1 for a token and 0 for padding, which may be on either side.

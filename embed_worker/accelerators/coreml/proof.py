@@ -76,11 +76,11 @@ class Compiled:
         return self.model.feeds(batch.ids, batch.mask, weights, self.shape.batch, self.shape.length)
 
     def run(self, feeds: dict[str, Float32], rows: int) -> Float32:
-        """Give (rows, D) pooled vectors; see `StaticSession.run`."""
+        """Return (rows, D) pooled vectors; see `StaticSession.run`."""
         return self.session.run(feeds)[:rows]
 
     def embed(self, batch: TokenBatch) -> Float32:
-        """Give (B, D) pooled vectors."""
+        """Return (B, D) pooled vectors."""
         return self.run(self.feeds(batch), len(batch.ids))
 
 
@@ -111,7 +111,7 @@ class Prover:
         self._environment.children.stop()
 
     def remembered(self) -> list[Shape]:
-        """List the shapes that an earlier start has compiled and proved, so that opening them takes no time."""
+        """Return the shapes that an earlier start has compiled and proved, so that opening them takes no time."""
         try:
             found = self._find_graph(may_make=False)
         except (_RefusedError, CoremlModelError, OSError):
@@ -151,7 +151,7 @@ class Prover:
             entry.remember(verdict)
 
     def _entry(self, shape: Shape, model: CoremlModel) -> Entry:
-        """Name the place of a compiled model by everything that it, or its verdict, depends on."""
+        """Return the place of a compiled model, named by everything that it, or its verdict, depends on."""
         host = self._environment.host
         content = model.description.graph_sha256[:16]
         # What it was compared with: a quantised variant, or weights that were there for a while, condemn no others.
@@ -313,7 +313,7 @@ class Prover:
         return model, entry.folder / GRAPH
 
     def _is_current(self, folder: Path) -> bool:
-        """Tell whether a model's folder has a graph for CoreML that is made of the weights that it has now."""
+        """Return whether a model's folder has a graph for CoreML that is made of the weights that it has now."""
         if not (folder / GRAPH).is_file():
             return False
         try:
@@ -347,7 +347,7 @@ class Prover:
 
 
 def _is_kept(entry: Entry, graph: Path) -> bool:
-    """Tell whether the provider will find what it has compiled, wherever the graph lies now."""
+    """Return whether the provider will find what it has compiled, wherever the graph lies now."""
     key = read_cache_key(graph)
     return key is not None and compiled_model(entry.folder, key).exists()
 

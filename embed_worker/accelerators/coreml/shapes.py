@@ -32,7 +32,7 @@ def shape_for(rows: int, tokens: int) -> Shape | None:
 
 
 def buckets_of(max_tokens: int) -> list[Shape]:
-    """List the shapes that texts of so many tokens can need, the shortest first."""
+    """Return the shapes that texts of so many tokens can need, the shortest first."""
     longest = next((length for length in LENGTHS if length >= max_tokens), LENGTHS[-1])
     return sorted((shape for shape in SHAPES if shape.length <= longest), key=lambda shape: (shape.length, shape.batch))
 

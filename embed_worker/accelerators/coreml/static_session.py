@@ -68,7 +68,7 @@ class StaticSession:
         return {node.name: tuple(node.shape) for node in self._session.get_inputs()}
 
     def placement(self) -> list[Subgraph]:
-        """Tell what really runs where; `get_providers` only tells what was registered."""
+        """Return what really runs where; `get_providers` only tells what was registered."""
         entries = self._session.get_provider_graph_assignment_info()
         return [Subgraph(entry.ep_name, len(entry.get_nodes())) for entry in entries]
 

@@ -265,7 +265,7 @@ def _onnx_weights(graph: Path) -> Mapping[str, Tensor]:
 
 
 def forecast_model(plan: ModelPlan) -> dict[str, Any]:
-    """Tell whether MLX could run a model; the package mlx is not needed for it.
+    """Return whether MLX could run a model; the package mlx is not needed for it.
 
     Returns:
         `weights`: The file that they would be read from, None where it cannot. `sentences`: The same for people.

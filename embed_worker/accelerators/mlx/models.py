@@ -53,7 +53,7 @@ def make_mlx_model(encoder: Bert | Qwen3, precision: str) -> MlxModel:
 
 
 def device() -> str:
-    """Tell what MLX computes on: `gpu`, or `cpu` where there is no other."""
+    """Return what MLX computes on: `gpu`, or `cpu` where there is no other."""
     return str(mx.default_device().type.name)
 
 
@@ -101,7 +101,7 @@ class _Words:
         mx.eval(self._table)
 
     def look_up(self, ids: Int64) -> mx.array:
-        """Give the rows of ids: (B, T) → (B, T, D).
+        """Return the rows of ids: (B, T) → (B, T, D).
 
         Raises:
             ValueError: An id is beyond the table.
@@ -125,12 +125,12 @@ def _attend(query: mx.array, key: mx.array, value: mx.array, attended: mx.array 
 
 
 def _attended_by_all(mask: Int64) -> mx.array | None:
-    """Tell which tokens all of a text's tokens see: (B, 1, 1, T), or None for all."""
+    """Return which tokens all of a text's tokens see: (B, 1, 1, T), or None for all."""
     return None if mask.all() else mx.array(mask[:, None, None, :] > 0)
 
 
 def _attended_before(mask: Int64) -> mx.array | str:
-    """Tell which tokens each token sees, itself and those before it: (B, 1, T, T), or MLX's word for it."""
+    """Return which tokens each token sees, itself and those before it: (B, 1, T, T), or MLX's word for it."""
     if mask[:, 0].all():
         return "causal"  # padding comes last, and nothing that counts sees it
     length = mask.shape[1]

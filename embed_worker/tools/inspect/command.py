@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Inspect a model and report on standard output; give the exit status."""
+    """Inspect a model and report on standard output; return the exit status."""
     try:
         # As a worker does it, on the CPU: what is refused there must not get a clean plan here.
         logging.getLogger("embed_worker").addHandler(logging.NullHandler())  # the report has the same warnings
@@ -146,7 +146,7 @@ def _unlisted(name: str) -> str:
 
 
 def _impostors(folder: Path) -> Iterator[str]:
-    """Tell of files that nobody reads here, and that somebody else might."""
+    """Yield what is wrong with files that nobody reads here, and that somebody else might read."""
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         if file.stat().st_size and (damage := damage_of(file)) is not None:
             yield f"{file.relative_to(folder).as_posix()} is {damage}"
@@ -182,7 +182,7 @@ def _graph_decisions(graph: GraphSummary, plan: ModelPlan) -> Iterator[Decision]
 
 
 def _run_decisions(engine: Engine) -> Iterator[Decision]:
-    """Tell how texts share a run, where the warm-up has found that they cannot do it as usual."""
+    """Yield how texts share a run, where the warm-up has found that they cannot do it as usual."""
     if engine.one_by_one is not None:
         yield Decision("runs", "one text at a time", f"the warm-up: {engine.one_by_one}")
     if engine.pad_left != engine.plan.pad_left:

@@ -83,7 +83,7 @@ class Forecast:
         return sum(self.trivial_sizes)
 
     def sentences(self) -> list[str]:
-        """Say for people what CoreML would get, what breaks it and why."""
+        """Return, for people, what CoreML would get, what breaks it and why."""
         sizes = f" of {_listed([str(size) for size in self.partition_sizes])} nodes" if self.partitions > 1 else ""
         said = [
             f"CoreML would take {self.coreml_nodes} of {_count(self.nodes, 'node')} "
@@ -180,7 +180,7 @@ def _parsed(version: str) -> Version:
 
 
 def bucket_overrides(model: Path | str | onnx.ModelProto, *, batch: int, length: int) -> dict[str, int]:
-    """Give every symbolic dimension of a graph's inputs its length in a bucket, by what its name says.
+    """Return the length in a bucket of every symbolic dimension of a graph's inputs, by what its name says.
 
     A dimension with `batch` in its name is the batch, one with `past` is empty, any other is the length of the texts.
     """
@@ -199,7 +199,7 @@ def _symbolic_dimensions(model: onnx.ModelProto) -> Iterator[str]:
 
 
 def optimized(model: Path | str | onnx.ModelProto, overrides: Mapping[str, int]) -> onnx.ModelProto:
-    """Let onnxruntime run its level 1 passes, and give the graph that it would ask a provider about, with all shapes.
+    """Let onnxruntime run its level 1 passes, and return the graph that it would ask a provider about, with all shapes.
 
     Large weights are left out: they are declared to lie in a file that is gone.
 

@@ -84,7 +84,7 @@ class Provider:
         return frozenset({TensorProto.FLOAT, TensorProto.FLOAT16} if self.is_ml_program else {TensorProto.FLOAT})
 
     def keeps(self, operators: Iterable[str]) -> bool:
-        """Tell whether it keeps a group of claimed nodes, or hands it back because it computes nothing."""
+        """Return whether it keeps a group of claimed nodes, or hands it back because it computes nothing."""
         return self.version < _TRIVIAL_SINCE or not _TRIVIAL.issuperset(operators)
 
 
@@ -130,7 +130,7 @@ _Rule: TypeAlias = Callable[[CandidateNode, Provider], str | None]
 
 
 def refusal(node: CandidateNode, provider: Provider) -> str | None:
-    """Say why the provider does not claim a node; None if it does. Reference: `BaseOpBuilder::IsOpSupported`."""
+    """Return why the provider does not claim a node; None if it does. Reference: `BaseOpBuilder::IsOpSupported`."""
     if node.operator not in provider.operators:
         return "the provider has no such operator"
     if provider.is_ml_program and node.operator in _ONLY_NEURAL_NETWORK:

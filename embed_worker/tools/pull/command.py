@@ -57,7 +57,7 @@ class Wanted:
     weights: bool
 
     def source(self, commit: str, onnx_commit: str) -> str:
-        """Name where a folder is from, for its manifest."""
+        """Return where a folder is from, for its manifest."""
         source = f"{self.repository}@{commit}"
         return source if self.is_one_repository else f"{source}, graph from {self.onnx_repository}@{onnx_commit}"
 
@@ -108,7 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Pull a model and report on standard output; give the exit status."""
+    """Pull a model and report on standard output; return the exit status."""
     try:
         report = pull(
             args.name,

@@ -207,7 +207,7 @@ class Hub:
 
 
 def matches(path: Path, file: RemoteFile) -> bool:
-    """Tell whether a file on disk is the one that the hub describes; one without a hash is judged by its size.
+    """Return whether a file on disk is the one that the hub describes; one without a hash is judged by its size.
 
     Raises:
         OSError: It cannot be read.
@@ -229,7 +229,7 @@ def matches(path: Path, file: RemoteFile) -> bool:
 
 
 def is_verifiable(file: RemoteFile) -> bool:
-    """Tell whether the hub gave a hash for a file; some mirrors do not."""
+    """Return whether the hub gave a hash for a file; some mirrors do not."""
     return len(file.etag) in (40, 64)
 
 

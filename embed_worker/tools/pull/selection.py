@@ -54,7 +54,7 @@ def check_usable(repository: Repository, graph: str | None, *, weights: bool) ->
 
 
 def files_of_a_worker(modules_file: Path, files: Collection[str]) -> list[str]:
-    """List the configurations, the tokenizer, the modules behind the transformer, and the terms of a repository."""
+    """Return the configurations, the tokenizer, the modules behind the transformer, and the terms of a repository."""
     try:
         modules = read_json(modules_file)
     except (OSError, ValueError):
@@ -63,7 +63,7 @@ def files_of_a_worker(modules_file: Path, files: Collection[str]) -> list[str]:
 
 
 def external_data(graph: Path, name: str, files: Collection[str]) -> list[str]:
-    """List the files beside a graph that it names: ONNX states the relative paths of a graph's data as plain bytes.
+    """Return the files beside a graph that it names: ONNX states the relative paths of a graph's data as plain bytes.
 
     Raises:
         OSError: The graph cannot be read.

@@ -138,7 +138,7 @@ def _output_name(text: str) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Quantise a model and report on standard output; give the exit status."""
+    """Quantise a model and report on standard output; return the exit status."""
     try:
         report = quantize(args)
     except TooInexactError as error:
@@ -253,7 +253,7 @@ def _read_graph(file: Path) -> FloatGraph:
 
 @contextmanager
 def _folder_to_write(source: Path, output: Path | None) -> Iterator[Path]:
-    """Give the folder that gets the variant: the model's own, or a copy that becomes `output` if all goes well.
+    """Yield the folder that gets the variant: the model's own, or a copy that becomes `output` if all goes well.
 
     Raises:
         QuantizeError: `output` is there already.
@@ -280,7 +280,7 @@ def _folder_to_write(source: Path, output: Path | None) -> Iterator[Path]:
 
 @contextmanager
 def _replacing(file: Path) -> Iterator[Path]:
-    """Give a hidden name beside `file` to write to; if all goes well it becomes `file`, and the manifest learns of it.
+    """Yield a hidden name beside `file` to write to; if all goes well it becomes `file`, and the manifest learns of it.
 
     Raises:
         OSError: The folder cannot be written.

@@ -187,7 +187,7 @@ class FloatGraph:
         return np.concatenate([self._values(node.input[1]) for node in self.products[activation]], axis=1)
 
     def shares_weights(self, activation: str) -> bool:
-        """Tell whether others are multiplied by the same weights: layers that are one, as in ALBERT."""
+        """Return whether others are multiplied by the same weights: layers that are one, as in ALBERT."""
         own = {node.input[1] for node in self.products[activation]}
         others = (node for name, nodes in self.products.items() if name != activation for node in nodes)
         return any(node.input[1] in own for node in others)
@@ -291,7 +291,7 @@ class _NodeWriter:
         self._nodes.append(node)
 
     def round_rows(self, name: str, rounding: Rounding) -> tuple[str, str]:
-        """Round a tensor (…, K) row by row; give the names of its uint8 form and of the scales (…, 1)."""
+        """Round a tensor (…, K) row by row; return the names of its uint8 form and of the scales (…, 1)."""
         x, point = name, rounding.zero_point
         if rounding.divisors is not None:
             factors = self._constant(f"{name}.factors", 1 / rounding.divisors)
