@@ -34,11 +34,11 @@ _SUPERVISED_DRAIN_S = 10.0
 
 # Each but `serve` is a module of that name in embed_worker.tools, imported when it is called.
 COMMANDS = {
-    "serve": "be the worker, which is also what is done without a command",
-    "embed": "vectors of some texts, or of a whole corpus",
-    "inspect": "how a model's folder is read and why, and what its graph needs",
-    "check": "whether a model is what it should be, and fast enough",
-    "pull": "fetch a model from the Hugging Face hub, verified",
+    "serve": "run the worker, as embed-worker does without a command, too",
+    "embed": "print the vectors of some texts, or embed a whole corpus",
+    "inspect": "show how a model's folder is read and why, and what its graph needs",
+    "check": "judge whether a model is what it should be, and fast enough",
+    "pull": "fetch a model from the Hugging Face hub and verify it",
     "export": "make an ONNX graph of a folder's safetensors",
     "quantize": "make an int8 variant of a model's graph",
 }
@@ -165,7 +165,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="how token vectors become one: mean, cls, lasttoken, max …",
     )
     models.add_argument(
-        "--normalize", action=_SettleModel, nargs=0, const=True, help="L2-normalise unless a request says no"
+        "--normalize", action=_SettleModel, nargs=0, const=True, help="L2-normalise vectors, unless a request says no"
     )
     models.add_argument(
         "--no-normalize",
@@ -173,7 +173,7 @@ def make_parser() -> argparse.ArgumentParser:
         nargs=0,
         const=False,
         dest="normalize",
-        help="do not, unless a request says so",
+        help="do not L2-normalise vectors, unless a request says so",
     )
     models.add_argument(
         "--max-tokens",
@@ -200,13 +200,13 @@ def make_parser() -> argparse.ArgumentParser:
         type=path_argument,
         default=[],
         metavar="DIR",
-        help="look for names here first; repeatable; $EMBED_WORKER_MODELS comes next",
+        help="look for models by name here first; repeatable; $EMBED_WORKER_MODELS comes next",
     )
     models.add_argument(
         "--verify",
         choices=[str(mode) for mode in Verify],
         default=str(runtime.verify),
-        help="hash a model's files and compare with its manifest: auto hashes what changed since (auto)",
+        help="compare a model's files with the SHA-256 in its manifest; auto hashes only what has changed (auto)",
     )
 
     running = parser.add_argument_group("running")
@@ -215,23 +215,25 @@ def make_parser() -> argparse.ArgumentParser:
         type=_provider,
         default=runtime.provider,
         metavar="NAME",
-        help="auto, cpu, coreml, mlx, openvino, cuda … (auto)",
+        help="what runs the model: auto, cpu, coreml, mlx, openvino, cuda … (auto)",
     )
     running.add_argument(
         "--threads",
         type=_positive,
         metavar="N",
-        help="cores to use (all that affinity and cgroup quota leave, at most $OMP_NUM_THREADS)",
+        help="how many cores to use (all that affinity and cgroup quota leave, at most $OMP_NUM_THREADS)",
     )
     running.add_argument(
         "--batch-tokens",
         type=_positive,
         default=runtime.batch_tokens,
         metavar="N",
-        help=f"budget of a micro-batch: texts times the longest ({runtime.batch_tokens})",
+        help=f"tokens of a micro-batch: its texts times the longest of them ({runtime.batch_tokens})",
     )
     running.add_argument(
-        "--batch-invariant", action="store_true", help="run texts one at a time: for graphs that scale by batch"
+        "--batch-invariant",
+        action="store_true",
+        help="run texts one at a time, for graphs that give a text another vector in another batch",
     )
     running.add_argument(
         "--supervised",
@@ -249,7 +251,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--rss-limit-mb",
         type=_positive,
         metavar="MB",
-        help="above this resident memory: finish accepted work, exit with 79 to be restarted (none)",
+        help="above this resident memory finish accepted work and exit with 79, to be restarted (no limit)",
     )
     running.add_argument(
         "--coreml-units",
@@ -282,15 +284,18 @@ def make_parser() -> argparse.ArgumentParser:
         help="what OpenVINO computes in (auto: bfloat16 where it is right and faster)",
     )
 
-    bounds = parser.add_argument_group("limits", "advertised in `info`")
+    bounds = parser.add_argument_group("limits", "the answer of `info` tells them to hosts")
     for limit in fields(Limits):
         flag = f"--{limit.name.replace('_', '-')}"
         what = f"{limit.metadata['what']} ({limit.default})"
         bounds.add_argument(flag, type=_positive, default=limit.default, metavar="N", help=what)
 
-    logs = parser.add_argument_group("logs, on standard error: ids and counts, never texts")
-    logs.add_argument("--log-level", choices=["debug", "info", "warning", "error"], default="warning", help="(warning)")
-    logs.add_argument("--log-format", choices=[str(name) for name in LogFormat], default="text", help="(text)")
+    logs = parser.add_argument_group("logs", "they go to standard error, and hold ids and counts, never texts")
+    least = "the least severe messages that are written (warning)"
+    logs.add_argument("--log-level", choices=["debug", "info", "warning", "error"], default="warning", help=least)
+    logs.add_argument(
+        "--log-format", choices=[str(name) for name in LogFormat], default="text", help="how they look (text)"
+    )
     return parser
 
 

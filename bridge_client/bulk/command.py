@@ -36,33 +36,54 @@ _DTYPES = ("float32", "float16")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments, but for those that settle the model."""
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="a text; with -o: files, patterns, folders, -")
-    parser.add_argument("-o", "--output", metavar="OUT", type=Path, help="a file, or a folder for the parts")
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="a text; with -o a file, a pattern, a folder, or - for standard input",
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", type=Path, help="write the vectors to this file, or in parts to this folder"
+    )
     corpus = parser.add_argument_group("the corpus")
-    corpus.add_argument("--format", choices=[str(each) for each in Format], help="of the inputs (their suffix tells)")
+    corpus.add_argument(
+        "--format", choices=[str(each) for each in Format], help="format of the inputs (by default their suffix tells)"
+    )
     corpus.add_argument("--column", metavar="NAME", help="the column of the texts (text, or the only one)")
     corpus.add_argument(
-        "--keep", metavar="NAME[,NAME]", help="columns to keep beside the vectors, * for all (that of the texts)"
+        "--keep", metavar="NAME[,NAME]", help="columns to keep beside the vectors, * for all (the column of the texts)"
     )
     how = parser.add_argument_group("the vectors")
     prompts = how.add_mutually_exclusive_group()
-    prompts.add_argument("--query", action="store_true", help="with the model's prompt for queries")
-    prompts.add_argument("--document", action="store_true", help="with the model's prompt for documents")
-    prompts.add_argument("--prompt-name", metavar="NAME", help="with a prompt of the model")
+    prompts.add_argument("--query", action="store_true", help="embed the texts with the model's prompt for queries")
+    prompts.add_argument("--document", action="store_true", help="embed them with the model's prompt for documents")
+    prompts.add_argument("--prompt-name", metavar="NAME", help="embed them with the model's prompt of this name")
     how.add_argument("--dimensions", type=int, metavar="N", help="keep the first N dimensions (Matryoshka)")
     how.add_argument("--dtype", choices=_DTYPES, default="float32", help="what numbers are stored as (float32)")
     how.add_argument(
-        "--output-format", choices=[str(each) for each in Output], help="of the output (its suffix tells; parquet)"
+        "--output-format",
+        choices=[str(each) for each in Output],
+        help="format of the output (by default its suffix tells; parquet for a folder)",
     )
     running = parser.add_argument_group("running")
     running.add_argument(
-        "--on-error", choices=["fail", "null"], default="fail", help="at a row without a vector: stop, or go on (fail)"
+        "--on-error",
+        choices=["fail", "null"],
+        default="fail",
+        help="stop at a row that has no vector, or write null and go on (fail)",
     )
     running.add_argument(
-        "--errors", metavar="FILE.jsonl", type=Path, help="list rows without a vector: row, code, message"
+        "--errors",
+        metavar="FILE.jsonl",
+        type=Path,
+        help="write the rows that have no vector here, with code and message",
     )
     running.add_argument(
-        "--part-rows", type=int, default=_PART_ROWS, metavar="N", help="rows that are kept together (%(default)s)"
+        "--part-rows",
+        type=int,
+        default=_PART_ROWS,
+        metavar="N",
+        help="rows of a part: what an interruption can cost (%(default)s)",
     )
     running.add_argument("--overwrite", action="store_true", help="replace an output that is there")
     running.add_argument("--json", action="store_true", help="print what was done as JSON")

@@ -1,9 +1,10 @@
-"""`embed-worker check`: is a model what it should be, and fast enough? Through a real worker process, as a host has it.
+"""`embed-worker check`: is a model what it should be, and fast enough? A real worker process answers.
 
-Quality is judged by reference vectors: a file that is named, the folder's own, or those we have of a known model.
-Without any there are figures and no judgement. Speed: every figure is the best of three rounds, because a busy machine
-only ever makes it worse; only the default model has targets, and only it gets a verdict.
-Exit status: 0 all gates passed, 1 one did not, 2 usage, 3 no reference to judge by, 78 the model cannot be used.
+Quality is judged by reference vectors: those of `--references`, the folder's own `references.json`, or those that
+embed-bridge has of a known model. Without any, figures are printed and nothing is judged. Every figure of speed is the
+best of three rounds, because a busy machine can only make it worse. Only the default model has targets for speed.
+Exit status: 0 all gates passed, 1 a gate failed, 2 wrong usage, 3 there is no reference to judge by, 78 the model
+cannot be used.
 """
 
 from __future__ import annotations
@@ -118,18 +119,18 @@ class CheckReport:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `check`."""
     add_model_arguments(parser)
-    parser.add_argument("--provider", metavar="NAME", help="auto, cpu, coreml …, as the worker has it")
-    parser.add_argument("--threads", type=int, metavar="N", help="cores to use, as the worker has it")
+    parser.add_argument("--provider", metavar="NAME", help="what runs the model: auto, cpu, coreml …")
+    parser.add_argument("--threads", type=int, metavar="N", help="how many cores to use")
     parser.add_argument(
         "--references",
         type=path_argument,
         metavar="FILE",
-        help="vectors of sentence-transformers, as JSON with `texts` and `embeddings`; instead of those we have",
+        help="judge by this file: JSON with `texts` and their `embeddings` by sentence-transformers",
     )
     parser.add_argument(
-        "--quality-only", "--no-latency", dest="is_timed", action="store_false", help="measure no times"
+        "--quality-only", "--no-latency", dest="is_timed", action="store_false", help="do not measure the speed"
     )
-    parser.add_argument("--json", action="store_true", help="report in JSON")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
 def run(args: argparse.Namespace) -> int:

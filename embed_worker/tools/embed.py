@@ -1,12 +1,13 @@
-"""`embed-worker embed`: vectors of some texts, or of a whole corpus.
+"""`embed-worker embed`: print the vectors of some texts, or embed a whole corpus.
 
   embed-worker embed "some text"
   embed-worker embed corpus.jsonl -o vectors.parquet
   embed-worker embed 'shards/*.parquet' --column body --keep id -o vectors/
 
 A corpus is embedded in parts that are written aside, so that after an interruption, whatever its kind, the same command
-goes on where it was. The output appears whole or not at all. Exit status: 0 done; 1 some rows have no vector, or there
-is no worker; 2 usage, or the corpus cannot be used; 130 interrupted, the same command goes on.
+goes on where it was. The output appears whole or not at all. Exit status: 0 everything is embedded; 1 some rows have no
+vector, or no worker could be started; 2 wrong usage, or the corpus cannot be used; 130 interrupted: the same command
+goes on.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--model", default=DEFAULT_MODEL, metavar="MODEL", help="its folder or its name (%(default)s)")
     add_settling_arguments(model)
     model.add_argument("--provider", metavar="NAME", help="what runs it: auto, cpu, coreml …")
-    model.add_argument("--threads", type=int, metavar="N", help="cores to use")
+    model.add_argument("--threads", type=int, metavar="N", help="how many cores to use")
 
 
 def run(args: argparse.Namespace) -> int:

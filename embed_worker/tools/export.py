@@ -1,7 +1,7 @@
-"""`embed-worker export`: an ONNX graph from a published folder's safetensors, without torch.
+"""`embed-worker export`: make an ONNX graph from a published folder's safetensors, without torch.
 
 It reads config.json and model.safetensors (or its shards), writes the graph, compares it with a plain numpy forward
-pass of the same weights, and only then puts it in place, with a manifest. B, T and D are batch, tokens and hidden size.
+pass of the same weights, and only then puts it in place, with a manifest.
 """
 
 from __future__ import annotations
@@ -77,26 +77,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="target",
         choices=["cpu", "coreml"],
         default="cpu",
-        help="what will run it: cpu for the usual graph, coreml for one that CoreML takes whole (default: %(default)s)",
+        help="what is to run the graph: cpu, or coreml for a graph of its own (default: %(default)s)",
     )
     parser.add_argument(
         "--output",
         metavar="DIR",
         type=path_argument,
-        help="folder to make of it, with tokenizer and configs (default: DIR)",
+        help="the folder to make, with tokenizer and configurations (default: add the graph to DIR)",
     )
     parser.add_argument(
         "--weights",
         choices=[storage.value for storage in Storage],
         default=Storage.FLOAT16.value,
-        help="for cpu: how weights are stored; computing is in float32 either way (default: %(default)s)",
+        help="for cpu: how weights are stored; they are computed with in float32 (default: %(default)s)",
     )
     parser.add_argument(
-        "--opset", metavar="N", type=int, choices=OPSETS, default=DEFAULT_OPSET, help="for cpu (default: %(default)s)"
+        "--opset",
+        metavar="N",
+        type=int,
+        choices=OPSETS,
+        default=DEFAULT_OPSET,
+        help="for cpu: the version of ONNX's operators (default: %(default)s)",
     )
     parser.add_argument("--source", metavar="TEXT", help="where the weights were published, for the manifest")
     parser.add_argument("--license", metavar="TEXT", default="not stated", help="their licence, for the manifest")
-    parser.add_argument("--json", action="store_true", help="report in JSON")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
 def run(args: argparse.Namespace) -> int:

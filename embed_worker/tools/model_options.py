@@ -22,10 +22,14 @@ def add_settling_arguments(parser: argparse._ActionsContainer) -> None:
     """Declare the options that settle a folder, and where names are looked for, as the worker has them."""
     parser.add_argument("--onnx-file", metavar="FILE", help="the graph to run, relative to the folder")
     parser.add_argument("--variant", metavar="NAME", help="run onnx/model_NAME.onnx: fp16, int8, quantized …")
-    parser.add_argument("--onnx-output", metavar="NAME", help="the graph's output to take")
+    parser.add_argument(
+        "--onnx-output", metavar="NAME", help="the graph's output to take, where it has none of the usual names"
+    )
     parser.add_argument("--pooling", metavar="MODE[,MODE]", help="how token vectors become one: mean, cls, lasttoken …")
-    parser.add_argument("--normalize", action=argparse.BooleanOptionalAction, help="L2-normalise, or do not")
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="cut texts to N tokens")
+    parser.add_argument("--normalize", action=argparse.BooleanOptionalAction, help="L2-normalise vectors, or do not")
+    parser.add_argument(
+        "--max-tokens", type=int, metavar="N", help="cut texts to N tokens instead of the folder's limit"
+    )
     parser.add_argument(
         "--ignore-config",
         action="append",
@@ -41,7 +45,7 @@ def add_settling_arguments(parser: argparse._ActionsContainer) -> None:
         type=path_argument,
         default=[],
         metavar="DIR",
-        help="look for names here first; repeatable; $EMBED_WORKER_MODELS comes next",
+        help="look for models by name here first; repeatable; $EMBED_WORKER_MODELS comes next",
     )
 
 

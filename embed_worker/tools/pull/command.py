@@ -1,7 +1,7 @@
-"""`embed-worker pull`: a model from the Hugging Face hub, verified, into the folder where the worker finds it.
+"""`embed-worker pull`: fetch a model from the Hugging Face hub, verify it, and put it where the worker finds it.
 
 It fetches what a worker reads and nothing else: configurations, tokenizer, Dense weights, one graph and its data. The
-folder appears whole, with a manifest, or not at all; what an interrupted pull received is used by the next one.
+folder appears whole, with a manifest, or not at all. The next pull goes on where an interrupted one stopped.
 """
 
 from __future__ import annotations
@@ -98,13 +98,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", metavar="DIR", type=path_argument, help="the folder to make (default: in the user's models)"
     )
     parser.add_argument(
-        "--revision", metavar="REV", help="a commit, branch or tag (default: the known commit, else main)"
+        "--revision",
+        metavar="REV",
+        help="a commit, branch or tag (default: the pinned commit of a known model, else main)",
     )
     parser.add_argument("--variant", metavar="NAME", help="fetch onnx/model_NAME.onnx: fp16, int8, quantized …")
-    parser.add_argument("--onnx-file", metavar="FILE", help="fetch this graph, as the repository names it")
-    parser.add_argument("--weights", action="store_true", help=f"fetch {WEIGHTS}, too, as `embed-worker export` needs")
-    parser.add_argument("--quiet", action="store_true", help="no progress on standard error")
-    parser.add_argument("--json", action="store_true", help="report in JSON")
+    parser.add_argument("--onnx-file", metavar="FILE", help="fetch this graph, by its path in the repository")
+    parser.add_argument(
+        "--weights", action="store_true", help=f"also fetch {WEIGHTS}, which `embed-worker export` needs"
+    )
+    parser.add_argument("--quiet", action="store_true", help="show no progress on standard error")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
 def run(args: argparse.Namespace) -> int:

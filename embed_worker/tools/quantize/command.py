@@ -1,9 +1,10 @@
-"""`embed-worker quantize`: an int8 variant of a model's float32 graph, beside it, for `--variant int8`.
+"""`embed-worker quantize`: make an int8 variant of a model's float32 graph, for `--variant int8`.
 
-Weights are rounded by column and activations by row as they come, so that batches do not matter; int8.py has how.
-The variant is compared with the float graph before it is put in place, and timed against it afterwards. It appears
-whole or not at all, and a manifest.json learns of it. Exit status: 0 done, 1 the variant is too inexact, 2 usage,
-78 the model cannot be used or its folder not be written.
+Weights are rounded by column, and activations by row while the model runs, so that a text's vector does not depend on
+the texts beside it. The variant is compared with the float graph before it is put in place, and timed against it
+afterwards. It appears whole or not at all, and is entered in the folder's manifest.json where there is one.
+Exit status: 0 the variant is made, 1 it is too inexact, 2 wrong usage, 78 the model cannot be used or its folder cannot
+be written.
 """
 
 from __future__ import annotations
@@ -112,23 +113,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_output_name,
         default="model_int8.onnx",
         metavar="model_NAME.onnx",
-        help="the file in onnx/, which `--variant NAME` runs (%(default)s)",
+        help="name of the new file in onnx/; `--variant NAME` runs it (%(default)s)",
     )
     parser.add_argument(
         "--output",
         type=path_argument,
         metavar="DIR",
-        help="leave MODEL as it is: make DIR, a copy of it with the variant",
+        help="leave MODEL as it is, and make a copy of it in DIR that has the variant",
     )
     parser.add_argument(
         "--min-cosine",
         type=float,
         default=_MIN_COSINE,
         metavar="X",
-        help="refuse a worse variant (%(default)s)",
+        help="refuse a variant whose smallest cosine to the float graph is lower (%(default)s)",
     )
-    parser.add_argument("--no-speed", dest="is_timed", action="store_false", help="measure no throughput")
-    parser.add_argument("--json", action="store_true", help="report in JSON")
+    parser.add_argument("--no-speed", dest="is_timed", action="store_false", help="do not measure the throughput")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
 def _output_name(text: str) -> str:
