@@ -90,7 +90,8 @@ class TextTokenizer:
         whole = self._whole(texts, prompt)
         encodings = self._encode(whole)
         cut = (self._cut(text, encoding) for text, encoding in zip(whole, encodings, strict=True))
-        suffix = () if self._chat is None else self._suffix(prompt)
+        chat = self._plan.chat
+        suffix = self._suffix(prompt) if chat is not None and chat.restores_suffix else ()
         return [TokenizedText(_with_suffix(ids, count, suffix), count, skipped) for ids, count in cut]
 
     def _whole(self, texts: Sequence[str], prompt: str) -> list[str]:

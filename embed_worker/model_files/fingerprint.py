@@ -10,7 +10,7 @@ from pathlib import Path
 from embed_worker.model_files.external_data import external_files
 from embed_worker.model_files.manifest import file_sha256
 from embed_worker.model_files.onnx_outline import HIDDEN_OUTPUTS, SENTENCE_OUTPUT, Outline, read_outline
-from embed_worker.model_files.plan import ModelPlan
+from embed_worker.model_files.plan import ChatPlan, ModelPlan
 
 
 def fingerprint(plan: ModelPlan, verified: Mapping[str, str]) -> str:
@@ -52,8 +52,12 @@ def _rarities(plan: ModelPlan) -> dict[str, object]:
         "tokenizer": plan.tokenizer.shape or None,
         "no_special_tokens": not plan.adds_special_tokens and plan.chat is None and not plan.is_static,
         "modules": _module_names(plan) if len(plan.dense) < len(plan.modules) else None,
-        "chat": None if plan.chat is None else [plan.chat.template, plan.chat.is_structured, dict(plan.chat.variables)],
+        "chat": None if plan.chat is None else _chat_shape(plan.chat),
     }
+
+
+def _chat_shape(chat: ChatPlan) -> list[object]:
+    return [chat.template, chat.is_structured, chat.restores_suffix, dict(chat.variables)]
 
 
 def _module_names(plan: ModelPlan) -> list[str]:

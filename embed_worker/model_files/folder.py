@@ -347,7 +347,9 @@ class _FolderReader:
     def _chat(self, tokenizer_config: Mapping[str, Any], tokenizer: TokenizerPlan) -> ChatPlan | None:
         if self._transformer.chat_format is None:
             return None
-        chat = tokenizer_files.read_chat(self._files, self._head, tokenizer_config, tokenizer, self._transformer)
+        chat = tokenizer_files.read_chat(
+            self._files, self._head, tokenizer_config, tokenizer, self._transformer, self._config.get("model_type")
+        )
         self._decide("chat_template", "every text is a message", f"{self._transformer.name}: modality_config")
         return chat
 

@@ -146,6 +146,11 @@ CALL_KWARGS_THAT_SHAPE_NOTHING = frozenset(
         "verbose",
     ]
 )
+# Arguments of `apply_chat_template` itself; what else a folder states is a variable of its template.
+CHAT_KWARGS_REFUSED = frozenset(
+    {"chat_template", "continue_final_message", "max_length", "return_assistant_tokens_mask", "return_dict"}
+    | {"sanitize_control_tokens", "tokenize", "tokenizer_kwargs", "truncation"}
+)
 
 
 def unread(kind: str, config: Mapping[str, Any]) -> list[str]:

@@ -44,6 +44,7 @@ _TRANSFORMER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
 )
 # What a tokenizer is built from where there is no tokenizer.json.
 _VOCABULARIES = ("vocab.txt",)

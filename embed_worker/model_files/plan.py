@@ -74,11 +74,13 @@ class ChatPlan:
     Attributes:
         template: In the language Jinja.
         is_structured: The content of a message is a list of parts, and not a string.
+        restores_suffix: A cut keeps what the template puts behind a text.
         variables: What the template may use besides the messages.
     """
 
     template: str
     is_structured: bool
+    restores_suffix: bool = True
     variables: Mapping[str, Any]
 
 

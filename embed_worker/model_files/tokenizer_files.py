@@ -115,30 +115,31 @@ def read_chat(
     config: Mapping[str, Any],
     tokenizer: TokenizerPlan,
     transformer: TransformerConfig,
+    model_type: object,
 ) -> ChatPlan:
     """Read the chat template that every text goes through.
 
     Raises:
         ModelError: There is none, or several without a default.
     """
-    template = files.read_text(f"{head}chat_template.jinja")
-    if template is None:
-        template = _template_of(config.get("chat_template"))
+    template, is_one_of_several = _template(files, head, config)
     if template is None:
         raise files.error(f"has texts that are messages ({transformer.name}), and no chat template for them")
     is_structured = transformer.chat_format == "structured"
-    if transformer.chat_format == "auto":
-        is_structured = any(pattern in template for pattern in _STRUCTURED)
-    return ChatPlan(
-        template=template,
-        is_structured=is_structured,
-        variables={**tokenizer.named, **transformer.chat_kwargs},
-    )
+    if transformer.chat_format == "auto" and model_type not in _FLAT_MODELS:
+        is_structured = is_one_of_several or any(pattern in template for pattern in _STRUCTURED)
+    variables = {**tokenizer.named, **transformer.chat_kwargs}
+    restores = bool(variables.pop("restore_suffix", True))  # a word of sentence-transformers, not of the template
+    return ChatPlan(template=template, is_structured=is_structured, restores_suffix=restores, variables=variables)
 
 
-def _template_of(stated: object) -> str | None:
-    """Return the template of tokenizer_config.json: a string, or the default one of several."""
+def _template(files: FolderFiles, head: str, config: Mapping[str, Any]) -> tuple[str | None, bool]:
+    """Return the template, and whether it is the default one of several: a file wins over tokenizer_config.json."""
+    content = files.read_text(f"{head}chat_template.jinja")
+    if content is not None:
+        return content, any((files.folder / head / "additional_chat_templates").glob("*.jinja"))
+    stated = config.get("chat_template")
     if isinstance(stated, list):
-        named = {entry.get("name"): entry.get("template") for entry in stated if isinstance(entry, dict)}
-        stated = named.get("default")
-    return stated if isinstance(stated, str) else None
+        stated = {entry.get("name"): entry.get("template") for entry in stated if isinstance(entry, dict)}
+    template = stated.get("default") if isinstance(stated, dict) else stated
+    return template if isinstance(template, str) else None, isinstance(stated, dict)

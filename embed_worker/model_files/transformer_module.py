@@ -80,7 +80,7 @@ class _ModuleReader:
             adds_special_tokens=call.get("add_special_tokens", True),
             hidden_state=self._hidden_state(entry),
             chat_format=entry.get("format", "auto") if "message" in self._modalities() else None,
-            chat_kwargs=self._object("processing_kwargs").get("chat_template", {}),
+            chat_kwargs=self._chat_kwargs(),
         )
 
     def _object(self, key: str) -> dict[str, Any]:
@@ -126,6 +126,15 @@ class _ModuleReader:
         if not isinstance(call.get("add_special_tokens", True), bool):
             self._refuse("processing_kwargs", "add_special_tokens")
         return call
+
+    def _chat_kwargs(self) -> dict[str, Any]:
+        kwargs = self._object("processing_kwargs").get("chat_template") or {}
+        if not isinstance(kwargs, dict):
+            raise self._files.error(f"has a processing_kwargs.chat_template that is not an object ({self._name})")
+        for name in kwargs:
+            if name in keys.CHAT_KWARGS_REFUSED:
+                self._refuse("processing_kwargs", name)
+        return {name: value for name, value in kwargs.items() if name not in keys.CALL_KWARGS_THAT_SHAPE_NOTHING}
 
     def _modalities(self) -> dict[str, Any]:
         return self._object("modality_config")

@@ -269,6 +269,12 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         _QWEN, _pooling("lasttoken"), _NORMALIZE, token_types=False, sets=[{}, {"prompt": "Find it."}],
         files={"sentence_bert_config.json": _MESSAGES | {"processing_kwargs": {"chat_template": {"add_generation_prompt": True}}}},
     ),
+    "chat-without-suffix": _layout(
+        "no repository: a cut may lose what the template puts behind a text", "bert", "bert", "BertTokenizer",
+        _UNCASED | {"chat_template": [{"name": "default", "template": _CHATML}], "model_max_length": 20},
+        _BERT | {"max_position_embeddings": 48}, _pooling("mean_tokens"),
+        files={"sentence_bert_config.json": _MESSAGES | {"processing_kwargs": {"chat_template": {"restore_suffix": False, "style": 1}}}},
+    ),
     "chat-structured": _layout(
         "no repository: parts of messages, through tojson, loops and special tokens", "bert", "bert", "BertTokenizer", _UNCASED,
         _BERT | {"max_position_embeddings": 48}, _pooling("mean_tokens"), sets=[{}, {"prompt_name": "query"}],

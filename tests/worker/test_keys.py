@@ -102,6 +102,11 @@ def test_arguments_that_shape_no_vector_are_nobodys_concern(tmp_path: Path, keys
         ({"processing_kwargs": {"text": {"stride": 3}}}, "asks for processing_kwargs.stride"),
         ({"processing_kwargs": {"common": {"truncation": False}}}, "asks for processing_kwargs.truncation"),
         ({"processing_kwargs": {"text": {"max_length": 0}}}, "not a positive integer"),
+        (
+            {"processing_kwargs": {"chat_template": {"continue_final_message": True}}},
+            "processing_kwargs.continue_final",
+        ),
+        ({"processing_kwargs": {"chat_template": 5}}, "chat_template that is not an object"),
         ({"processing_kwargs": []}, "processing_kwargs that is not an object"),
         ({"modality_config": {"image": {}}}, "takes no text"),
         ({"modality_config": {"text": {"method": "get_text_features"}}}, "method 'get_text_features'"),

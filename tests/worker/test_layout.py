@@ -50,7 +50,13 @@ def test_the_files_of_a_model_are_its_configurations_its_modules_and_its_terms()
     kept = [
         *("config.json", "tokenizer.json", "modules.json", "config_sentence_transformers.json", *TRANSFORMER_CONFIGS),
         *("1_Pooling/config.json", "deeper/2_Dense/config.json", "deeper/2_Dense/model.safetensors"),
-        *("0_Transformer/config.json", "0_Transformer/vocab.txt", "README.md", "LICENSE.txt", "chat_template.jinja"),
+        *(
+            "0_Transformer/config.json",
+            "0_Transformer/vocab.txt",
+            "README.md",
+            "LICENSE.txt",
+            "chat_template.jinja",
+        ),
     ]
     left = [
         "model.safetensors",
@@ -63,6 +69,8 @@ def test_the_files_of_a_model_are_its_configurations_its_modules_and_its_terms()
     assert files_of_a_model([*left, *kept], MODULES) == sorted(kept)
     at_the_root = [name for name in kept if "/" not in name]
     assert files_of_a_model([*left, *kept], None) == sorted(at_the_root)
+    several = ["additional_chat_templates/rag.jinja", "chat_template.jinja"]
+    assert files_of_a_model([*left, *several], None) == several
     static = [{"path": "0_StaticEmbedding", "type": "sentence_transformers.models.StaticEmbedding"}]
     both = ["0_StaticEmbedding/model.safetensors", "0_StaticEmbedding/tokenizer.json"]
     assert files_of_a_model([*left, *both], static) == both
