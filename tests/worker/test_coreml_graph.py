@@ -482,7 +482,7 @@ def test_a_model_that_no_protobuf_holds_is_refused(
 ) -> None:
     monkeypatch.setattr(coreml_graph, "_MAX_GRAPH_BYTES", 1000)
     sentence = refusal(capsys, "--for", "coreml", make_folder(tmp_path / "tiny"))
-    assert sentence.endswith("GB in one file, and a graph for CoreML can have 2 GB.")
+    assert sentence.endswith("GB in one file, and a graph for CoreML can have 2 GB")
     assert not (tmp_path / "tiny" / "coreml").exists()
 
 
