@@ -111,9 +111,13 @@ def find_model(name_or_path: str, folders: Sequence[Path]) -> Path:
         ModelNotFoundError: Neither an existing folder nor a known name.
     """
     path = Path(os.path.expanduser(name_or_path))
-    if path.is_dir():
-        return _snapshot(as_listed(path))
-    if path.exists():
+    try:
+        if path.is_dir():
+            return _snapshot(as_listed(path))
+        is_file = path.exists()
+    except OSError as error:  # too long, or not to be looked at
+        raise ModelNotFoundError(f"there is no folder {name_or_path[:200]!r}: {error.strerror}") from error
+    if is_file:
         raise ModelNotFoundError(f"{name_or_path!r} is a file: --model takes the folder that holds the model")
     if path.is_absolute() or name_or_path.startswith((".", "~")):
         raise ModelNotFoundError(f"there is no folder {name_or_path!r}")

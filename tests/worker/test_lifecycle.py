@@ -307,12 +307,16 @@ def test_a_supervised_worker_is_gone_when_its_parent_was_killed(state: str, othe
 
 
 def test_a_worker_above_its_memory_limit_finishes_what_it_has_and_exits_with_79() -> None:
-    with WorkerProcess("--rss-limit-mb", "1", "--log-level", "error") as worker:
-        worker.send({"id": 1, **SLOW})
-        assert worker.receive()["count"] == 3000
-        assert worker.receive_rest() == []
-        assert worker.wait() == 79
-        assert worker.all_stderr() == ""
+    for _ in range(5):  # on a busy machine a worker may see its memory before it sees the first line
+        with WorkerProcess("--rss-limit-mb", "1", "--log-level", "error") as worker:
+            worker.send({"id": 1, **SLOW})
+            if not (answers := worker.receive_rest()) and worker.wait() == 79:
+                continue
+            assert [answer["count"] for answer in answers] == [3000]
+            assert worker.wait() == 79
+            assert worker.all_stderr() == ""
+            return
+    pytest.fail("no worker has seen the line")
 
 
 def test_a_worker_below_its_memory_limit_lives_on() -> None:
