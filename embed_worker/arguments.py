@@ -91,13 +91,13 @@ def _meant(word: str, known: Iterable[str]) -> str:
 
 
 class _StartModel(argparse.Action):
-    """`--model`: begin the next model; the options after it settle its folder."""
+    """`--model`: begin the next model; the options after it are for its folder."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         models = namespace.models or []
         if models and "name_or_path" not in models[-1]:
-            settled = ", ".join(f"--{name.replace('_', '-')}" for name in models[-1])
-            parser.error(f"{settled} must come after the --model that it settles")
+            early = ", ".join(f"--{name.replace('_', '-')}" for name in models[-1])
+            parser.error(f"{early} must come after the --model that it is for")
         if model_name(as_listed(Path(values))) in (
             model_name(as_listed(Path(model["name_or_path"]))) for model in models
         ):
@@ -105,7 +105,7 @@ class _StartModel(argparse.Action):
         namespace.models = [*models, {"name_or_path": values}]
 
 
-class _SettleModel(argparse.Action):
+class _ModelOption(argparse.Action):
     """An option of the `--model` before it, or of the default model."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
@@ -146,30 +146,30 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"a model's folder or its name; repeat it to serve several, the first is the default ({DEFAULT_MODEL})",
     )
     models.add_argument(
-        "--onnx-file", action=_SettleModel, metavar="FILE", help="the graph to run, relative to the folder"
+        "--onnx-file", action=_ModelOption, metavar="FILE", help="the graph to run, relative to the folder"
     )
     models.add_argument(
-        "--variant", action=_SettleModel, metavar="NAME", help="run onnx/model_NAME.onnx: fp16, int8, quantized …"
+        "--variant", action=_ModelOption, metavar="NAME", help="run onnx/model_NAME.onnx: fp16, int8, quantized …"
     )
     models.add_argument(
         "--onnx-output",
-        action=_SettleModel,
+        action=_ModelOption,
         metavar="NAME",
         help="the graph's output to take, where it has none of the usual names",
     )
     models.add_argument(
         "--pooling",
-        action=_SettleModel,
+        action=_ModelOption,
         type=_pooling,
         metavar="MODE[,MODE]",
         help="how token vectors become one: mean, cls, lasttoken, max …",
     )
     models.add_argument(
-        "--normalize", action=_SettleModel, nargs=0, const=True, help="L2-normalise vectors, unless a request says no"
+        "--normalize", action=_ModelOption, nargs=0, const=True, help="L2-normalise vectors, unless a request says no"
     )
     models.add_argument(
         "--no-normalize",
-        action=_SettleModel,
+        action=_ModelOption,
         nargs=0,
         const=False,
         dest="normalize",
@@ -177,7 +177,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     models.add_argument(
         "--max-tokens",
-        action=_SettleModel,
+        action=_ModelOption,
         type=_positive,
         metavar="N",
         help="cut texts to N tokens instead of the folder's limit",

@@ -63,7 +63,7 @@ class MlxPrecision(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelOptions:
-    """One `--model` and the options after it that settle its folder. `None`: what the folder says."""
+    """One `--model` and the options after it that decide about its folder. `None`: what the folder says."""
 
     name_or_path: str = DEFAULT_MODEL
     onnx_file: str | None = None
@@ -106,7 +106,7 @@ class RuntimeOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerConfig:
-    """Everything that the command line settles.
+    """Everything that the command line decides.
 
     Attributes:
         models: The first is the default.

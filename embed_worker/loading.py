@@ -36,7 +36,7 @@ def load_model(
 
     Args:
         folder: The model's.
-        options: What was settled about it on the command line.
+        options: What was decided about it on the command line.
         runtime: How it is to be run.
         threads: Cores that a batch alone may use.
         note: Told what is being done.

@@ -35,7 +35,7 @@ _DTYPES = ("float32", "float16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments, but for those that settle the model."""
+    """Declare the arguments, but for those that decide about the model."""
     parser.add_argument(
         "inputs",
         nargs="+",
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace, model: str, worker_args: Sequence[str]) -> int
     Args:
         args: What `add_arguments` declared.
         model: The model's name or folder.
-        worker_args: The worker's options that settle the model.
+        worker_args: The worker's options that decide about the model.
     """
     try:
         with _interruptible(), EmbedClient(ClientOptions(model=model, worker_args=tuple(worker_args))) as client:

@@ -74,7 +74,7 @@ class Corpus:
     """
 
     def __init__(self, sources: Sequence[Source], column: str | None, keep: Sequence[str] | None) -> None:
-        """Look into the sources to settle the columns.
+        """Look into the sources to decide on the columns.
 
         Args:
             sources: At least one.

@@ -101,7 +101,7 @@ class Qwen3:
 
     @property
     def inv_freq(self) -> Floats:
-        """Angles by which the pairs of a head turn from one position to the next: (W / 2,) float32."""
+        """Angles by which the pairs of a head are rotated from one position to the next: (W / 2,) float32."""
         return inv_freq(self.rope_theta, self.head_dim)
 
     def graph(self, storage: Storage, opset: int, data: BinaryIO | None = None) -> Any:
@@ -122,7 +122,7 @@ class Qwen3:
         return graph.model(["input_ids", "attention_mask"], output, self.hidden_size)
 
     def _write_attention_bias(self, graph: GraphWriter) -> str:
-        """Turn the mask into (B, 1, T, T): 0 where a token is seen, else so low that its weight is exactly 0.
+        """Turn the mask into (B, 1, T, T): 0 where a token is attended to, else so low that its weight is exactly 0.
 
         It is finite: what stands in padding before a text sees nothing, and its softmax must not be 0 / 0.
         """

@@ -1,7 +1,7 @@
 """The resolved plan of a model folder: every decision with its value and where it comes from. Nothing is guessed.
 
 Reads small JSON files and looks at names; it loads no graph and imports nothing heavy. What the folder does not say and
-no option settles is a `ModelError` that names the option.
+no option decides is a `ModelError` that names the option.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from embed_worker.config import ModelOptions
 from embed_worker.errors import ModelError
 from embed_worker.model_files import tokenizer_files
-from embed_worker.model_files.folder_files import FolderFiles, UnsettledError
+from embed_worker.model_files.folder_files import FolderFiles, UndecidedError
 from embed_worker.model_files.known_models import KnownModel, find_known_model
 from embed_worker.model_files.layout import USUAL_GRAPHS, WEIGHTS
 from embed_worker.model_files.limits import FolderLimits
@@ -65,7 +65,7 @@ class _FolderReader:
         self._folder = folder
         self._options = options
         self._decisions: list[Decision] = []
-        self._unsettled: list[str] = []
+        self._undecided: list[str] = []
         self._name = model_name(folder)
         if not folder.name.isprintable():
             raise ModelError(f"the model folder {folder.name!a} has a name that is not text: rename it")
@@ -79,18 +79,18 @@ class _FolderReader:
         self._check_kind()
         is_static = self._modules.head == "StaticEmbedding"
         tokenizer_config = self._files.read_object(f"{self._head}tokenizer_config.json")
-        tokenizer = self._settle(lambda: self._tokenizer(tokenizer_config, is_static=is_static))
+        tokenizer = self._attempt(lambda: self._tokenizer(tokenizer_config, is_static=is_static))
         pooling_config = self._modules.pooling
         prompts = self._prompts()
-        graph = self._settle(self._table if is_static else self._graph)
+        graph = self._attempt(self._table if is_static else self._graph)
         outline = Outline() if graph is None or is_static else read_outline(graph)
-        pooling = (PoolingMode.MEAN,) if is_static else self._settle(lambda: self._pooling(pooling_config, outline))
+        pooling = (PoolingMode.MEAN,) if is_static else self._attempt(lambda: self._pooling(pooling_config, outline))
         limits = self._limits(tokenizer_config, outline)
         saved = tokenizer.saved_limit if is_static and tokenizer is not None else None
         asked = self._options.max_tokens
-        limit = self._settle(lambda: limits.of_a_table(asked, saved) if is_static else limits.decide(asked))
+        limit = self._attempt(lambda: limits.of_a_table(asked, saved) if is_static else limits.decide(asked))
         if tokenizer is None or graph is None or pooling is None or limit is None:
-            raise self._files.unsettled(*self._unsettled)
+            raise self._files.undecided(*self._undecided)
         if tokenizer.sets_types and "token_type_ids" in outline.inputs:
             raise self._error(
                 "has a tokenizer.json that sets token types other than 0, which are not fed (post_processor)"
@@ -131,12 +131,12 @@ class _FolderReader:
         self._files.check_ignored()
         return replace(plan, decisions=(*plan.decisions, *self._ignored()))
 
-    def _settle(self, decide: Callable[[], _T]) -> _T | None:
+    def _attempt(self, decide: Callable[[], _T]) -> _T | None:
         """Decide something; what is missing for it is told with all else that is, and not start by start."""
         try:
             return decide()
-        except UnsettledError as error:
-            self._unsettled.append(error.problem)
+        except UndecidedError as error:
+            self._undecided.append(error.problem)
             return None
 
     def _decide(self, subject: str, value: Any, source: str) -> Any:
@@ -211,7 +211,7 @@ class _FolderReader:
             if usual == "onnx/model.onnx":
                 self._warn_of_another(self._folder / usual, self._folder / "model.onnx")
         else:
-            raise self._files.unsettled(f"has no onnx/model.onnx and no model.onnx{self._other_graphs()}")
+            raise self._files.undecided(f"has no onnx/model.onnx and no model.onnx{self._other_graphs()}")
         graph = self._files.path(chosen, source)
         if not graph.is_file():
             raise self._error(f"has no {chosen}, which {source} asks for{self._other_graphs()}")
@@ -249,8 +249,8 @@ class _FolderReader:
             self._decide("pooling", "the graph's own", f"the graph: its output {output}")
             return ()
         if not config:
-            raise self._files.unsettled(
-                f"does not say how to pool; settle it with --pooling, as its model card says: {', '.join(PoolingMode)}"
+            raise self._files.undecided(
+                f"does not say how to pool; decide it with --pooling, as its model card says: {', '.join(PoolingMode)}"
             )
         if "pooling_mode" in config:
             named = config["pooling_mode"]
@@ -276,7 +276,7 @@ class _FolderReader:
             known = ", ".join(PoolingMode)
             raise self._error(f"asks for an unknown pooling ({source}): {error}; known are {known}") from None
         if not modes:
-            raise self._error(f"asks for no pooling at all ({source}); settle it with --pooling")
+            raise self._error(f"asks for no pooling at all ({source}); decide it with --pooling")
         self._decide("pooling", [str(mode) for mode in modes], source)
         return modes
 

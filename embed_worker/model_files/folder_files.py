@@ -11,7 +11,7 @@ from embed_worker.model_files import keys
 from embed_worker.model_files.layout import OutsideError, check_link, inner_path, read_file, read_json
 
 
-class UnsettledError(ModelError):
+class UndecidedError(ModelError):
     """Something is missing that the folder should have or an option could say.
 
     Attributes:
@@ -37,9 +37,9 @@ class FolderFiles:
         """Make the error of this folder; the problem completes its sentence."""
         return ModelError(f"the model folder {self.folder.name!a} {problem}")
 
-    def unsettled(self, *problems: str) -> UnsettledError:
+    def undecided(self, *problems: str) -> UndecidedError:
         """Make the error of what is missing in this folder, all of it at once."""
-        return UnsettledError(self.folder.name, "; it also ".join(problems))
+        return UndecidedError(self.folder.name, "; it also ".join(problems))
 
     def path(self, path: str, source: str) -> Path:
         """Return the place of a file that the folder or an option names.

@@ -127,7 +127,7 @@ class FolderLimits:
         if (rows := self._rows()) is not None:
             limits.append((rows - self._offset(), "config.json: max_position_embeddings"))
         if not limits:
-            raise self._files.unsettled("does not say how many tokens a text may have; settle it with --max-tokens")
+            raise self._files.undecided("does not say how many tokens a text may have; decide it with --max-tokens")
         return min(limits)
 
     def _limit_of_the_tokenizer(self) -> int | None:
@@ -164,8 +164,8 @@ class FolderLimits:
 
     def _position_table(self, *, is_asked: bool) -> int | None:
         if self._kind() is None and not is_asked and self._known is None:
-            raise self._files.unsettled(
-                "has no config.json with a model_type, which a limit is checked by: settle it with --max-tokens"
+            raise self._files.undecided(
+                "has no config.json with a model_type, which a limit is checked by: decide it with --max-tokens"
             )
         rows = self._rows()
         return None if rows is None or self._kind() not in _POSITION_OFFSETS else rows - self._offset()

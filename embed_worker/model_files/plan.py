@@ -59,7 +59,7 @@ ModulePlan: TypeAlias = DensePlan | LayerNormPlan | NormalizePlan
 
 
 class PoolingSource(StrEnum):
-    """What settles how token vectors are pooled."""
+    """What decides how token vectors are pooled."""
 
     FOLDER = "folder"
     OPTION = "option"
@@ -94,7 +94,7 @@ class ModelPlan:
         is_static: A text's vector is the mean of rows of a table: no graph, no limit, no special tokens.
         onnx_output: The graph's output to take, where an option names it.
         pooling: The modes whose vectors are concatenated, in order; none where only the graph knows.
-        pooling_source: What settles it.
+        pooling_source: What decides it.
         pooling_dimension: What the pooling configuration says the token vectors have; None where it does not.
         include_prompt: Whether the prompt's tokens take part in the pooling.
         modules: What follows the pooling, in order.
@@ -142,8 +142,8 @@ class ModelPlan:
     @property
     def takes_tokens(self) -> bool:
         """Whether token vectors are taken where the graph gives a sentence vector, too: all that follows is at hand."""
-        is_settled = self.pooling_source in (PoolingSource.FOLDER, PoolingSource.OPTION)
-        return is_settled and all(file.is_file() for file in self.weights_of_modules)
+        is_stated = self.pooling_source in (PoolingSource.FOLDER, PoolingSource.OPTION)
+        return is_stated and all(file.is_file() for file in self.weights_of_modules)
 
     @property
     def weights_of_modules(self) -> tuple[Path, ...]:

@@ -53,7 +53,7 @@ def read_tokenizer(
             if len(others) == 1
             else ("`AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)` of transformers makes one")
         )
-        raise files.unsettled(f"has no {head}{_TOKENIZER}: {way_out}")
+        raise files.undecided(f"has no {head}{_TOKENIZER}: {way_out}")
     document = files.read_object(head + _TOKENIZER) if name == _TOKENIZER else {"model": {"type": "WordPiece"}}
     if is_static:
         return _static(file, document)

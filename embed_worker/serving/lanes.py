@@ -277,7 +277,7 @@ class Lanes:
             vectors = batch.engine.embed(batch.texts, exclusive=batch.exclusive)
         except (OutOfMemoryError, MemoryError):
             raise
-        except BaseException as error:  # noqa: BLE001 - the runtime raises many types; the guilty request gets the answer
+        except BaseException as error:  # noqa: BLE001 - the runtime raises many types; the request to blame gets it
             return self._run_apart(batch, error)
         finished = []
         padded_tokens = len(batch.texts) * max(len(text.ids) for text in batch.texts)

@@ -17,7 +17,7 @@ import importlib
 from typing import Any
 
 from embed_worker.config import DEFAULT_MODEL
-from embed_worker.tools.model_options import add_settling_arguments, settling_arguments
+from embed_worker.tools.model_options import add_folder_arguments, folder_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,14 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _command().add_arguments(parser)
     model = parser.add_argument_group("the model")
     model.add_argument("--model", default=DEFAULT_MODEL, metavar="MODEL", help="its folder or its name (%(default)s)")
-    add_settling_arguments(model)
+    add_folder_arguments(model)
     model.add_argument("--provider", metavar="NAME", help="what runs it: auto, cpu, coreml …")
     model.add_argument("--threads", type=int, metavar="N", help="how many cores to use")
 
 
 def run(args: argparse.Namespace) -> int:
     """Embed; return the exit status."""
-    worker_args = settling_arguments(args)
+    worker_args = folder_arguments(args)
     for name in ("provider", "threads"):
         if (value := getattr(args, name)) is not None:
             worker_args += [f"--{name}", str(value)]

@@ -78,7 +78,7 @@ def compare_folders(original: Path, made: Path) -> None:
         expected = read_model_folder(original, ModelOptions())
         tokenizer = TextTokenizer.load(expected)
     except ModelError:
-        return  # an option must settle something, or it is no whole model: there is nothing to compare with
+        return  # an option must decide something, or it is no whole model: there is nothing to compare with
     try:
         found = read_model_folder(made, ModelOptions())
         other = TextTokenizer.load(found)

@@ -1,4 +1,4 @@
-"""What the tools that read a model have in common: its name or folder, and the options that settle it."""
+"""What the tools that read a model have in common: its name or folder, and the options that decide about it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from embed_worker.model_files.search import find_model, models_folders
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare MODEL and the options that settle its folder, named as those of the worker."""
+    """Declare MODEL and the options that decide about its folder, named as those of the worker."""
     parser.add_argument(
         "model", nargs="?", default=DEFAULT_MODEL, metavar="MODEL", help="a model's folder or its name (%(default)s)"
     )
-    add_settling_arguments(parser)
+    add_folder_arguments(parser)
 
 
-def add_settling_arguments(parser: argparse._ActionsContainer) -> None:
-    """Declare the options that settle a folder, and where names are looked for, as the worker has them."""
+def add_folder_arguments(parser: argparse._ActionsContainer) -> None:
+    """Declare the options that decide about a folder, and where names are looked for, as the worker has them."""
     parser.add_argument("--onnx-file", metavar="FILE", help="the graph to run, relative to the folder")
     parser.add_argument("--variant", metavar="NAME", help="run onnx/model_NAME.onnx: fp16, int8, quantized …")
     parser.add_argument(
@@ -49,7 +49,7 @@ def add_settling_arguments(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def settling_arguments(args: argparse.Namespace) -> list[str]:
+def folder_arguments(args: argparse.Namespace) -> list[str]:
     """Return the parsed options as the worker's command line has them."""
     arguments = []
     for name in ("onnx_file", "onnx_output", "variant", "pooling", "max_tokens"):

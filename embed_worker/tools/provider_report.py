@@ -79,7 +79,7 @@ def measure_buckets(
     for batch, length in buckets:
         texts = [text_of(accelerated, length)] * batch
         accelerated.embed(texts)  # asks for the bucket
-        found = _settled(accelerated, batch, length, clock, sleep)
+        found = _verdict_on(accelerated, batch, length, clock, sleep)
         cosine = float(1 - cosine_distances(accelerated.embed(texts).vectors, cpu.embed(texts).vectors).max())
         times = np.array([(accelerated.time_s(texts), cpu.time_s(texts)) for _ in range(_TIMED_RUNS)]) * 1e3
         (p50, cpu_p50), (p95, cpu_p95) = np.percentile(times, (50, 95), axis=0).tolist()
@@ -100,7 +100,7 @@ def text_of(worker: Asked, tokens: int) -> str:
     return " ".join([_WORD] * max(1, int((tokens - 4) / per_word)))
 
 
-def _settled(
+def _verdict_on(
     worker: Asked, batch: int, length: int, clock: Callable[[], float], sleep: Callable[[float], None]
 ) -> Mapping[str, Any]:
     """Wait until a bucket has its verdict, at most five minutes; empty where the provider has no buckets."""

@@ -24,7 +24,7 @@ import numpy as np
 import embed_worker
 from embed_worker import protocol
 from embed_worker.protocol import ErrorCode, ExitCode
-from embed_worker.tools.model_options import settling_arguments
+from embed_worker.tools.model_options import folder_arguments
 from embed_worker.tools.quality import Embedded
 
 START_TIMEOUT_S = 300.0  # CoreML may compile for minutes
@@ -49,7 +49,7 @@ class WorkerError(Exception):
 
 def worker_arguments(args: argparse.Namespace, folder: Path) -> list[str]:
     """Write the options of a tool, as `add_model_arguments` declares them, as those of the worker."""
-    return ["--model", str(folder), *settling_arguments(args)]
+    return ["--model", str(folder), *folder_arguments(args)]
 
 
 class WorkerProcess:

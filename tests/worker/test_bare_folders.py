@@ -156,7 +156,7 @@ def test_what_is_missing_is_told_at_once(tmp_path: Path) -> None:
 
 
 def test_a_hint_does_not_guess_how_to_pool(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="does not say how to pool; settle it with --pooling, as its model card says"):
+    with pytest.raises(ModelError, match="does not say how to pool; decide it with --pooling, as its model card says"):
         plan_of(bare(tmp_path, "unknown"), max_tokens=9)
 
 

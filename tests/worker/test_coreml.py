@@ -127,7 +127,7 @@ class Rig:
     def settle(self, rows: int = 1, tokens: int = 32) -> None:
         """Ask for a shape and wait for its verdict."""
         self.ask(rows, tokens)
-        assert self.coreml.wait_until_settled(WAIT_S)
+        assert self.coreml.wait_for_proofs(WAIT_S)
 
 
 class Rigs:
@@ -762,10 +762,10 @@ def test_rule_11_no_request_waits_for_a_compile(rigs: Rigs) -> None:
             assert entered.wait(WAIT_S)
         assert rig.bucket()["state"] == "proving"
         assert "being compiled" in rig.info["reason"]
-        assert not rig.coreml.wait_until_settled(0)
+        assert not rig.coreml.wait_for_proofs(0)
     finally:
         opened.set()
-    assert rig.coreml.wait_until_settled(WAIT_S)
+    assert rig.coreml.wait_for_proofs(WAIT_S)
     before = len(rig.cpu.runs)
     served, expected = rig.ask(seed=9)
     np.testing.assert_allclose(served, expected, rtol=0, atol=1e-5)
@@ -939,7 +939,7 @@ def test_what_fails_while_it_serves_is_answered_by_the_cpu_and_made_anew_once(ri
         rig.provider.fault = fault
         served, expected = rig.ask()
         np.testing.assert_array_equal(served, expected)
-        assert rig.coreml.wait_until_settled(WAIT_S)
+        assert rig.coreml.wait_for_proofs(WAIT_S)
         rig.provider.fault = Fault.NONE
     assert rig.bucket()["state"] == "refused"
     assert "while it served" in rig.bucket()["reason"]
@@ -1186,7 +1186,7 @@ def test_the_real_provider_is_right_or_refused_and_never_wrong(tmp_path: Path, p
             served = backend.embed(batch, exclusive=True)
             exact = cpu.engine.backend.embed(batch, exclusive=True)
             assert cosines(served, exact).min() >= (0.9995 if precision is CoremlPrecision.FP32 else 0.999)
-        assert backend.wait_until_settled(1500)
+        assert backend.wait_for_proofs(1500)
     report = backend.provider
     print(json.dumps(vars(report), indent=1))
     assert {bucket["state"] for bucket in report.buckets} <= {"proved", "slower"}

@@ -185,7 +185,7 @@ def test_without_the_package_onnx_the_plan_is_told_and_the_extra_is_named(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([str(MODELS / "xenova-bare")], "settle it with --pooling"),
+        ([str(MODELS / "xenova-bare")], "decide it with --pooling"),
         (["no-such-model"], "no model 'no-such-model'"),
         ([str(MODELS / "bert-mean"), "--variant", "int4"], "has no onnx/model_int4.onnx"),
     ],

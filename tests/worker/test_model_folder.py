@@ -281,7 +281,7 @@ def test_the_prompt_may_be_left_out_of_the_pooling(tmp_path: Path) -> None:
             {"modules": [*MODULES, NORMALIZE], "2_Normalize__config": {"module_input_name": "other"}},
             "a Normalize module over",
         ),
-        ({"config": {"model_type": "odd"}}, "settle it with --max-tokens"),
+        ({"config": {"model_type": "odd"}}, "decide it with --max-tokens"),
         ({"sentence_bert_config": {"max_seq_length": "64"}}, "not a positive integer"),
         ({"sentence_bert_config": {"max_seq_length": 0}}, "not a positive integer"),
         ({"sentence_bert_config": {"max_seq_length": True}}, "not a positive integer"),

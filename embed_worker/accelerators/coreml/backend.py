@@ -191,7 +191,7 @@ class CoremlBackend:
             if len(self._serving()) < self._prover.max_sessions:
                 bucket = self._buckets[shape]
                 bucket.used_s = self._environment.clock()
-                self._settle(bucket, *self._prover.prove(shape))
+                self._conclude(bucket, *self._prover.prove(shape))
 
     def demand(self, shape: Shape) -> None:
         """Prove a shape now.
@@ -203,13 +203,13 @@ class CoremlBackend:
         bucket = self._buckets[shape]
         bucket.used_s = self._environment.clock()
         if bucket.compiled is None:
-            self._settle(bucket, *self._prover.prove(shape))
+            self._conclude(bucket, *self._prover.prove(shape))
         if bucket.verdict.state not in (ProofState.PROVED, ProofState.SLOWER):
             self.close()
             told = f"--provider {self._runtime.provider}: {shape}: {bucket.verdict.reason}"
             raise ModelError(f"{told} (verdicts are remembered in {self._environment.cache}: empty it to try again)")
 
-    def wait_until_settled(self, timeout_s: float) -> bool:
+    def wait_for_proofs(self, timeout_s: float) -> bool:
         """Wait until everything that was asked for has its verdict; False after the time-out."""
         with self._lock:
             return self._lock.wait_for(
@@ -320,9 +320,9 @@ class CoremlBackend:
             compiled.session.close()
             compiled = None
             verdict.reason += "; it serves from the next start on, because the precision is another"
-        self._settle(bucket, verdict, compiled)
+        self._conclude(bucket, verdict, compiled)
 
-    def _settle(self, bucket: _Bucket, verdict: ProofVerdict, compiled: Compiled | None) -> None:
+    def _conclude(self, bucket: _Bucket, verdict: ProofVerdict, compiled: Compiled | None) -> None:
         _log.info("coreml shape=%s state=%s reason=%s", bucket.shape, verdict.state, verdict.reason)
         with self._lock:
             bucket.verdict = verdict

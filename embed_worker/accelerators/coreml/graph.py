@@ -53,7 +53,7 @@ class Description:
         padding_id: Positions are counted over the tokens with other ids, and begin in the row after this one. None:
             they are counted over all tokens, from row 0.
         is_causal: A token sees itself and the tokens before it; else it sees all.
-        inv_freq: Angles by which pairs of a head's components turn from one position to the next. None: the
+        inv_freq: Angles by which pairs of a head's components are rotated from one position to the next. None: the
             model has a table of positions.
         graph_sha256: Of the graph beside it: the model's identity for caches.
         sources: Files of the model's folder that it was made of, and their SHA-256.

@@ -115,14 +115,14 @@ class _Source:
 
     Attributes:
         files: Those that it was read from.
-        hidden: The reference: (T,) ids to the (T, H) last hidden state of one text.
+        forward: The reference: (T,) ids to the (T, H) last hidden state of one text.
     """
 
     architecture: str
     encoder: _Encoder
     files: Sequence[Path]
     folder: Path
-    hidden: _Reference
+    forward: _Reference
 
     @classmethod
     def read(cls, folder: Path) -> _Source:
@@ -139,15 +139,15 @@ class _Source:
         has_weights = (home / WEIGHTS).exists() or (home / INDEX).exists()
         if has_weights or graph is None:
             encoder = read(config, open_weights(home))
-            files, hidden = weight_files(home), _without_types(encoder)
+            files, forward = weight_files(home), _without_types(encoder)
         else:
-            encoder, files, hidden = _read_graph(graph, lambda tensors: read(config, tensors))
+            encoder, files, forward = _read_graph(graph, lambda tensors: read(config, tensors))
         return cls(
             architecture=config["model_type"],
             encoder=encoder,
             files=[home / "config.json", *files],
             folder=folder,
-            hidden=hidden,
+            forward=forward,
         )
 
 
@@ -228,7 +228,7 @@ def _check(source: _Source, folder: Path) -> Parity:
     random = np.random.default_rng(0)
     lengths = [min(length, source.encoder.max_tokens) for length in (1, 9, 33)]
     texts = [random.integers(0, source.encoder.vocabulary, length) for length in lengths]
-    hidden = [source.hidden(ids) for ids in texts]
+    hidden = [source.forward(ids) for ids in texts]
     batch = TokenBatch.of_rows(texts, pad_id=0, pad_left=False)
     found, expected = [], []
     for mode in (PoolingMode.MEAN, PoolingMode.CLS, PoolingMode.LAST_TOKEN):

@@ -43,7 +43,7 @@ _mlx_thread = ThreadPoolExecutor(1, "mlx")
 _CACHE_BYTES = 256 * 2**20
 
 # Rows and tokens of the batches that are compared with the CPU. Metal has kernels for whole blocks of 32 tokens,
-# for parts of one, and for at most 8; before MLX 0.32 it turned only the first of several texts of one token.
+# for parts of one, and for at most 8; before MLX 0.32 it rotated only the first of several texts of one token.
 _GOLDEN_SHAPES = ((8, 32), (4, 7), (2, 1))
 
 _INSTALL = "pip install 'embed-bridge[mlx]'"

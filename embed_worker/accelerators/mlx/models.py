@@ -249,7 +249,7 @@ class _MlxQwen3:
         return self._parameters.linear(f"{scope}.o_proj", _attend(query, key, value, attended))
 
     def _rotated_heads(self, scope: str, part: str, x: mx.array, heads: int, first: mx.array) -> mx.array:
-        """Project to heads, normalise each, and turn its pairs by the position; `first` (B,) is that of column 0."""
+        """Project to heads, normalise each, and rotate its pairs by the position; `first` (B,) is that of column 0."""
         projected = _heads(self._parameters.linear(f"{scope}.{part}_proj", x), heads)
         normal = self._norm(f"{scope}.{part}_norm", projected)
         return mx.fast.rope(normal, self._head_dim, traditional=False, base=self._rope_theta, scale=1.0, offset=first)

@@ -24,7 +24,7 @@ class Buckets:
     """The buckets of a worker."""
 
     def __init__(self, *, batch_tokens: int, max_tokens: int) -> None:
-        """Settle the buckets.
+        """Choose the buckets.
 
         Args:
             batch_tokens: The budget of a micro-batch: its rows times its longest text.
