@@ -288,7 +288,9 @@ def _method(members: Mapping[str, Any], params: object) -> str:
     if "method" not in members:
         if "inputs" in members or (isinstance(params, dict) and "inputs" in params):
             return "embed"
-        _refuse("the request has neither `method` nor `inputs`")
+        given = [*members, *params] if isinstance(params, dict) else list(members)
+        meant = next((told for name in given if (told := _meant(name, _EMBED.parameters))), "")
+        _refuse(f"the request has neither `method` nor `inputs`{meant}")
     method = members["method"]
     if not isinstance(method, str):
         _refuse(f"`method` must be a string, not {_kind(method)}")
@@ -327,7 +329,13 @@ def _quoted(name: str) -> str:
     return ascii(name if len(name) <= 64 else name[:64] + "...")
 
 
+# What other interfaces call a member: no likeness of spelling leads from `documents` to `inputs`.
+_ELSEWHERE = dict.fromkeys(("input", "text", "texts", "document", "documents", "sentences"), "inputs")
+
+
 def _meant(name: str, known: Mapping[str, object]) -> str:
+    if (ours := _ELSEWHERE.get(name.lower())) in known:
+        return f"; did you mean `{ours}`?"
     close = difflib.get_close_matches(name[:64].lower(), known, n=1, cutoff=0.6)
     return f"; did you mean `{close[0]}`?" if close else ""
 

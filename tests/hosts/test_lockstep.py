@@ -171,3 +171,29 @@ def test_the_example_host_says_what_it_promises() -> None:
     assert lines[2].startswith("another model: model_not_found: no model 'something-else' in any models folder")
     assert lines[-2].endswith("The cathedral was built in the twelfth century.")
     assert lines[-1] == "shutdown: 0 pending, exit status 0"
+
+
+def test_a_host_of_json_rpc_has_an_adapter() -> None:
+    asked: list[object] = [
+        {"jsonrpc": "2.0", "method": "embed", "params": {"texts": ["a", "b"]}, "id": 1},
+        {"jsonrpc": "2.0", "method": "embed", "params": {"texts": ["a"]}},
+        {"jsonrpc": "2.0", "method": "embed", "params": {"inputs": ["a"]}, "id": "x"},
+        {"jsonrpc": "2.0", "method": "embed", "params": {"texts": ["a"], "dimensions": 999}, "id": 3},
+        {"jsonrpc": "2.0", "method": "embedd", "id": 4},
+        {"jsonrpc": "2.0", "method": "ping", "id": 5},
+        7,
+    ]
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / "json_rpc.py"), str(MODELS / "bert-mean")],
+        input="\n".join([*map(json.dumps, asked), "not JSON"]),
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    first, *others, pong, strange, broken = map(json.loads, done.stdout.splitlines())
+    assert (first["id"], [len(vector) for vector in first["result"]["embeddings"]]) == (1, [32, 32])
+    assert [(answer["id"], answer["error"]["code"]) for answer in others] == [("x", -32602), (3, -32602), (4, -32601)]
+    assert pong == {"jsonrpc": "2.0", "id": 5, "result": {"state": "ready"}}
+    assert [(answer["id"], answer["error"]["code"]) for answer in (strange, broken)] == [(None, -32600), (None, -32700)]
