@@ -1,4 +1,4 @@
-"""Which architectures there are, and how each is read from a published folder.
+"""Which architectures there are, and how each is read from a checkpoint's folder.
 
 An architecture is one class that fulfils `Encoder`. B, T and D are batch, tokens and hidden size.
 """

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 
 from embed_worker.encoders.activation_functions import ACTIVATIONS, Activation
-from embed_worker.encoders.bert_layouts import LAYOUTS, published_names
+from embed_worker.encoders.bert_layouts import LAYOUTS, checkpoint_names
 from embed_worker.encoders.checkpoint import ExportError, Floats, Int64, Weights, chosen, epsilon, size
 from embed_worker.encoders.onnx_writer import GraphWriter, Storage, shown
 from embed_worker.encoders.relative_positions import bucket_of, write_relative_bias
@@ -27,7 +27,7 @@ _RELATIVE_TABLE = "encoder.relative_attention_bias.weight"
 class Bert:
     """A BERT encoder: learned absolute positions, post-norm layers. Its pooler, where it has one, is left out.
 
-    `tensors` have BERT's published names without the prefix `bert.`, whatever the architecture calls them; linear
+    `tensors` have the names of BERT without the prefix `bert.`, whatever the architecture calls them; linear
     weights are (out, in).
 
     Attributes:
@@ -52,7 +52,7 @@ class Bert:
 
     @classmethod
     def read(cls, config: Mapping[str, Any], file: Mapping[str, Tensor]) -> Self:
-        """Check a published configuration and its tensors.
+        """Check a checkpoint's configuration and its tensors.
 
         Raises:
             ExportError: It is a variant that is not written here, or a tensor is missing or has another shape.
@@ -70,8 +70,8 @@ class Bert:
             raise ExportError(
                 f"config.json has a hidden_size of {hidden_size} that {heads} attention heads do not divide"
             )
-        published = published_names(layout, file)
-        has_types = published("embeddings.token_type_embeddings.weight") in file
+        checkpoint_name = checkpoint_names(layout, file)
+        has_types = checkpoint_name("embeddings.token_type_embeddings.weight") in file
         positions, types = size_of("max_position_embeddings"), size_of("type_vocab_size") if has_types else 0
         padding_id = _padding_id(config, positions, layout.padding_id) if layout.counts_tokens else None
         buckets = 0 if layout.relative_buckets is None else _relative_buckets(config, layout.relative_buckets)
@@ -94,7 +94,7 @@ class Bert:
             layers=layers,
             epsilon=epsilon(config),
             activation=chosen(config, layout.keys.get("hidden_act", "hidden_act"), "gelu", ACTIVATIONS),
-            tensors=Weights(file, shapes, published),
+            tensors=Weights(file, shapes, checkpoint_name),
             padding_id=padding_id,
             relative_buckets=buckets,
         )

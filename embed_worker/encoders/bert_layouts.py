@@ -79,15 +79,15 @@ ABSOLUTE_MODEL_TYPES = tuple(name for name, layout in LAYOUTS.items() if layout.
 _OLD_NORM_NAMES = (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta"))
 
 
-def published_names(layout: BertLayout, file: Mapping[str, Tensor]) -> Callable[[str], str]:
+def checkpoint_names(layout: BertLayout, file: Mapping[str, Tensor]) -> Callable[[str], str]:
     """Return the function from BERT's tensor names to those in a file."""
     prefix = layout.prefix if f"{layout.prefix}embeddings.word_embeddings.weight" in file else ""
     is_old = f"{prefix}embeddings.LayerNorm.gamma" in file
     replacements = (*layout.names, *(_OLD_NORM_NAMES if is_old else ()))
 
-    def published(name: str) -> str:
+    def checkpoint_name(name: str) -> str:
         for ours, theirs in replacements:
             name = name.replace(ours, theirs)
         return prefix + name
 
-    return published
+    return checkpoint_name

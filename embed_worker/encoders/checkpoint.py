@@ -44,23 +44,23 @@ class Weights(Mapping[str, Floats]):
         self,
         source: Mapping[str, Tensor],
         shapes: Iterable[tuple[str, tuple[int, ...]]],
-        published: Callable[[str], str],
+        checkpoint_name: Callable[[str], str],
     ) -> None:
         """Check that the tensors are there.
 
         Args:
-            source: Tensors by their published names.
+            source: Tensors by their names in the checkpoint.
             shapes: Names and shapes; the first that is missing ends it.
-            published: Gives the published name of a tensor.
+            checkpoint_name: Gives the name of a tensor in the source.
 
         Raises:
             ExportError: A tensor is missing, or not of floating point and its shape.
         """
         self._source = source
-        self._published = published
+        self._checkpoint_name = checkpoint_name
         self._shapes: dict[str, tuple[int, ...]] = {}
         for name, shape in shapes:
-            tensor_of(source, published(name), shape)
+            tensor_of(source, checkpoint_name(name), shape)
             self._shapes[name] = shape
 
     @property
@@ -70,7 +70,7 @@ class Weights(Mapping[str, Floats]):
 
     def __getitem__(self, name: str) -> Floats:
         """Read a tensor."""
-        return tensor_of(self._source, self._published(name), self._shapes[name])
+        return tensor_of(self._source, self._checkpoint_name(name), self._shapes[name])
 
     def __contains__(self, name: object) -> bool:
         """Return whether the model has such a tensor, without reading it."""

@@ -32,7 +32,7 @@ _OLD_THETA_KEYS = {FULL: "global_rope_theta", SLIDING: "local_rope_theta"}
 class ModernBert:
     """A ModernBERT without its heads.
 
-    `tensors` have the published names without the prefix `model.`; linear weights are (out, in).
+    `tensors` have the names of the checkpoint without the prefix `model.`; linear weights are (out, in).
 
     Attributes:
         layer_types: Of each layer, `FULL` or `SLIDING`.
@@ -54,7 +54,7 @@ class ModernBert:
 
     @classmethod
     def read(cls, config: Mapping[str, Any], file: Mapping[str, Tensor]) -> Self:
-        """Check a published configuration and its tensors. Defaults are those of transformers.
+        """Check a checkpoint's configuration and its tensors. Defaults are those of transformers.
 
         Raises:
             ExportError: It is a variant that is not written here, or a tensor is missing or has another shape.

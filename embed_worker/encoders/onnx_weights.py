@@ -78,7 +78,7 @@ def graph_files(graph: Path) -> list[Path]:
 
 
 def read_onnx_weights(graph: Path) -> dict[str, Tensor]:
-    """Read the tensors of an encoder's graph: published names without a wrapper's prefix, linear weights (out, in).
+    """Read the tensors of a graph: a checkpoint's names without a wrapper's prefix, linear weights (out, in).
 
     Raises:
         ExportError: It cannot be read, or has no table of words under a name that is known.

@@ -26,7 +26,7 @@ _MASKED = -1e9
 class Qwen3:
     """A Qwen3 without its language-model head: rotary positions, grouped queries, an RMS norm before each part.
 
-    `tensors` have the published names without the prefix `model.`; linear weights are (out, in).
+    `tensors` have the names of the checkpoint without the prefix `model.`; linear weights are (out, in).
 
     Attributes:
         heads: Of the queries; a multiple of `num_kv_heads`.
@@ -52,7 +52,7 @@ class Qwen3:
 
     @classmethod
     def read(cls, config: Mapping[str, Any], file: Mapping[str, Tensor]) -> Self:
-        """Check a published configuration and its tensors. Defaults are those of transformers.
+        """Check a checkpoint's configuration and its tensors. Defaults are those of transformers.
 
         Raises:
             ExportError: It is a variant that is not written here, or a tensor is missing or has another shape.

@@ -69,7 +69,7 @@ class _CoremlGraph(GraphWriter):
     def attention(
         self, scope: str, query: str, key: str, value: str, heads: int, num_kv_heads: int, head_dim: int
     ) -> str:
-        """Attend: (B, heads, S, W), (B, key_heads, W, S), (B, key_heads, S, W) to (B, S, heads * W).
+        """Attend: (B, heads, S, W), (B, num_kv_heads, W, S), (B, num_kv_heads, S, W) to (B, S, heads * W).
 
         The queries that share a key head become rows of one matrix: keys and values need not be repeated, for which
         there is no operator that every version of the provider has.

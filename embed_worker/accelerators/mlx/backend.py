@@ -232,25 +232,25 @@ def _read_weights(plan: ModelPlan) -> _Weights:
         ModelError: There is no such architecture here, or the weights cannot be had; one sentence says why.
     """
     # The readers of `embed-worker export`, which nothing else that serves needs.
-    from embed_worker.encoders import checkpoint as published
+    from embed_worker.encoders import checkpoint
     from embed_worker.encoders.architectures import ACCELERATED
 
-    home = published.transformer_folder(plan.folder)  # whose path has been checked with the folder
-    weight_files = (home / name for name in (published.WEIGHTS, published.INDEX))
+    home = checkpoint.transformer_folder(plan.folder)  # whose path has been checked with the folder
+    weight_files = (home / name for name in (checkpoint.WEIGHTS, checkpoint.INDEX))
     source = next((file for file in weight_files if file.exists()), plan.graph)
     try:
-        config = published.read_json_object(home / "config.json")
+        config = checkpoint.read_json_object(home / "config.json")
         architecture = config.get("model_type")
         if not isinstance(architecture, str) or architecture not in ACCELERATED:
             known = ", ".join(ACCELERATED)
             raise ModelError(f"its architecture is {architecture!r}, and those that are known to run are {known}")
-        if published.has_own_code(config):
+        if checkpoint.has_own_code(config):
             raise ModelError("it brings code of its own (auto_map), which is neither read nor run")
-        tensors = _onnx_weights(source) if source == plan.graph else published.open_weights(home)
+        tensors = _onnx_weights(source) if source == plan.graph else checkpoint.open_weights(home)
         encoder = ACCELERATED[architecture](config, tensors)
-    except published.ExportError as error:
+    except checkpoint.ExportError as error:
         # The readers take every file for the usual one.
-        problem = str(error).replace(published.WEIGHTS, source.name)
+        problem = str(error).replace(checkpoint.WEIGHTS, source.name)
         raise ModelError(f"its weights cannot be used: {problem}") from error
     return _Weights(encoder=encoder, source=source)
 

@@ -62,7 +62,7 @@ def device() -> str:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Parameters:
-    """Weights by their published names, in the type that is computed in; linear weights are (out, in)."""
+    """Weights by their names in the checkpoint, in the type that is computed in; linear weights are (out, in)."""
 
     arrays: Mapping[str, mx.array]
 
