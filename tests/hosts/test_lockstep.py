@@ -109,7 +109,7 @@ def test_a_model_that_cannot_be_used_is_said_so_and_tried_again_when_it_can(tmp_
 
 
 def test_nothing_is_left_when_the_host_dies_and_a_sibling_holds_its_pipe() -> None:
-    host_of_it = "import subprocess, sys, time; subprocess.Popen(sys.argv[1:]); time.sleep(300)"
+    host_of_it = "import subprocess, sys, time; subprocess.Popen(sys.argv[1:], stdin=0, stdout=1); time.sleep(300)"
     with lock_step(
         {"EMBED_WORKER_MODEL": str(MODELS / "bert-mean")}, (sys.executable, "-c", host_of_it, *COMMAND)
     ) as host:
