@@ -79,6 +79,9 @@ class FakeHub:
     held: threading.Event = field(default_factory=threading.Event)  # a download has come that `hold` stops
     release: threading.Event = field(default_factory=threading.Event)
     hold: str | None = None
+    encodings: dict[str, str] = field(default_factory=dict)  # what a body is said to be packed as
+    model_info: bytes | None = None  # the answer for a repository, instead of the right one
+    odd_etag: str | None = None
 
     def __enter__(self) -> Self:
         self._servers = [_Server(self, "hub"), _Server(self, "cdn")]
@@ -181,7 +184,7 @@ class _Handler(BaseHTTPRequestHandler):
             "cardData": {"license": repository.license},
             "siblings": [{"rfilename": path} for path in sorted(repository.files)],
         }
-        body = json.dumps(document).encode()
+        body = json.dumps(document).encode() if self._hub.model_info is None else self._hub.model_info
         return self._send(200, body, {"Content-Type": "application/json"})
 
     def _resolve(self, name: str, revision: str, path: str) -> None:
@@ -196,7 +199,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._error(403 if self.headers.get("authorization") else 401, "GatedRepo")
         content = repository.files[path]
         facts = {"X-Repo-Commit": repository.commit}
-        etag = repository.etag(path)
+        etag = self._hub.odd_etag or repository.etag(path)
         if not path.endswith(_LARGE_SUFFIXES):
             return self._send_file(path, content, facts | ({"ETag": f'"{etag}"'} if self._hub.has_etags else {}))
         linked = {"X-Linked-Size": str(len(content))}
@@ -216,6 +219,8 @@ class _Handler(BaseHTTPRequestHandler):
             hub.held.set()
             hub.release.wait(HOLD_S)
         body, status = hub.wrong.get(path, content), 200
+        if path in hub.encodings:
+            headers = headers | {"Content-Encoding": hub.encodings[path]}
         if (match := re.fullmatch(r"bytes=(\d+)-", self.headers.get("range", ""))) and not hub.ignores_ranges:
             start = int(match[1])
             if start >= len(body):

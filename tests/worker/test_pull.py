@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import errno
+import gzip
 import json
 import os
 import random
+import shlex
 import shutil
 import subprocess
 import sys
@@ -186,8 +188,17 @@ def test_without_a_graph_the_weights_are_pulled_and_the_next_step_is_named(hub: 
     assert report.graph is None
     assert (target / "model.safetensors").read_bytes() == files["model.safetensors"]
     (note,) = report.notes
-    assert f"embed-worker export '{target}'" in note
+    assert shlex.split(note.partition(": ")[2])[:3] == ["embed-worker", "export", str(target)]
     assert report.source in note
+
+
+def test_a_licence_is_quoted_for_the_shell_that_it_is_copied_into(hub: FakeHub, target: Path) -> None:
+    repository = hub.repositories["org/tiny"]
+    for graph in ("onnx/model.onnx", "onnx/model_fp16.onnx"):
+        del repository.files[graph]
+    repository.license = "mit'; touch planted; '"
+    (note,) = pull(hub, target).notes
+    assert shlex.split(note.partition(": ")[2])[-1] == repository.license
 
 
 def test_a_variant_is_added_to_the_folder_and_the_graph_that_was_there_stays(hub: FakeHub, target: Path) -> None:
@@ -210,8 +221,94 @@ def test_a_new_commit_replaces_the_folder_and_receives_only_what_has_changed(hub
     report = pull(hub, target)
     assert report.received == len(repository.files["config.json"])
     assert report.source == f"org/tiny@{'f' * 40}"
-    assert files_of(target) == NEEDED
+    assert files_of(target) == sorted([*NEEDED, "onnx/stray.onnx"])
     assert leftovers(target) == []
+
+
+def test_what_a_user_has_in_the_folder_stays_and_is_not_taken_for_the_models(hub: FakeHub, target: Path) -> None:
+    pull(hub, target)
+    own = {"notes.txt": b"mine", "data/rows.csv": b"1,2", "onnx/model_int8.onnx": b"a graph of my own"}
+    for path, content in own.items():
+        (target / path).parent.mkdir(exist_ok=True)
+        (target / path).write_bytes(content)
+    repository = hub.repositories["org/tiny"]
+    repository.commit = "f" * 40
+    repository.files["config.json"] += b"\n"
+    pull(hub, target)
+    assert {path: (target / path).read_bytes() for path in own} == own
+    manifest = Manifest.read(target)
+    assert manifest is not None
+    assert not manifest.files.keys() & own.keys()
+    repository.commit = "e" * 40
+    repository.files["notes.txt"] = b"not read by a worker"
+    pull(hub, target)
+    assert (target / "notes.txt").read_bytes() == b"mine"
+
+
+def test_a_users_file_where_the_model_has_one_stops_the_pull(hub: FakeHub, target: Path) -> None:
+    pull(hub, target)
+    (target / "onnx" / "model_fp16.onnx").write_bytes(b"my own")
+    with pytest.raises(PullError, match="move it"):
+        pull(hub, target, variant="fp16")
+    assert (target / "onnx" / "model_fp16.onnx").read_bytes() == b"my own"
+
+
+# What a hub may not do ------------------------------------------------------------------------------------------------
+
+
+def test_more_bytes_than_the_hub_states_are_not_received(hub: FakeHub, target: Path) -> None:
+    content = hub.repositories["org/tiny"].files["config.json"]
+    hub.wrong["config.json"] = content + b" " * 50_000_000
+    with pytest.raises(VerificationError, match=r"config\.json"):
+        pull(hub, target)
+    assert sum(file.stat().st_size for file in target.parent.rglob("*") if file.is_file()) < 5_000_000
+
+
+def test_a_compressed_answer_is_refused_and_not_expanded(hub: FakeHub, target: Path) -> None:
+    hub.encodings["config.json"] = "gzip"
+    hub.wrong["config.json"] = gzip.compress(bytes(10_000_000))
+    with pytest.raises(HubError, match="gzip"):
+        pull(hub, target)
+
+
+def test_another_commit_than_the_one_that_was_named_is_refused(hub: FakeHub, target: Path) -> None:
+    repository = hub.repositories["org/tiny"]
+    repository.tags = ("main", "f" * 40)
+    with pytest.raises(HubError, match="f" * 40):
+        pull(hub, target, revision="f" * 40)
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"7", b'{"sha": 5}', b"<html>", b'{"siblings": [{}]}'])
+def test_an_answer_of_another_shape_is_a_sentence(hub: FakeHub, target: Path, body: bytes) -> None:
+    hub.model_info = body
+    with pytest.raises(HubError):
+        pull(hub, target)
+
+
+def test_an_odd_etag_is_no_path(hub: FakeHub, target: Path) -> None:
+    hub.odd_etag = "W/../../../../tmp/x y"
+    pull(hub, target)
+    assert files_of(target) == NEEDED
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
+def test_planted_links_are_not_written_through(hub: FakeHub, target: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"untouched")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    hidden = target.parent / f".{target.name}.pull" / "files"
+    hidden.mkdir(parents=True)
+    (hidden / "onnx").symlink_to(elsewhere)
+    (hidden / "config.json").symlink_to(victim)
+    pull(hub, target)
+    assert (victim.read_bytes(), list(elsewhere.iterdir())) == (b"untouched", [])
+    assert files_of(target) == NEEDED
+    shutil.rmtree(target)
+    (target.parent / f".{target.name}.pull.lock").symlink_to(victim)
+    with pytest.raises(PullError):
+        pull(hub, target)
+    assert victim.read_bytes() == b"untouched"
 
 
 # Which repository, which commit -------------------------------------------------------------------------------------
@@ -626,7 +723,7 @@ def test_a_folder_that_cannot_be_replaced_is_as_it_was(
 def test_a_folder_without_hard_links_is_copied(hub: FakeHub, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pull(hub, target)
 
-    def no_links(source: Path, destination: Path) -> None:
+    def no_links(source: Path, destination: Path, *, follow_symlinks: bool) -> None:
         raise PermissionError(errno.EPERM, "this file system has no hard links")
 
     monkeypatch.setattr(os, "link", no_links)

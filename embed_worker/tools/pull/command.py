@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Iterable
@@ -23,7 +24,7 @@ from embed_worker.errors import ModelError, ModelNotFoundError
 from embed_worker.model_files.folder import read_model_folder
 from embed_worker.model_files.known_models import find_known_model, known_models
 from embed_worker.model_files.layout import MODULES, WEIGHTS, OutsideError, files_of_a_model, inner_path
-from embed_worker.model_files.manifest import Manifest, ManifestError, file_sha256, verify
+from embed_worker.model_files.manifest import MANIFEST_NAME, Manifest, ManifestError, file_sha256, verify
 from embed_worker.model_files.search import short_name, user_models_folder
 from embed_worker.protocol import ExitCode
 from embed_worker.tools.pull.hub import Hub, HubError, RemoteFile, Repository, VerificationError, is_verifiable, matches
@@ -343,6 +344,7 @@ class _Pull:
             self._staging.files, name=folder.name, source=source, license=main.license or wanted.license or "not stated"
         )
         manifest.write(self._staging.files)
+        self._keep_what_is_not_ours()
         self._staging.put_in_place()
         return _report(folder, manifest, graph, received=self._received, notes=self._notes(graph, manifest))
 
@@ -387,13 +389,32 @@ class _Pull:
                 self._staging.take_over(path)
                 self._paths.add(path)
 
+    def _keep_what_is_not_ours(self) -> None:
+        """Keep every file of the folder that no pull wrote: a user's own notes, settings or graphs.
+
+        Raises:
+            PullError: One of them is where a file of the model belongs.
+        """
+        folder = self._staging.folder
+        try:
+            manifest = Manifest.read(folder)
+        except ManifestError:
+            manifest = None
+        ours = {MANIFEST_NAME, *(manifest.files if manifest is not None else ())}
+        for path in self._staging.others(ours):
+            if path in self._paths:
+                raise PullError(f"{folder / path} is not from a pull, and stands where the model has a file: move it")
+            self._staging.take_over(path)
+
     def _notes(self, graph: str | None, manifest: Manifest) -> Iterable[str]:
         folder = self._staging.folder
         if self._unverified:
             yield f"Not verified, because the server gives no hash: {', '.join(self._unverified)}"
         if graph is None:
-            options = f"--source '{manifest.source}' --license '{manifest.license}'"
-            yield f"It has no ONNX graph; make one of its weights: embed-worker export '{folder}' {options}"
+            # The licence is what a stranger wrote into a model card, and this is a line to be copied into a shell.
+            quoted = [shlex.quote(part) for part in (str(folder), manifest.source, manifest.license)]
+            options = f"--source {quoted[1]} --license {quoted[2]}"
+            yield f"It has no ONNX graph; make one of its weights: embed-worker export {quoted[0]} {options}"
             return
         try:
             read_model_folder(folder, ModelOptions(onnx_file=graph))

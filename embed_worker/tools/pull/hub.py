@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from embed_worker import __version__
 
 _RETRIED_STATUSES = (408, 429, 500, 502, 503, 504)
 _HASHED_BYTES = 1 << 20
+_MOST_UNSTATED_BYTES = 64 << 20  # of a file whose size the server does not say: configurations are smaller
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class HubError(Exception):
@@ -88,6 +91,8 @@ class Hub:
             info = api.model_info(name, revision=revision or "main", timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
         if info.sha is None:
             raise HubError(f"The answer for {name} does not name a commit: {self._address()} is not a hub")
+        if revision is not None and _COMMIT.fullmatch(revision) and info.sha != revision:
+            raise HubError(f"{self._address()} answers for the commit {revision} of {name} with {info.sha}")
         files = frozenset(sibling.rfilename for sibling in info.siblings or [])
         return Repository(name=name, commit=info.sha, files=files, license=_license(info.card_data))
 
@@ -115,11 +120,17 @@ class Hub:
             OSError: It cannot be written.
         """
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}.{file.etag[:16]}.part")
+        part = target.with_name(f".{target.name}.{_plain(file.etag)}.part")
+        if part.is_symlink():  # whoever put it there wants something else to be written
+            part.unlink()
         part.touch()
         progress.update(part.stat().st_size)
         if file.size is None or part.stat().st_size < file.size:
-            self._receive(file, part, progress)
+            try:
+                self._receive(file, part, progress)
+            except VerificationError:
+                part.unlink()
+                raise
         if not matches(part, file):
             received = part.stat().st_size
             part.unlink()
@@ -167,10 +178,18 @@ class Hub:
             continues = have and response.status_code == 206
             if have and not continues:
                 progress.update(-have)
+            # Nothing is unpacked: a few bytes of a bomb would become gigabytes, and hashes are of what is stored.
+            encoding = response.headers.get("Content-Encoding", "identity")
+            if encoding != "identity":
+                raise HubError(f"{self._address()} sends {file.path} as {encoding}, which was not asked for")
+            size, most = have if continues else 0, _MOST_UNSTATED_BYTES if file.size is None else file.size
             with part.open("ab" if continues else "wb") as opened:
-                for chunk in response.iter_bytes():
+                for chunk in response.iter_raw():
                     opened.write(chunk)
                     progress.update(len(chunk))
+                    size += len(chunk)
+                    if size > most:
+                        raise VerificationError(_too_much(file, most))
 
     def _address(self) -> str:
         from huggingface_hub import constants
@@ -186,6 +205,8 @@ class Hub:
         transport_error = cast("type[Exception]", errors.HfHubHTTPError.__bases__[0])
         try:
             yield
+        except (HubError, VerificationError):
+            raise
         except errors.OfflineModeIsEnabled as error:
             raise HubError("HF_HUB_OFFLINE is set: unset it to download") from error
         except errors.GatedRepoError as error:
@@ -204,6 +225,17 @@ class Hub:
             problem = f"{type(error).__name__}: {error}".rstrip(": ")
             advice = "check the network, the proxy and HF_ENDPOINT; the same command goes on from here"
             raise HubError(f"{self._address()} cannot be reached ({problem}): {advice}") from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:  # JSON of another shape, odd headers
+            raise HubError(f"{page} answers with something else than a hub ({type(error).__name__})") from error
+
+
+def _plain(etag: str) -> str:
+    """Return a piece of a file's name for a hash of any form."""
+    return etag[:16] if re.fullmatch(r"[0-9a-f]{16,}", etag) else hashlib.sha256(etag.encode()).hexdigest()[:16]
+
+
+def _too_much(file: RemoteFile, most: int) -> str:
+    return f"{file.path} of {file.repository} goes on after the {most} bytes that it may have; it was thrown away"
 
 
 def matches(path: Path, file: RemoteFile) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,9 +42,16 @@ class Staging:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)
         try:
-            os.link(self.folder / path, target)
-        except OSError:
-            shutil.copyfile(self.folder / path, target)
+            os.link(self.folder / path, target, follow_symlinks=False)
+        except (OSError, NotImplementedError):
+            shutil.copyfile(self.folder / path, target, follow_symlinks=False)
+
+    def others(self, ours: Collection[str]) -> list[str]:
+        """Return the files of the folder that are not among `ours`, links as they are, as POSIX paths."""
+        found = (Path(parent, name) for parent, _, names in os.walk(self.folder) for name in names)
+        links = (Path(parent, name) for parent, names, _ in os.walk(self.folder) for name in names)
+        paths = [*found, *(path for path in links if path.is_symlink())]
+        return [path for path in (each.relative_to(self.folder).as_posix() for each in paths) if path not in ours]
 
     def keep_only(self, paths: Iterable[str]) -> None:
         """Remove every other file, what earlier attempts left included."""
@@ -79,11 +86,22 @@ def staging(folder: Path) -> Iterator[Staging]:
     hidden = folder.parent / f".{folder.name}.pull"
     with _locked(folder.parent / f".{folder.name}.pull.lock"):
         claimed = Staging(folder, hidden)
+        _remove_links(hidden)
         claimed.recover()
         try:
             yield claimed
         finally:
             _remove_empty_folders(hidden)
+
+
+def _remove_links(hidden: Path) -> None:
+    """Remove links from what an earlier attempt left: a pull makes none, and would write through them."""
+    if hidden.is_symlink():
+        hidden.unlink()
+    for parent, folders, names in os.walk(hidden):
+        for name in (*folders, *names):
+            if (path := Path(parent, name)).is_symlink():
+                path.unlink()
 
 
 def _remove_empty_folders(folder: Path) -> None:
@@ -111,7 +129,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _open_locked(path: Path) -> int:
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         if not lock(descriptor, wait=False):
             os.close(descriptor)
             raise BusyError(f"{path} is locked")
