@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bridge_client import EmbedClient
+from bridge_client.bulk.job import Job
 from embed_worker.__main__ import run_tool
 from tests.worker.harness import ROOT
 
@@ -345,16 +346,12 @@ def test_standard_input_is_known_by_its_texts(tmp_path: Path) -> None:
     assert np.load(tmp_path / "o.npy").shape[0] == 25
 
 
-def test_two_commands_do_not_work_on_one_output(many: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "out.parquet"
-    process = begin(many, out)
-    try:
-        wait_for_parts(out, 1, process)
-        assert embed(many, "-o", out) == 2
-        assert "another command is at work" in capfd.readouterr().err
-    finally:
-        process.kill()
-        process.wait(DEADLINE_S)
+def test_two_commands_do_not_work_on_one_output(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file, out = written(tmp_path, "jsonl"), tmp_path / "out.npy"
+    with Job(out, ".npy").locked():
+        assert embed(file, "-o", out) == 2
+    assert "another command is at work" in capfd.readouterr().err
+    assert embed(file, "-o", out) == 0
 
 
 def test_a_full_disk_is_said_and_keeps_the_finished_parts(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.client import interruptions
+from tests.soak import grammar
 from tests.soak.chaos import SLOW_FAKE, is_clean, kill_under_load, measured, random_rounds
 from tests.worker.harness import ROOT, WorkerProcess, cosines, matrix_of
 
@@ -80,3 +81,11 @@ def test_openvino_gives_right_vectors_in_every_start(precision: str) -> None:
         smallest.append(float(cosines(found, expected).min()))
         print(f"start {start}: {smallest[-1]:.7f}")
     assert min(smallest) >= {"float32": 0.9999, "bfloat16": 0.999}[precision]
+
+
+@pytest.mark.parametrize("seed", range(1, 7))
+def test_lines_made_by_a_grammar_are_each_answered_once_rightly_and_in_order(seed: int) -> None:
+    outcome = grammar.play(seed, 10_000)
+    print(outcome)
+    assert outcome.lines > 9_000
+    assert outcome.vectors > 10_000
