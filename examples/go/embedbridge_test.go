@@ -1186,6 +1186,7 @@ func main() {
 			}
 			steps := append(steps, []string{"run", ".", python(), "-m", "bridge_client.testing.fake_worker"})
 			var told []byte
+			var err error // of this subtest: the two run side by side
 			for _, step := range steps {
 				command := exec.Command("go", step...)
 				command.Dir = folder
