@@ -254,6 +254,14 @@ def test_a_users_file_where_the_model_has_one_stops_the_pull(hub: FakeHub, targe
     assert (target / "onnx" / "model_fp16.onnx").read_bytes() == b"my own"
 
 
+def test_a_users_copy_of_what_the_model_has_is_no_obstacle(hub: FakeHub, target: Path) -> None:
+    pull(hub, target)
+    content = hub.repositories["org/tiny"].files["onnx/model_fp16.onnx"]
+    (target / "onnx" / "model_fp16.onnx").write_bytes(content)
+    assert pull(hub, target, variant="fp16").received == 0
+    assert (target / "onnx" / "model_fp16.onnx").read_bytes() == content
+
+
 # What a hub may not do ------------------------------------------------------------------------------------------------
 
 

@@ -402,9 +402,10 @@ class _Pull:
             manifest = None
         ours = {MANIFEST_NAME, *(manifest.files if manifest is not None else ())}
         for path in self._staging.others(ours):
-            if path in self._paths:
+            if path not in self._paths:
+                self._staging.take_over(path)
+            elif file_sha256(folder / path) != file_sha256(self._staging.files / path):
                 raise PullError(f"{folder / path} is not from a pull, and stands where the model has a file: move it")
-            self._staging.take_over(path)
 
     def _notes(self, graph: str | None, manifest: Manifest) -> Iterable[str]:
         folder = self._staging.folder
