@@ -126,7 +126,7 @@ func (c *Client) onGone(w *worker) {
 			p.stopTimer()
 			c.end(p.job, ErrClosed)
 		}
-		if ended == unknown {
+		if !w.isReaped() {
 			c.closeError = errImmortal
 		}
 		close(c.closed)

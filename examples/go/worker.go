@@ -153,6 +153,13 @@ func (w *worker) reap() {
 	w.reaping.Unlock()
 }
 
+// isReaped tells whether the process is gone. Somebody else may have collected it, and its status with it.
+func (w *worker) isReaped() bool {
+	w.reaping.Lock()
+	defer w.reaping.Unlock()
+	return w.reaped
+}
+
 // signal reaches the worker and its children, unless its number may be somebody else's by now.
 func (w *worker) signal(group func(*os.Process)) {
 	w.reaping.Lock()
