@@ -1,6 +1,6 @@
 """The embeddings endpoint of OpenAI's HTTP interface, on this machine, for programs that speak nothing else.
 
-    pip install embed-bridge starlette uvicorn prometheus-client
+    pip install . starlette uvicorn prometheus-client
     python examples/openai_server.py --model all-MiniLM-L6-v2 --port 8000
 
     client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")

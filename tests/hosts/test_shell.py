@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -100,3 +101,22 @@ def test_control_requests_are_answered_at_once(tour: dict[str, str]) -> None:
 def test_shutdown_finishes_what_came_before_it(tour: dict[str, str]) -> None:
     rows = [json.loads(row) for row in said_by(tour, """printf '%s\\n' '{"inputs": "last"}'""").splitlines()]
     assert rows == [[1, "ok", None], [2, "ok", None], [3, "error", "shutting_down"]]
+
+
+def test_the_recorded_session_is_what_a_terminal_shows(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(os.environ, "PATH", environment["PATH"])
+    record = runpy.run_path(str(ROOT / "examples" / "shell" / "record.py"))
+
+    def without_numbers(picture: str) -> str:
+        """Leave out the numbers, and the ellipsis and the rows that move with their lengths."""
+        text = re.sub(r"<text [^>]*>|</text>\n", "", picture.partition("<circle")[2])
+        return re.sub(r"[-+]?\d[\d.e+-]*", "0", text)
+
+    def lines(picture: str) -> list[str]:
+        return [row[:60] for row in re.split(r"(?=\$ )", without_numbers(picture))]
+
+    assert lines((ROOT / "docs" / "images" / "session.svg").read_text("utf-8")) == lines(
+        record["draw"](record["session"]())
+    )
