@@ -1,3 +1,3 @@
 """A worker that turns lines of JSON into text embeddings. Importing this package imports nothing else."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
