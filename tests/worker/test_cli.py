@@ -193,3 +193,30 @@ def test_help_names_every_option_and_every_request(capsys: pytest.CaptureFixture
     text = capsys.readouterr().out
     for word in ("--model ", "--pooling", "--supervised", "--max-in-flight-bytes", "unload_model", "exit status"):
         assert word in text
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        ('RuntimeError("can\'t start new thread")', ExitCode.TRY_AGAIN),
+        ("MemoryError()", ExitCode.TRY_AGAIN),
+        ("OSError(errno.EAGAIN, 'no')", ExitCode.TRY_AGAIN),
+        ("KeyError('a bug')", ExitCode.INTERNAL),
+    ],
+)
+def test_what_the_machine_lacked_for_a_moment_ends_the_worker_with_75(error: str, status: int) -> None:
+    program = (
+        "import errno, sys; from embed_worker.__main__ import serve; from embed_worker.config import WorkerConfig\n"
+        "from embed_worker.serving import server\n"
+        f"def run(self): raise {error}\n"
+        "server.Server.run = run; sys.exit(serve(WorkerConfig()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == status, done.stderr

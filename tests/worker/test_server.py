@@ -337,6 +337,17 @@ def test_a_deadline_beyond_what_a_wait_can_take_is_no_deadline() -> None:
         assert worker.ask({"id": "after", "inputs": "b", "deadline_ms": 2**63 - 1})["count"] == 1
 
 
+def test_a_thread_that_waits_for_such_a_deadline_waits_as_long_as_the_system_can() -> None:
+    loader = FakeLoader()
+    loader.gate.clear()
+    with running_worker(loader=loader) as worker:  # nothing can run yet, so that a thread waits for the deadline
+        worker.send({"id": "far", "inputs": "a", "deadline_ms": 2**63 - 1})
+        assert worker.is_silent()
+        assert worker.ask({"id": "ping", "method": "ping"})["state"] == "loading"
+        loader.gate.set()
+        assert worker.receive()["count"] == 1
+
+
 class Panic(BaseException):
     """What Rust's panics are in Python: no Exception."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from embed_worker.errors import ModelError
 from embed_worker.inference.tokenizer import TextTokenizer
 from embed_worker.model_files.folder import read_model_folder
 from embed_worker.model_files.plan import ModelPlan
+from embed_worker.protocol import ExitCode
+from tests.worker.harness import WorkerProcess
 from tests.worker.test_model_folder import EXPECTED, MODELS
 
 
@@ -148,3 +152,19 @@ def test_texts_are_lower_cased_first_where_the_folder_says_so() -> None:
         assert found.ids.tolist() == of_lower.ids.tolist() != cased.encode([text], "")[0].ids.tolist()
     uncased = TextTokenizer.load(plan_for("bert-mean", lowercase=True))
     assert uncased.encode(["A Text"], "")[0].ids.tolist() == uncased.encode(["a text"], "")[0].ids.tolist()
+
+
+def test_a_tokenizer_that_panics_at_its_first_text_ends_the_worker_with_78(tmp_path: Path) -> None:
+    folder = tmp_path / "panics"
+    shutil.copytree(MODELS / "bert-mean", folder)
+    for name, changes in {
+        "tokenizer.json": {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+        "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast"},
+    }.items():
+        file = folder / name
+        file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | changes), "utf-8")
+    with WorkerProcess(model=folder) as worker:
+        worker.send({"id": 1, "inputs": "a"})
+        assert worker.receive()["code"] == "model_load_failed"
+        worker.close_input()
+        assert worker.wait() == ExitCode.UNUSABLE_MODEL
