@@ -149,6 +149,9 @@ class LockStep:
             return protocol.encode_error(request_id, line.number, code, message, index)
 
     def _embed(self, request: protocol.Embed, request_id: protocol.RequestId, line_number: int) -> bytes:
+        if request.encoding_format.precision != "float32":
+            message = f"{request.encoding_format.value!a} is not served in lock-step"
+            raise protocol.ProtocolError(ErrorCode.INVALID_REQUEST, message)
         found = self._client(request.model).embed_detailed(
             request.inputs,
             timeout_s=None if request.deadline_ms is None else request.deadline_ms / 1000,
@@ -186,6 +189,8 @@ class LockStep:
             case protocol.Shutdown():
                 self.is_over = True
                 return {"pending": 0}
+            case protocol.Tokenize():
+                raise protocol.ProtocolError(ErrorCode.UNKNOWN_METHOD, "`tokenize` is not served in lock-step")
             case protocol.Embed():
                 raise AssertionError("an embed has vectors")
             case _:

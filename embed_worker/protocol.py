@@ -12,7 +12,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NoReturn, TypeAlias, assert_never
@@ -115,10 +115,30 @@ class Limits:
 
 
 class EncodingFormat(StrEnum):
-    """How the matrix of an answer is written. Both decode to identical bits."""
+    """How the matrix of an answer is written. `float` and `base64` decode to identical bits; the others keep fewer."""
 
     FLOAT = "float"
     BASE64 = "base64"
+    BASE64_FLOAT16 = "base64_float16"
+    BASE64_UBINARY = "base64_ubinary"
+
+    @property
+    def precision(self) -> str:
+        """What the numbers are, in the words of sentence-transformers: `float32`, `float16` or `ubinary`."""
+        match self:
+            case EncodingFormat.FLOAT | EncodingFormat.BASE64:
+                return "float32"
+            case EncodingFormat.BASE64_FLOAT16:
+                return "float16"
+            case EncodingFormat.BASE64_UBINARY:
+                return "ubinary"
+            case _:
+                assert_never(self)
+
+    def row_bytes(self, dimension: int) -> int:
+        """Return the bytes of a vector of so many components, before base64 makes them a third more."""
+        bits = {"float32": 32, "float16": 16, "ubinary": 1}[self.precision]
+        return (dimension * bits + 7) // 8
 
 
 # Requests ---------------------------------------------------------------------------------------------------------
@@ -136,6 +156,19 @@ class Embed:
     prompt: str | None = None
     truncate: bool = True
     encoding_format: EncodingFormat = EncodingFormat.FLOAT
+    deadline_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokenize:
+    """Count the tokens of `inputs`, and say where in them they are. `None` stands for what the model's folder says."""
+
+    inputs: list[str]
+    model: str | None = None
+    prompt_name: str | None = None
+    prompt: str | None = None
+    truncate: bool = True
+    offsets: bool = False
     deadline_ms: float | None = None
 
 
@@ -158,7 +191,7 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cancel:
-    """Stop the outstanding `embed` whose id is `target`."""
+    """Stop the outstanding `embed` or `tokenize` whose id is `target`."""
 
     target: str | int
 
@@ -182,7 +215,7 @@ class Shutdown:
     """Finish accepted work, then exit 0."""
 
 
-Request: TypeAlias = Embed | Info | Ping | Metrics | Cancel | LoadModel | UnloadModel | Shutdown
+Request: TypeAlias = Embed | Tokenize | Info | Ping | Metrics | Cancel | LoadModel | UnloadModel | Shutdown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -409,7 +442,8 @@ def _encoding_format(name: str, value: Any, limits: Limits) -> EncodingFormat:
     try:
         return EncodingFormat(value)
     except ValueError:
-        _refuse(f'`{name}` must be "float" or "base64"')
+        known = ", ".join(f'"{each}"' for each in EncodingFormat)
+        _refuse(f"`{name}` must be one of {known}")
 
 
 def _prompt(name: str, value: Any, limits: Limits) -> str:
@@ -444,9 +478,18 @@ def _anything(name: str, value: Any, limits: Limits) -> Any:
 
 
 def _build_embed(members: dict[str, Any]) -> Embed:
+    _refuse_two_prompts(members)
+    return Embed(**members)
+
+
+def _build_tokenize(members: dict[str, Any]) -> Tokenize:
+    _refuse_two_prompts(members)
+    return Tokenize(**members)
+
+
+def _refuse_two_prompts(members: Mapping[str, Any]) -> None:
     if "prompt" in members and "prompt_name" in members:
         _refuse("`prompt` and `prompt_name` exclude each other")
-    return Embed(**members)
 
 
 def _build_load_model(members: dict[str, Any]) -> LoadModel:
@@ -471,6 +514,18 @@ _EMBED = MethodSpec(
 METHODS: dict[str, MethodSpec] = {
     "embed": _EMBED,
     "embed_batch": _EMBED,
+    "tokenize": MethodSpec(
+        _build_tokenize,
+        {
+            "inputs": Parameter(_inputs, is_required=True),
+            "model": Parameter(_string),
+            "prompt_name": Parameter(_string),
+            "prompt": Parameter(_prompt),
+            "truncate": Parameter(_boolean),
+            "offsets": Parameter(_boolean),
+            "deadline_ms": Parameter(_milliseconds),
+        },
+    ),
     "info": MethodSpec(lambda members: Info(**members), {"model": Parameter(_string)}),
     "ping": MethodSpec(lambda members: Ping(), {}),
     "metrics": MethodSpec(lambda members: Metrics(), {}),
@@ -513,7 +568,8 @@ def encode_vectors(
         request_id: Echoed as the first member.
         line_number: 1-based; written only when the id is null.
         before: The members that stand before the vectors.
-        vectors: (count, dimension) numpy array of little-endian float32, C-contiguous.
+        vectors: numpy array with a row for each input, C-contiguous, of the encoding's precision: little-endian
+            float32 or float16 (count, dimension), or bytes of sign bits (count, dimension / 8 rounded up).
         encoding: How they are written.
         after: The members that stand after them; at least one.
     """
@@ -524,7 +580,7 @@ def encode_vectors(
         case EncodingFormat.FLOAT:
             rows = (orjson.dumps(piece, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1] for piece in pieces)
             return b"".join((head[:-1], b',"embeddings":[', b",".join(rows), b"],", tail[1:]))
-        case EncodingFormat.BASE64:
+        case EncodingFormat.BASE64 | EncodingFormat.BASE64_FLOAT16 | EncodingFormat.BASE64_UBINARY:
             packed = (binascii.b2a_base64(piece.data, newline=False) for piece in pieces)
             return b"".join((head[:-1], b',"embeddings_base64":"', *packed, b'",', tail[1:]))
         case _:
@@ -532,6 +588,32 @@ def encode_vectors(
 
 
 _PIECE_ROWS = 384  # some milliseconds of work, and a multiple of 3, so that base64 pieces need no padding between them
+
+
+def encode_tokens(
+    request_id: RequestId, line_number: int, members: Mapping[str, Any], offsets: Sequence[Any] | None
+) -> bytes:
+    """Write the answer to a `tokenize`, newline included; in pieces, as `encode_vectors` does.
+
+    Args:
+        request_id: Echoed as the first member.
+        line_number: 1-based; written only when the id is null.
+        members: The members beside the ranges.
+        offsets: For each input a (tokens, 2) numpy array of integers, C-contiguous; None where nobody asked for them.
+    """
+    head = orjson.dumps(_success_head(request_id, line_number) | dict(members))
+    if offsets is None:
+        return head + b"\n"
+    texts = (b",".join(_range_pieces(ranges)) for ranges in offsets)
+    return b"".join((head[:-1], b',"offsets":[', b",".join(b"[%b]" % text for text in texts), b"]}\n"))
+
+
+def _range_pieces(ranges: Any) -> Iterator[bytes]:
+    for first in range(0, len(ranges), _PIECE_RANGES):
+        yield orjson.dumps(ranges[first : first + _PIECE_RANGES], option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+
+
+_PIECE_RANGES = 32_768  # some milliseconds of work
 
 
 def _success_head(request_id: RequestId, line_number: int) -> dict[str, Any]:
@@ -557,6 +639,7 @@ def encode_error(
 
 _METHOD_NAMES: dict[type, str] = {
     Embed: "embed",
+    Tokenize: "tokenize",
     Info: "info",
     Ping: "ping",
     Metrics: "metrics",
@@ -635,8 +718,10 @@ def decode_response(line: bytes) -> Response:
             raise ProtocolError(ErrorCode.PARSE_ERROR, 'an object whose `status` is neither "ok" nor "error"')
 
 
-def decode_matrix(members: Mapping[str, Any], count: int, dimension: int) -> bytes:
-    """Decode `embeddings_base64` into row-major little-endian float32, after checking that it is what was asked for.
+def decode_matrix(
+    members: Mapping[str, Any], count: int, dimension: int, encoding: EncodingFormat = EncodingFormat.BASE64
+) -> bytes:
+    """Decode `embeddings_base64` into the rows of its encoding, after checking that it is what was asked for.
 
     Raises:
         ProtocolError: `parse_error`: another count, dimension or length.
@@ -651,7 +736,7 @@ def decode_matrix(members: Mapping[str, Any], count: int, dimension: int) -> byt
         matrix = binascii.a2b_base64(encoded, strict_mode=True) if encoded else b""
     except ValueError as error:  # binascii.Error is one; so is a character beyond ASCII
         raise ProtocolError(ErrorCode.PARSE_ERROR, f"`embeddings_base64`: {error}") from None
-    if len(matrix) != count * dimension * 4:
-        message = f"{len(matrix)} bytes of vectors, expected {count} x {dimension} x 4"
+    if len(matrix) != count * (row_bytes := encoding.row_bytes(dimension)):
+        message = f"{len(matrix)} bytes of vectors, expected {count} x {row_bytes}"
         raise ProtocolError(ErrorCode.PARSE_ERROR, message)
     return matrix

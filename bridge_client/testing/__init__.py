@@ -49,6 +49,6 @@ def fake_client(options: ClientOptions | None = None, **faults: Any) -> Iterator
 
 def fake_vector(text: str, dimension: int = 8) -> list[float]:
     """Return the vector that the fake worker gives to a text: float32 values of unit length."""
-    from bridge_client.testing.fake_worker import vector_of
+    from bridge_client.testing.fake_model import vector_of
 
     return vector_of(text, dimension)

@@ -2,8 +2,8 @@
 
 Vectors come from a hash of the text. It starts in a few hundredths of a second, speaks with the codec of
 `embed_worker.protocol`, and misbehaves exactly as its flags say; nothing of this exists in the shipped worker. "After
-N" counts the `embed` requests of one process: `--kill-after 3` answers three and dies on the fourth. `--processes N`
-limits the faults to the first N processes that share the file of `--count-file`.
+N" counts the `embed` and `tokenize` requests of one process: `--kill-after 3` answers three and dies on the fourth.
+`--processes N` limits the faults to the first N processes that share the file of `--count-file`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
-import hashlib
 import math
 import os
 import queue
 import signal
-import struct
 import subprocess
 import sys
 import threading
@@ -25,9 +23,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from bridge_client.testing.fake_model import MAX_TOKENS, counts_of, pack_rows, vector_of
 from bridge_client.testing.processes import die, freeze
 from embed_worker import machine, protocol
-from embed_worker.protocol import Cancel, Embed, ErrorCode, Limits, ProtocolError, RequestId
+from embed_worker.protocol import Cancel, Embed, ErrorCode, Limits, ProtocolError, RequestId, Tokenize
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -84,15 +83,6 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def vector_of(text: str, dimension: int) -> list[float]:
-    """Return float32 values of unit length that depend on every byte of the text."""
-    digest = hashlib.shake_128(text.encode()).digest(2 * dimension)
-    raw = [number + 0.5 for number in struct.unpack(f"<{dimension}h", digest)]
-    norm = math.sqrt(sum(number * number for number in raw))
-    values = struct.unpack(f"<{dimension}f", struct.pack(f"<{dimension}f", *(number / norm for number in raw)))
-    return list(values)
-
-
 class FakeWorker:
     """One process: a reader, which answers what is answered at once, and with a latency a thread that "computes"."""
 
@@ -104,7 +94,7 @@ class FakeWorker:
         self._micro_batches = 0
         self._cancelled: set[RequestId] = set()
         self._is_hung = False
-        self._work: queue.SimpleQueue[tuple[RequestId, Embed] | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[tuple[RequestId, Embed | Tokenize] | None] = queue.SimpleQueue()
         self._waiting: set[RequestId] = set()
         self._limits = Limits(
             max_inputs=faults.max_inputs,
@@ -150,7 +140,7 @@ class FakeWorker:
             self._write(protocol.encode_error(envelope.id, 1, error.code, str(error), error.index))
             return
         match request:
-            case Embed():
+            case Embed() | Tokenize():
                 self._accept(envelope.id, request)
             case protocol.Info():
                 if self._faults.start_delay:
@@ -179,27 +169,27 @@ class FakeWorker:
             "model": self._faults.model,
             "fingerprint": self._faults.fingerprint,
             "dimension": self._faults.dimension,
-            "max_tokens": 512,
+            "max_tokens": MAX_TOKENS,
             "limits": {name: getattr(self._limits, name) for name in names},
         }
 
-    def _accept(self, request_id: RequestId, request: Embed) -> None:
+    def _accept(self, request_id: RequestId, request: Embed | Tokenize) -> None:
         self._waiting.add(request_id)
         if self._faults.latency:
             self._work.put((request_id, request))
         else:
-            self._embed(request_id, request)
+            self._serve(request_id, request)
 
     def _compute(self) -> None:
         while (work := self._work.get()) is not None:
             until = time.monotonic() + self._faults.latency
             while work[0] not in self._cancelled and time.monotonic() < until:
                 time.sleep(min(0.01, self._faults.latency))
-            self._embed(*work)
+            self._serve(*work)
 
     # Faults
 
-    def _embed(self, request_id: RequestId, request: Embed) -> None:
+    def _serve(self, request_id: RequestId, request: Embed | Tokenize) -> None:
         number, self._embeds = self._embeds, self._embeds + 1
         if self._misbehave_before(number, request_id, request):
             return
@@ -209,7 +199,8 @@ class FakeWorker:
             self._write(protocol.encode_error(request_id, 1, ErrorCode.CANCELLED, "cancelled"))
             return
         self._micro_batches += 1
-        line = protocol.encode_success(request_id, 1, self._vectors(number, request))
+        results = self._vectors(number, request) if isinstance(request, Embed) else self._tokens(number, request)
+        line = protocol.encode_success(request_id, 1, results)
         if self._faults.unknown_ids:
             self._answer(2**52 + number, {})
         if _is_due(self._faults.partial_line_after, number):
@@ -219,7 +210,7 @@ class FakeWorker:
         if _is_due(self._faults.duplicate_after, number):
             self._write(line)
 
-    def _misbehave_before(self, number: int, request_id: RequestId, request: Embed) -> bool:
+    def _misbehave_before(self, number: int, request_id: RequestId, request: Embed | Tokenize) -> bool:
         """Do what happens instead of an answer; True if nothing is to be answered."""
         faults = self._faults
         if number == 0 and faults.stderr_flood:
@@ -276,23 +267,29 @@ class FakeWorker:
         rows = [vector_of(text, width) for text in request.inputs]
         if _is_due(faults.wrong_count_after, number):
             rows.append(rows[0])
-        flat = [value for row in rows for value in row]
         if _is_due(faults.nan_after, number):
-            flat[0] = math.nan
-        packed = struct.pack(f"<{len(flat)}f", *flat)
+            rows[0][0] = math.nan
+        packed = pack_rows(rows, request.encoding_format)
         if _is_due(faults.truncated_base64_after, number):
             packed = packed[:-4]
-        is_other = _is_due(faults.other_fingerprint_after, number)
         return {
-            "model": faults.model,
-            "fingerprint": "0" * 16 if is_other else faults.fingerprint,
+            **self._space(number),
             "dimension": width,
             "count": len(rows),
             "embeddings_base64": base64.b64encode(packed).decode(),
-            "tokens": [2 + len(text.split()) for text in request.inputs],
-            "truncated": [index for index, text in enumerate(request.inputs) if len(text.split()) > 510],
+            **counts_of(request),
             "timing_ms": {"queue": 0.0, "tokenize": 0.0, "inference": 0.0, "total": 0.0},
         }
+
+    def _tokens(self, number: int, request: Tokenize) -> dict[str, Any]:
+        told = {**self._space(number), "count": len(request.inputs), **counts_of(request)}
+        if _is_due(self._faults.wrong_count_after, number):
+            told["tokens"].append(2)
+        return told
+
+    def _space(self, number: int) -> dict[str, str]:
+        is_other = _is_due(self._faults.other_fingerprint_after, number)
+        return {"model": self._faults.model, "fingerprint": "0" * 16 if is_other else self._faults.fingerprint}
 
     # Writing
 

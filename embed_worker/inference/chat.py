@@ -9,6 +9,13 @@ from typing import Any
 from embed_worker.errors import InvalidInput, ModelError, brief
 from embed_worker.model_files.plan import ChatPlan
 
+_PROBES = ("0", "1 2 3 4")
+
+
+def _alike(first: str, second: str) -> int:
+    """Return how many characters two strings begin with alike."""
+    return next((n for n, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]), len(first))
+
 
 class ChatTemplate:
     """A compiled template.
@@ -57,6 +64,13 @@ class ChatTemplate:
         """
         before = [self._message("system", prompt)] if prompt else []
         return [self._render([*before, self._message("user", text)], index) for index, text in enumerate(texts)]
+
+    def around(self, prompt: str) -> tuple[str, str]:
+        """Return what the template puts before and behind a text, as two short texts show it."""
+        first, second = self.render_all(_PROBES, prompt)
+        before = _alike(first, second)
+        behind = _alike(first[before:][::-1], second[before:][::-1])
+        return first[:before], first[len(first) - behind :]
 
     def _message(self, role: str, text: str) -> dict[str, Any]:
         return {"role": role, "content": [{"type": "text", "text": text}] if self._plan.is_structured else text}

@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from embed_worker.inference.backend import CPU_TOLERANCE, TOLERANCES, Backend
 from embed_worker.inference.dense import Module
 from embed_worker.inference.ort import CPU
 from embed_worker.inference.pooled_graph import check_pooled_graph
-from embed_worker.inference.pooling import Float32, are_usable, cosine_distances, finish_vectors, norms
+from embed_worker.inference.pooling import Float32, are_usable, at_precision, cosine_distances, finish_vectors, norms
 from embed_worker.inference.token_batch import TokenBatch
 from embed_worker.inference.tokenizer import TextTokenizer, TokenizedText
 from embed_worker.machine import release_freed_memory, return_large_blocks
@@ -245,14 +246,18 @@ class LoadedModel:
         return finish_vectors(raw, dimensions or self.dimension, normalize=wanted).astype("<f4", copy=False)
 
     def finish_and_check(
-        self, raw: Float32, dimensions: int | None, normalize: bool | None
-    ) -> tuple[Float32, int | None]:
+        self, raw: Float32, dimensions: int | None, normalize: bool | None, precision: str = "float32"
+    ) -> tuple[NDArray[Any], int | None]:
         """Do what `finish` does; return with it the index of the first vector that cannot be used, where one is.
 
-        One that is not finite or has no length cannot, be it whole or cut.
+        One that is not finite or has no length cannot, be it whole, cut, or rounded to float16. `precision` is that of
+        `at_precision`.
         """
         finished = self.finish(raw, dimensions, normalize)
         good = are_usable(finished)
         if finished.shape != raw.shape:
             good &= are_usable(raw)
-        return finished, None if good.all() else int(good.argmin())
+        told = at_precision(finished, precision)
+        if precision == "float16":
+            good &= are_usable(told)
+        return told, None if good.all() else int(good.argmin())

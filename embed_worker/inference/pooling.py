@@ -130,6 +130,31 @@ def finish_vectors(raw: Float32, dimensions: int | None, *, normalize: bool) -> 
     return finished
 
 
+def at_precision(vectors: Float32, precision: str) -> NDArray[Any]:
+    """Return vectors with fewer bits, little-endian and C-contiguous.
+
+    Args:
+        vectors: (B, D), finite.
+        precision: `float32`; `float16`, rounded to the nearest, ties to even; or `ubinary`, a bit for each component
+            that is greater than 0, the first the highest of its byte, and zeros up to the end of the last byte.
+
+    Returns:
+        (B, D) float32 or float16, or (B, D / 8 rounded up) uint8.
+
+    Reference: sentence-transformers, `quantize_embeddings`.
+    """
+    match precision:
+        case "float32":
+            return vectors.astype("<f4", copy=False)
+        case "float16":
+            with np.errstate(over="ignore"):  # what is too large becomes infinite, for the caller to refuse
+                return vectors.astype("<f2")
+        case "ubinary":
+            return np.packbits(vectors > 0, axis=1)
+        case _:
+            raise ValueError(precision)
+
+
 _PIECE_ROWS = 1024  # norms are computed in float64: the copy of a whole matrix would be twice its size
 
 

@@ -27,11 +27,14 @@ class TokenizedText:
         ids: (tokens,) int64, special tokens included, cut to the model's limit.
         count: The tokens of the whole text, before the cut.
         skipped: Leading tokens that pooling leaves out: those of a prompt that the folder excludes.
+        ranges: (text tokens, 2) uint32, where it was asked for: where in the text each token of its own begins and
+            ends, in code points; special tokens and those of a prompt or a template have none.
     """
 
     ids: NDArray[np.int64]
     count: int
     skipped: int = 0
+    ranges: NDArray[np.uint32] | None = None
 
     @property
     def is_truncated(self) -> bool:
@@ -79,30 +82,67 @@ class TextTokenizer:
         """The number of tokens, added ones included."""
         return int(self._counting.get_vocab_size(with_added_tokens=True))
 
-    def encode(self, texts: Sequence[str], prompt: str) -> list[TokenizedText]:
+    def encode(
+        self, texts: Sequence[str], prompt: str, *, cuts: bool = True, ranges: bool = False
+    ) -> list[TokenizedText]:
         """Tokenise texts, each with the prompt put before it verbatim; nothing is stripped.
 
+        Args:
+            texts: Any number.
+            prompt: May be empty.
+            cuts: Whether to cut what is over the model's limit.
+            ranges: Whether to find where in its text each token is.
+
         Raises:
-            InvalidInput: A text cannot be encoded.
+            InvalidInput: A text cannot be encoded, or does not stand in its chat template as it is.
             NothingLeft: The prompt leaves nothing of any text.
         """
         skipped = self._skipped(prompt)
         whole = self._whole(texts, prompt)
-        encodings = self._encode(whole)
-        cut = (self._cut(text, encoding) for text, encoding in zip(whole, encodings, strict=True))
+        places = self._places(texts, whole, prompt) if ranges else [None] * len(texts)
+        encodings = self._encode(whole, ranges=ranges)
         chat = self._plan.chat
         suffix = self._suffix(prompt) if chat is not None and chat.restores_suffix else ()
-        return [TokenizedText(_with_suffix(ids, count, suffix), count, skipped) for ids, count in cut]
+        encoded = []
+        for text, place, encoding in zip(whole, places, encodings, strict=True):
+            count = len(encoding)
+            if cuts and count > self._max_tokens:
+                encoding = self._cut(text, ranges=ranges)
+            ids = _with_suffix(encoding.ids, count, suffix)
+            found = None if place is None else ranges_of(encoding, place, len(suffix) if len(ids) < count else 0)
+            encoded.append(TokenizedText(ids, count, skipped, found))
+        return encoded
 
     def _whole(self, texts: Sequence[str], prompt: str) -> list[str]:
         if self._chat is not None:
             return self._chat.render_all(texts, prompt)
         return [prompt + text for text in texts] if prompt else list(texts)
 
-    def _encode(self, texts: list[str]) -> list[Encoding]:
+    def _places(self, texts: Sequence[str], whole: Sequence[str], prompt: str) -> list[TextPlace]:
+        """Find each text in what is tokenised of it.
+
+        Raises:
+            InvalidInput: A chat template changes a text.
+        """
+        if self._chat is None:
+            return [TextPlace(len(prompt), len(text)) for text in texts]
+        before, behind = self._chat.around(prompt)
+        places = []
+        for index, (text, rendered) in enumerate(zip(texts, whole, strict=True)):
+            stop = len(rendered) - len(behind)
+            inner = rendered[len(before) : max(len(before), stop)]
+            # Many templates strip what they are given.
+            if (before + inner + behind) != rendered or inner not in (text, text.strip()):
+                raise InvalidInput("has no offsets: the model's chat template changes the text", index=index)
+            stripped = 0 if inner == text else len(text) - len(text.lstrip())
+            places.append(TextPlace(len(before), len(inner), stripped))
+        return places
+
+    def _encode(self, texts: list[str], *, ranges: bool = False) -> list[Encoding]:
         adds = self._plan.adds_special_tokens
+        encode = self._counting.encode_batch if ranges else self._counting.encode_batch_fast
         try:
-            return list(self._counting.encode_batch_fast(texts, add_special_tokens=adds))
+            return list(encode(texts, add_special_tokens=adds))
         except Exception as error:  # the package raises plain Exception for what a vocabulary has no token for
             for index, text in enumerate(texts):
                 self._check_encodes(text, index)
@@ -114,14 +154,11 @@ class TextTokenizer:
         except Exception as error:
             raise InvalidInput(f"cannot be encoded: {brief(error)}", index=index) from error
 
-    def _cut(self, text: str, encoding: Encoding) -> tuple[list[int], int]:
-        ids = encoding.ids
-        count = len(ids)
-        if count > self._max_tokens:
-            # Encoded again rather than cut here: only the tokenizer knows which special tokens must stay at the end.
-            adds = self._plan.adds_special_tokens
-            ids = self._tokenizer_that_cuts().encode_batch_fast([text], add_special_tokens=adds)[0].ids
-        return ids, count
+    def _cut(self, text: str, *, ranges: bool) -> Encoding:
+        """Encode again rather than cut: only the tokenizer knows which special tokens must stay at the end."""
+        cutting = self._tokenizer_that_cuts()
+        encode = cutting.encode_batch if ranges else cutting.encode_batch_fast
+        return encode([text], add_special_tokens=self._plan.adds_special_tokens)[0]
 
     def _tokenizer_that_cuts(self) -> Tokenizer:
         """A second instance, because truncation is a state of the tokenizer that other threads would see."""
@@ -188,6 +225,43 @@ def _with_suffix(ids: list[int], count: int, suffix: tuple[int, ...]) -> NDArray
         keep = min(len(suffix), len(ids))
         found[len(ids) - keep :] = suffix[len(suffix) - keep :]
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class TextPlace:
+    """Where a text stands in what is tokenised: from `start`, `length` code points, the first `stripped` left out."""
+
+    start: int
+    length: int
+    stripped: int = 0
+
+
+def ranges_of(encoding: Encoding, place: TextPlace, replaced: int = 0) -> NDArray[np.uint32]:
+    """Return where in a text its own tokens are: (tokens, 2), in their order.
+
+    A token that is partly the prompt's and partly the text's is the text's, and its range is the part in the text.
+
+    Args:
+        encoding: With offsets.
+        place: Where the text stands in what was encoded.
+        replaced: So many tokens at the end have been replaced by a template's.
+    """
+    kept = len(encoding) - replaced
+    pieces = [np.zeros((0, 2), np.int64)]
+    offsets, special = encoding.offsets, encoding.special_tokens_mask
+    for first in range(0, kept, _PIECE_TOKENS):
+        last = min(kept, first + _PIECE_TOKENS)
+        ranges = np.array(offsets[first:last], np.int64)
+        begins, ends = ranges[:, 0] - place.start, ranges[:, 1] - place.start
+        is_own = np.array(special[first:last]) == 0
+        is_own &= (ends > 0) | (begins >= 0)
+        is_own &= (begins < place.length) | (ends <= place.length)
+        own = np.stack((begins[is_own], ends[is_own]), axis=1)
+        pieces.append(own.clip(0, place.length) + place.stripped)
+    return np.concatenate(pieces).astype(np.uint32)
+
+
+_PIECE_TOKENS = 32_768  # some milliseconds of work with the interpreter lock
 
 
 def _make(plan: TokenizerPlan, name: str) -> Tokenizer:

@@ -20,7 +20,7 @@ from embed_worker.protocol import ErrorCode
 from embed_worker.serving.answers import Answers
 from embed_worker.serving.lifecycle import On
 from embed_worker.serving.metrics import WorkerMetrics
-from embed_worker.serving.tasks import DEADLINE_PASSED, EmbedTask
+from embed_worker.serving.tasks import DEADLINE_PASSED, EmbedTask, Task, TokenizeTask
 from embed_worker.serving.work import Batch, Chunk, Expired, Work, WorkQueue, rows_of, tasks_of
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 _LONG_CHARACTERS = 64 * 1024  # a text of 1 MiB takes the tokenizer 100 MB, which the C library would keep
 
-ReadLine = Callable[[], EmbedTask | None]
+ReadLine = Callable[[], Task | None]
 
 
 class Lanes:
@@ -92,7 +92,7 @@ class Lanes:
 
     # Tasks
 
-    def submit(self, task: EmbedTask, *, more_lines: bool) -> tuple[bool, EmbedTask | None]:
+    def submit(self, task: Task, *, more_lines: bool) -> tuple[bool, Task | None]:
         """Take a task, once there is room for it, from the thread that reads.
 
         Args:
@@ -117,7 +117,7 @@ class Lanes:
                 self._queue.add(task)
             return True, None
 
-    def begin(self, task: EmbedTask) -> None:
+    def begin(self, task: Task) -> None:
         """Start work on a task that has waited for its model, which it has met now."""
         with self._queue.changed:
             if not task.is_settled:
@@ -158,7 +158,7 @@ class Lanes:
                 self._queue.changed.notify()  # there may be work for another thread
         return work
 
-    def _read(self) -> EmbedTask | None:
+    def _read(self) -> Task | None:
         """Read lines until there is a task for this thread, which does not read any more then, or no line any more."""
         try:
             while self._may_read:
@@ -170,19 +170,19 @@ class Lanes:
             self._happens(On.OUT_OF_MEMORY)
         return None
 
-    def _do(self, work: Work | EmbedTask) -> None:
+    def _do(self, work: Work | Task) -> None:
         """Do what was taken, and answer what it concerns whatever happens."""
-        finished: list[EmbedTask] = []
+        finished: list[Task] = []
         try:
             match work:
                 case EmbedTask():
                     finished = self._embed(work)
+                case Task():
+                    finished = self._prepare(Chunk(work, *work.next_chunk()))
                 case Batch():
                     finished = self._run_batch(work)
                 case Chunk():
-                    if (texts := self._tokenize(work.task, work.first, work.texts)) is not None:
-                        with self._answers.lock:
-                            self._queue.add_rows(work.task, work.first, texts)
+                    finished = self._prepare(work)
                 case Expired():
                     for task in work.tasks:
                         self._answers.fail(task, ErrorCode.DEADLINE_EXCEEDED, DEADLINE_PASSED)
@@ -207,7 +207,21 @@ class Lanes:
             with self._answers.lock:
                 self._busy -= 1
 
-    def _embed(self, task: EmbedTask) -> list[EmbedTask]:
+    def _prepare(self, chunk: Chunk) -> list[Task]:
+        """Tokenise texts of a task; return it where that was the last of its work, to be written."""
+        task = chunk.task
+        if (texts := self._tokenize(task, chunk.first, chunk.texts)) is None:
+            return []
+        with self._answers.lock:
+            if isinstance(task, EmbedTask):
+                self._queue.add_rows(task, chunk.first, texts)
+            if isinstance(task, TokenizeTask):
+                self._metrics.micro_batches += 1
+                if not task.texts_missing and self._answers.claim(task, None):
+                    return [task]
+        return []
+
+    def _embed(self, task: EmbedTask) -> list[Task]:
         """Do all of a task that this thread has read: nothing else waits, and it is small.
 
         Returns:
@@ -236,7 +250,7 @@ class Lanes:
             task.vectors, task.last_run_s = vectors, self._clock()
             return [task] if self._answers.claim(task, None) else []
 
-    def _tokenize(self, task: EmbedTask, first: int, inputs: Sequence[str]) -> list[TokenizedText] | None:
+    def _tokenize(self, task: Task, first: int, inputs: Sequence[str]) -> list[TokenizedText] | None:
         """Tokenise texts, of which `first` is the index of the first; None where their task is over."""
         model = task.model
         started_s = self._clock()
@@ -249,7 +263,7 @@ class Lanes:
             self._answers.settle(task, None)
             return None
         try:
-            texts = model.engine.tokenizer.encode(inputs, task.prompt)
+            texts = task.tokenize(model, inputs)
         except RequestFailed as failed:
             index = first + (failed.index or 0)
             self._answers.fail(task, failed.code, f"input {index}: {failed}", index)
@@ -271,7 +285,7 @@ class Lanes:
         task.tokenize_s += self._clock() - started_s
         return texts
 
-    def _run_batch(self, batch: Batch) -> list[EmbedTask]:
+    def _run_batch(self, batch: Batch) -> list[Task]:
         """Run rows and hand them to their tasks; return the tasks that have all of theirs now, to be written."""
         try:
             vectors = batch.engine.embed(batch.texts, exclusive=batch.exclusive)
@@ -279,7 +293,7 @@ class Lanes:
             raise
         except BaseException as error:  # noqa: BLE001 - the runtime raises many types; the request to blame gets it
             return self._run_apart(batch, error)
-        finished = []
+        finished: list[Task] = []
         padded_tokens = len(batch.texts) * max(len(text.ids) for text in batch.texts)
         with self._answers.lock:
             now = self._clock()
@@ -292,12 +306,12 @@ class Lanes:
                         finished.append(task)
         return finished
 
-    def _run_apart(self, batch: Batch, error: BaseException) -> list[EmbedTask]:
+    def _run_apart(self, batch: Batch, error: BaseException) -> list[Task]:
         """Run each row of a failed batch alone: one bad row must not fail its neighbours' requests."""
         if len(batch.rows) > 1:
             count = len(batch.rows)
             _log.warning("a micro-batch failed rows=%d reason=%s; each row is tried alone", count, brief(error))
-            finished: list[EmbedTask] = []
+            finished: list[Task] = []
             for row, text in zip(batch.rows, batch.texts, strict=True):
                 if not all(each.job.is_settled for each in row.all):
                     finished += self._run_batch(Batch(batch.engine, [row], [text], exclusive=False))

@@ -15,7 +15,7 @@ class WorkerMetrics:
     """What `metrics` tells.
 
     Attributes:
-        micro_batches: Finished so far: the sign of progress.
+        micro_batches: Finished so far, and the pieces of `tokenize` too: the sign of progress.
         padded_tokens: What they computed, padding included.
     """
 
@@ -24,6 +24,7 @@ class WorkerMetrics:
         self._total_ms: deque[float] = deque(maxlen=_WINDOW)
         self._texts = 0
         self._tokens = 0
+        self._tokenized_texts = 0
         self.micro_batches = 0
         self.padded_tokens = 0
 
@@ -33,6 +34,11 @@ class WorkerMetrics:
         self._texts += len(tokens)
         self._tokens += sum(tokens)
         self._total_ms.append(total_ms)
+
+    def count_tokenized(self, texts: int) -> None:
+        """Note a request that was answered with the counts of so many texts."""
+        self._answers["ok"] += 1
+        self._tokenized_texts += texts
 
     def count_error(self, code: ErrorCode) -> None:
         """Note a request line that was answered with an error."""
@@ -45,6 +51,7 @@ class WorkerMetrics:
             "requests": dict(self._answers),
             "texts": self._texts,
             "tokens": self._tokens,
+            "tokenized_texts": self._tokenized_texts,
             "padded_tokens": self.padded_tokens,
             "micro_batches": self.micro_batches,
             "latency_ms": {f"p{share}": percentile(recent, share) for share in (50, 95, 99)},

@@ -1,7 +1,7 @@
 """Request lines: each is decoded, and answered or handed on. One thread at a time is here: the one that reads.
 
-What is answered at once is answered here; an `embed` becomes a task of the lanes, and what needs a model that is being
-loaded waits in the store.
+What is answered at once is answered here; an `embed` or a `tokenize` becomes a task of the lanes, and what needs a
+model that is being loaded waits in the store.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from embed_worker.serving.lifecycle import On, State
 from embed_worker.serving.metrics import WorkerMetrics
 from embed_worker.serving.model_store import ModelEntry, ModelStore
 from embed_worker.serving.stdio import Line, LineReader, WireError
-from embed_worker.serving.tasks import EmbedTask
+from embed_worker.serving.tasks import EmbedTask, Task, TokenizeTask
 from embed_worker.serving.work import WorkQueue
 
 _log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class Requests:
         self._started_s = clock()
         self.is_deaf = False
 
-    def read_line(self) -> EmbedTask | None:
+    def read_line(self) -> Task | None:
         """Read a line, and answer it or see to it that it will be.
 
         Returns:
@@ -102,7 +102,7 @@ class Requests:
             return None
         return None if line.is_blank else self._handle(line)
 
-    def _handle(self, line: Line) -> EmbedTask | None:
+    def _handle(self, line: Line) -> Task | None:
         answer = Answer(request_id=None, line_number=line.number)
         try:
             if line.data is None:
@@ -116,12 +116,13 @@ class Requests:
             request = protocol.decode_request(envelope, self._config.limits)
             if self._answers.refusal is not None:
                 self._refuse(request, self._answers.refusal)
-            if not isinstance(request, protocol.Embed):
+            if not isinstance(request, protocol.Embed | protocol.Tokenize):
                 self._answers.accept(answer)
                 self._dispatch(request, answer)
                 return None
             entry = self._store.acquire(request.model)
-            answer = task = EmbedTask.of_line(line, envelope.id, request, entry, self._clock)
+            kind = EmbedTask if isinstance(request, protocol.Embed) else TokenizeTask
+            answer = task = kind.of_line(line, envelope.id, request, entry, self._clock)
             if (model := entry.model) is not None:
                 task.meet(model)
             is_admitted, own = self._lanes.submit(task, more_lines=bool(self._lines.ready))
@@ -145,10 +146,11 @@ class Requests:
         """
         if code is ErrorCode.MODEL_LOAD_FAILED:
             raise RequestFailed(code, self._worker.what_is_wrong or "there is no model")
-        if isinstance(request, protocol.Embed | protocol.Info | protocol.LoadModel | protocol.UnloadModel):
+        needs_model = protocol.Embed | protocol.Tokenize | protocol.Info | protocol.LoadModel | protocol.UnloadModel
+        if isinstance(request, needs_model):
             raise RequestFailed(code, "the worker is shutting down")
 
-    def _begin(self, task: EmbedTask, entry: ModelEntry) -> None:
+    def _begin(self, task: Task, entry: ModelEntry) -> None:
         """Go on with a task that has waited for its model, on the thread that has loaded it."""
         try:
             if entry.model is None:
@@ -178,14 +180,14 @@ class Requests:
             case protocol.UnloadModel():
                 members = {"model": short_name(request.model)}
                 self._store.unload(request.model, functools.partial(succeed, answer, members))
-            case protocol.Embed():
-                raise AssertionError("an embed is a task")
+            case protocol.Embed() | protocol.Tokenize():
+                raise AssertionError("they are tasks")
             case _:
                 assert_never(request)
 
     def _cancel(self, target: str | int) -> bool:
         task = self._answers.outstanding.get(target)
-        return isinstance(task, EmbedTask) and self._answers.fail(task, ErrorCode.CANCELLED, "cancelled by its host")
+        return isinstance(task, Task) and self._answers.fail(task, ErrorCode.CANCELLED, "cancelled by its host")
 
     def _pong(self) -> dict[str, Any]:
         with self._answers.lock:

@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias, assert_never
 
 from embed_worker.serving.scheduler import Row, Scheduler
-from embed_worker.serving.tasks import EmbedTask
+from embed_worker.serving.tasks import EmbedTask, Task, TokenizeTask
 
 if TYPE_CHECKING:
     from embed_worker.inference.engine import Engine
     from embed_worker.inference.tokenizer import TokenizedText
 
 _MAX_WAITING_ROWS = 8192  # enough to find rows of similar length; more would only take memory
-_MAX_HELD_BYTES = 64 * 2**20  # of vectors of requests that have begun and are not answered
+_MAX_HELD_BYTES = 64 * 2**20  # of vectors and ranges of requests that have begun and are not answered
 _PATIENCE = 8  # one choice in so many favours bulk over small
 _LONGEST_WAIT_S = 60.0
 
@@ -33,7 +33,7 @@ _LONGEST_WAIT_S = 60.0
 class Chunk:
     """Texts of one task to tokenise; `first` is the index of the first of them."""
 
-    task: EmbedTask
+    task: Task
     first: int
     texts: list[str]
     is_bulk: bool = False
@@ -53,7 +53,7 @@ class Batch:
 class Expired:
     """Tasks whose deadline has passed."""
 
-    tasks: list[EmbedTask]
+    tasks: list[Task]
 
 
 Work: TypeAlias = Chunk | Batch | Expired
@@ -80,11 +80,11 @@ class WorkQueue:
         self._batch_tokens = batch_tokens
         self._max_rows = max_rows or batch_tokens
         self._scheduler: Scheduler[EmbedTask] = Scheduler(batch_tokens=batch_tokens, max_rows=max_rows)
-        self._tasks: dict[EmbedTask, None] = {}  # in the order of arrival
-        self._small: deque[EmbedTask] = deque()  # to tokenise; each fits in one micro-batch
-        self._bulk: list[EmbedTask] = []  # the others
+        self._tasks: dict[Task, None] = {}  # in the order of arrival
+        self._small: deque[Task] = deque()  # to tokenise; each fits in one micro-batch
+        self._bulk: list[Task] = []  # the others
         self._is_tokenizing_bulk = False
-        self._deadlines: list[tuple[float, int, EmbedTask]] = []
+        self._deadlines: list[tuple[float, int, Task]] = []
         self._ticket = itertools.count()
         self._turns = 0
         self._held_bytes = 0
@@ -102,7 +102,7 @@ class WorkQueue:
 
     # Tasks come and go
 
-    def expect(self, task: EmbedTask) -> None:
+    def expect(self, task: Task) -> None:
         """Take a task whose model may not be ready yet, and watch its deadline."""
         task.queue = self
         self._tasks[task] = None
@@ -110,16 +110,17 @@ class WorkQueue:
             heapq.heappush(self._deadlines, (task.deadline_s, next(self._ticket), task))
             self.changed.notify()  # somebody must wait for it
 
-    def is_for(self, task: EmbedTask) -> bool:
+    def is_for(self, task: Task) -> bool:
         """Whether nothing waits, and a task is so small that one thread may do all of it at once."""
         return self.is_empty and self._is_small(task)
 
-    def _is_small(self, task: EmbedTask) -> bool:
+    def _is_small(self, task: Task) -> bool:
         return task.expected_tokens <= self._batch_tokens and task.is_one_chunk
 
-    def add(self, task: EmbedTask) -> None:
+    def add(self, task: Task) -> None:
         """Begin with an expected task that has texts, and has met its model."""
-        self._open(task)
+        if isinstance(task, EmbedTask):
+            self._open(task)
         if self._is_small(task):
             self._small.append(task)
         else:
@@ -129,12 +130,13 @@ class WorkQueue:
     def _open(self, task: EmbedTask) -> None:
         self._scheduler.open(task, model=task.entry.uid, expected_tokens=task.expected_tokens)
 
-    def forget(self, task: EmbedTask) -> None:
+    def forget(self, task: Task) -> None:
         """Take a task out of everything: it is settled."""
         self._tasks.pop(task, None)
-        self._scheduler.close(task)
-        for index, text in task.waiting.items():
-            self._pass_on(task, index, text)
+        if isinstance(task, EmbedTask):
+            self._scheduler.close(task)
+            for index, text in task.waiting.items():
+                self._pass_on(task, index, text)
         if len(self._deadlines) > 2 * len(self._tasks):  # most are met long before they pass
             self._deadlines = [entry for entry in self._deadlines if not entry[2].is_settled]
             heapq.heapify(self._deadlines)
@@ -200,6 +202,8 @@ class WorkQueue:
             return Chunk(task, *task.next_chunk())
         if self._scheduler.waiting_small_rows:
             return self._batch(now, others)
+        if self._turns % 2 and any(isinstance(task, TokenizeTask) for task in self._bulk):
+            return self._batch(now, others) or self._bulk_chunk()  # nothing of it ever waits, so it would not pause
         return self._bulk_chunk() or self._batch(now, others)
 
     def seconds_to_deadline(self, now: float) -> float:
@@ -212,21 +216,21 @@ class WorkQueue:
         longest = max(len(text.ids) for text in texts)
         return len(texts) <= self._max_rows and len(texts) * longest <= self._batch_tokens
 
-    def _take_expired(self, now: float) -> Iterable[EmbedTask]:
+    def _take_expired(self, now: float) -> Iterable[Task]:
         while self._deadlines and self._deadlines[0][0] <= now:
             yield heapq.heappop(self._deadlines)[2]
 
     def _bulk_chunk(self) -> Chunk | None:
-        if self._is_tokenizing_bulk or self._scheduler.waiting_rows >= _MAX_WAITING_ROWS:
+        if self._is_tokenizing_bulk:
             return None
         self._bulk = [task for task in self._bulk if not task.is_settled]
-        ready = [task for task in self._bulk if self._may_begin(task)]
+        ready = [task for task in self._bulk if self._has_place(task) and self._may_begin(task)]
         if not ready:
             return None
         task = ready[0] if self._turns % _PATIENCE == 0 else min(ready, key=lambda task: task.characters_left)
         if not task.has_begun:
             task.has_begun = True
-            task.held_bytes = task.vector_bytes
+            task.held_bytes = task.result_bytes
             self._held_bytes += task.held_bytes
         self._is_tokenizing_bulk = True
         chunk = Chunk(task, *task.next_chunk(), is_bulk=True)
@@ -234,9 +238,13 @@ class WorkQueue:
             self._bulk.remove(task)
         return chunk
 
-    def _may_begin(self, task: EmbedTask) -> bool:
-        """Whether there is memory for its vectors. The oldest task always may, so that something always ends."""
-        if task.has_begun or self._held_bytes + task.vector_bytes <= _MAX_HELD_BYTES:
+    def _has_place(self, task: Task) -> bool:
+        """Whether there is place for what is tokenised of it; for a `tokenize` there always is."""
+        return self._scheduler.waiting_rows < _MAX_WAITING_ROWS or isinstance(task, TokenizeTask)
+
+    def _may_begin(self, task: Task) -> bool:
+        """Whether there is memory for its results. The oldest task always may, so that something always ends."""
+        if task.has_begun or self._held_bytes + task.result_bytes <= _MAX_HELD_BYTES:
             return True
         return self._held_bytes == 0 or task is next(iter(self._tasks), None)
 
@@ -272,10 +280,10 @@ def _sameness(task: EmbedTask, text: TokenizedText) -> tuple[int, bool, int, byt
     return task.entry.uid, task.is_one_chunk, text.skipped, text.ids.tobytes()
 
 
-def tasks_of(work: Work | EmbedTask) -> list[EmbedTask]:
+def tasks_of(work: Work | Task) -> list[Task]:
     """Return whom a piece of work concerns."""
     match work:
-        case EmbedTask():
+        case Task():
             return [work]
         case Chunk():
             return [work.task]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import re
 import threading
 import time
 import zlib
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 
 from embed_worker.config import ModelOptions, RuntimeOptions, WorkerConfig
 from embed_worker.errors import ModelError, OutOfMemoryError
-from embed_worker.inference.pooling import Float32, are_usable, finish_vectors
+from embed_worker.inference.pooling import Float32, are_usable, at_precision, finish_vectors
 from embed_worker.machine import Threads
 from embed_worker.model_files.plan import ModelPlan, PoolingMode
 from embed_worker.model_files.tokenizer_plan import TokenizerPlan
@@ -67,6 +68,7 @@ class FakeText:
     ids: NDArray[np.int64]
     count: int
     skipped: int = 0
+    ranges: NDArray[np.uint32] | None = None
 
     @property
     def is_truncated(self) -> bool:
@@ -80,20 +82,24 @@ class FakeTokenizer:
         self.gate = gate
         self.entered = entered
 
-    def encode(self, texts: Sequence[str], prompt: str) -> list[FakeText]:
+    def encode(self, texts: Sequence[str], prompt: str, *, cuts: bool = True, ranges: bool = False) -> list[FakeText]:
         self.entered.put(len(texts))
         assert self.gate.wait(WAIT_S)
-        return [self._encode_one(prompt + text) for text in texts]
+        return [self._encode_one(prompt + text, len(prompt), cuts, ranges) for text in texts]
 
     @staticmethod
-    def _encode_one(text: str) -> FakeText:
+    def _encode_one(text: str, start: int, cuts: bool, ranges: bool) -> FakeText:
         words = text.split()
         if "untokenizable" in words:
             raise RuntimeError("the tokenizer failed")
         if words == ["nothing"]:
             return FakeText(np.zeros(0, np.int64), 0)
         ids = [*(_WORDS.get(word, zlib.crc32(word.encode()) % 50_000) for word in words), 1]
-        return FakeText(np.array(ids[:MAX_TOKENS], np.int64), len(ids))
+        count = len(ids)
+        ids = ids[:MAX_TOKENS] if cuts else ids
+        spans = [span for word in re.finditer(r"\S+", text) if (span := word.span())[0] >= start][: len(ids)]
+        found = np.array(spans, np.uint32).reshape(-1, 2) - np.uint32(start) if ranges else None
+        return FakeText(np.array(ids, np.int64), count, 0, found)
 
 
 def expected_vector(text: str, *, normalize: bool = True) -> NDArray[np.float32]:
@@ -187,11 +193,11 @@ class FakeModel:
         self.is_closed = True
 
     def finish_and_check(
-        self, raw: Float32, dimensions: int | None, normalize: bool | None
-    ) -> tuple[Float32, int | None]:
+        self, raw: Float32, dimensions: int | None, normalize: bool | None, precision: str = "float32"
+    ) -> tuple[NDArray[Any], int | None]:
         finished = finish_vectors(raw, dimensions, normalize=normalize is not False)
         good = are_usable(finished) & are_usable(raw)
-        return finished, None if good.all() else int(good.argmin())
+        return at_precision(finished, precision), None if good.all() else int(good.argmin())
 
 
 class FakeLoader:

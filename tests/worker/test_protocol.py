@@ -14,6 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from embed_worker import protocol
+from embed_worker.inference.pooling import at_precision
 from embed_worker.protocol import (
     METHODS,
     Cancel,
@@ -30,6 +31,7 @@ from embed_worker.protocol import (
     Request,
     Shutdown,
     Success,
+    Tokenize,
     UnloadModel,
     decode_matrix,
     decode_request,
@@ -37,6 +39,7 @@ from embed_worker.protocol import (
     encode_error,
     encode_request,
     encode_success,
+    encode_tokens,
     encode_vectors,
     parse_line,
 )
@@ -289,9 +292,9 @@ def test_any_object_is_a_request_or_a_protocol_error(
         ('{"inputs": "a", "deadline_ms": "1"}', "`deadline_ms` must be an integer"),
         ('{"inputs": "a", "deadline_ms": 1e400}', "`deadline_ms` must be an integer"),
         ('{"inputs": "a", "deadline_ms": -1e400}', "`deadline_ms` must be an integer"),
-        ('{"inputs": "a", "encoding_format": "hex"}', '`encoding_format` must be "float" or "base64"'),
-        ('{"inputs": "a", "encoding_format": []}', '`encoding_format` must be "float" or "base64"'),
-        ('{"inputs": "a", "encoding_format": {}}', '`encoding_format` must be "float" or "base64"'),
+        ('{"inputs": "a", "encoding_format": "hex"}', "`encoding_format` must be one of"),
+        ('{"inputs": "a", "encoding_format": []}', "`encoding_format` must be one of"),
+        ('{"inputs": "a", "encoding_format": {}}', "`encoding_format` must be one of"),
         ('{"inputs": "a", "prompt": 3}', "`prompt` must be a string"),
         ('{"inputs": "a", "prompt": "' + "p" * 41 + '"}', "`prompt` has more than 40 bytes"),
         ('{"inputs": "a", "prompt": "p", "prompt_name": "query"}', "exclude each other"),
@@ -430,7 +433,8 @@ def test_numbers_and_base64_decode_to_identical_bits(rows: list[list[float]], re
     matrix = np.array(rows * repeat, np.float32).reshape(-1, 3)
     before, after = {"count": len(matrix), "dimension": 3}, {"tokens": [1] * len(matrix)}
     numbers, packed = (
-        json.loads(encode_vectors(request_id, 5, before, matrix, encoding, after)) for encoding in EncodingFormat
+        json.loads(encode_vectors(request_id, 5, before, matrix, encoding, after))
+        for encoding in (EncodingFormat.FLOAT, EncodingFormat.BASE64)
     )
     assert list(numbers)[-2:] == ["embeddings", "tokens"]
     again = np.array(numbers.pop("embeddings"), np.float32).reshape(-1, 3)
@@ -444,13 +448,28 @@ def test_numbers_and_base64_decode_to_identical_bits(rows: list[list[float]], re
 def test_a_matrix_that_is_encoded_in_pieces_is_the_same(count: int) -> None:
     matrix = np.arange(count * 2, dtype=np.float32).reshape(-1, 2)
     for encoding in EncodingFormat:
-        line = encode_vectors("id", 1, {"count": count, "dimension": 2}, matrix, encoding, {"end": 1})
+        written = at_precision(matrix, encoding.precision)
+        line = encode_vectors("id", 1, {"count": count, "dimension": 2}, written, encoding, {"end": 1})
         assert line.endswith(b',"end":1}\n')
         answer = json.loads(line)
         if encoding is EncodingFormat.FLOAT:
             assert answer["embeddings"] == matrix.tolist()
         else:
-            assert decode_matrix(answer, count, 2) == matrix.tobytes()
+            assert decode_matrix(answer, count, 2, encoding) == written.tobytes()
+
+
+@pytest.mark.parametrize("lengths", [[], [0], [3, 0, 1], [40_000, 32_768, 32_769]])
+def test_ranges_that_are_encoded_in_pieces_are_the_same(lengths: list[int]) -> None:
+    offsets = [np.arange(2 * length, dtype=np.uint32).reshape(-1, 2) for length in lengths]
+    line = encode_tokens("id", 1, {"tokens": lengths}, offsets)
+    assert line.endswith(b"]}\n")
+    assert json.loads(line)["offsets"] == [each.tolist() for each in offsets]
+    assert json.loads(encode_tokens(None, 7, {"tokens": lengths}, None)) == {
+        "id": None,
+        "line": 7,
+        "status": "ok",
+        "tokens": lengths,
+    }
 
 
 def test_the_kinds_in_messages_are_those_of_json() -> None:
@@ -477,6 +496,7 @@ def test_the_kinds_in_messages_are_those_of_json() -> None:
             deadline_ms=1500,
         ),
         Embed(inputs=["a"], deadline_ms=1500.0),
+        Tokenize(inputs=["a"], model="m", prompt_name="query", truncate=False, offsets=True, deadline_ms=9),
         Info(),
         Info(model="m"),
         Ping(),

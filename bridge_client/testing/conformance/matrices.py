@@ -9,7 +9,11 @@
 | `equals` | the bits of the matrix of that name |
 | `close_to` | each row points where its fellow of the matrix of that name does, to `within` in cosine distance (1e-6) |
 | `differs_from` | no row does |
+| `float16_of` | the matrix of that name, each number rounded to half precision |
+| `signs_of` | 1 where the matrix of that name is greater than 0, else -1 |
 | `of_fake` | the bits that the fake worker gives to these texts |
+
+Packed vectors may be float32, half precision or sign bits; their length tells. A sign bit counts as 1 or -1.
 """
 
 from __future__ import annotations
@@ -18,20 +22,33 @@ import base64
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bridge_client.testing import fake_vector
 
-_WISHES = {"shape", "norms", "rows", "save", "equals", "close_to", "within", "differs_from", "of_fake"}
+_WISHES = {
+    "shape",
+    "norms",
+    "rows",
+    "save",
+    "equals",
+    "close_to",
+    "within",
+    "differs_from",
+    "float16_of",
+    "signs_of",
+    "of_fake",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """(count, dimension) numbers, each exactly a float32."""
+    """(count, dimension) numbers, each exactly a float32; `precision` is what they were written as."""
 
     rows: tuple[tuple[float, ...], ...]
     dimension: int
+    precision: str = "float32"
 
     @property
     def shape(self) -> list[int]:
@@ -48,7 +65,16 @@ class Matrix:
 
     def only(self, indexes: list[int]) -> Matrix:
         """Return some of the rows."""
-        return Matrix(tuple(self.rows[index] for index in indexes), self.dimension)
+        return replace(self, rows=tuple(self.rows[index] for index in indexes))
+
+    def as_float16(self) -> Matrix:
+        """Round each number to half precision."""
+        form = f"<{self.dimension}e"
+        return Matrix(tuple(struct.unpack(form, struct.pack(form, *row)) for row in self.rows), self.dimension)
+
+    def signs(self) -> Matrix:
+        """Return 1 for each number greater than 0, and -1 for the others."""
+        return Matrix(tuple(tuple(1.0 if number > 0 else -1.0 for number in row) for row in self.rows), self.dimension)
 
 
 def check_wish(wish: Mapping[str, Any]) -> None:
@@ -77,14 +103,37 @@ def read_matrix(answer: Any) -> Matrix:
         data = base64.b64decode(packed, validate=True)
         if base64.b64encode(data).decode("ascii") != packed:
             raise ValueError("the base64 is not in its standard, padded form")
+        if len(data) == count * dimension * 2 and data:
+            return _of_float16(data, count, dimension)
+        if len(data) == count * (-(-dimension // 8)) and data:
+            return _of_signs(data, count, dimension)
         if len(data) != count * dimension * 4:
-            raise ValueError(f"{len(data)} bytes of vectors for {count} x {dimension} x 4")
+            raise ValueError(f"{len(data)} bytes of vectors for {count} x {dimension}")
     else:
         data = _pack(answer.get("embeddings"), count, dimension)
     values = struct.unpack(f"<{count * dimension}f", data)
     if not all(map(math.isfinite, values)):
         raise ValueError("a vector is not finite")
     return Matrix(tuple(values[row * dimension : (row + 1) * dimension] for row in range(count)), dimension)
+
+
+def _of_float16(data: bytes, count: int, dimension: int) -> Matrix:
+    values = struct.unpack(f"<{count * dimension}e", data)
+    if not all(map(math.isfinite, values)):
+        raise ValueError("a vector is not finite")
+    rows = tuple(values[row * dimension : (row + 1) * dimension] for row in range(count))
+    return Matrix(rows, dimension, "float16")
+
+
+def _of_signs(data: bytes, count: int, dimension: int) -> Matrix:
+    row_bytes = len(data) // count
+    rows = []
+    for first in range(0, len(data), row_bytes):
+        bits = f"{int.from_bytes(data[first : first + row_bytes], 'big'):0{8 * row_bytes}b}"
+        if "1" in bits[dimension:]:
+            raise ValueError("the bits behind the last component are not zero")
+        rows.append(tuple(1.0 if bit == "1" else -1.0 for bit in bits[:dimension]))
+    return Matrix(tuple(rows), dimension, "ubinary")
 
 
 def _pack(rows: Any, count: int, dimension: int) -> bytes:
@@ -107,6 +156,15 @@ def mismatch(wish: Mapping[str, Any], matrix: Matrix, memory: dict[str, Any]) ->
         expected = Matrix(tuple(tuple(fake_vector(text, matrix.dimension)) for text in texts), matrix.dimension)
         if matrix.shape != expected.shape or matrix.bits() != expected.bits():
             return "the vectors are not the fake worker's, bit by bit"
+    for name, precision in (("float16_of", "float16"), ("signs_of", "ubinary")):
+        if name in wish:
+            other = memory.get(wish[name])
+            if not isinstance(other, Matrix):
+                return f"no matrix was saved as {wish[name]!r}"
+            if matrix.precision != precision:
+                return f"the vectors are {matrix.precision}, not {precision}"
+            if why := _compare("equals", matrix, other.as_float16() if precision == "float16" else other.signs(), 0):
+                return why
     for name in ("equals", "close_to", "differs_from"):
         if name in wish:
             other = memory.get(wish[name])
