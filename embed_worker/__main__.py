@@ -86,6 +86,8 @@ def serve(config: WorkerConfig, *, log_level: str = "warning", log_format: LogFo
     except ValueError as error:
         _say(f"embed-worker: {error}")
         return ExitCode.USAGE
+    if not config.is_supervised:
+        _greet_a_terminal()
     try:
         wire = stdio.claim()
     except (stdio.WireError, OSError) as error:
@@ -127,6 +129,13 @@ def serve(config: WorkerConfig, *, log_level: str = "warning", log_format: LogFo
         return ExitCode.TRY_AGAIN if is_shortage(error) else ExitCode.INTERNAL
     finally:
         store.close()  # the quick exit would leave temporary files and children behind
+
+
+def _greet_a_terminal() -> None:
+    """Where a person sits at standard input, say what is waited for and how to leave: nothing else would be seen."""
+    if sys.stdin is not None and sys.stdin.isatty():
+        end = "Ctrl-Z and Enter" if sys.platform == "win32" else "Ctrl-D"
+        _say(f'embed-worker: waiting for lines such as {{"inputs": "some text"}}; {end} ends, --help tells more')
 
 
 def _say(message: str) -> None:

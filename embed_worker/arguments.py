@@ -81,8 +81,14 @@ class CommandParser(argparse.ArgumentParser):
 def unknown_command(word: str) -> str:
     """Return what is said of a command that there is not."""
     hint = {"help": "; did you mean `--help`?", "version": "; did you mean `--version`?"}.get(word)
-    hint = hint or _meant(word, COMMANDS) or "; see embed-worker --help"
+    hint = hint or _meant(word, COMMANDS) or _how_to_embed(word)
     return f"embed-worker: there is no command {word[:64]!a}{hint}"
+
+
+def _how_to_embed(word: str) -> str:
+    if os.path.exists(word) or re.fullmatch(r"\.\w+", os.path.splitext(word)[1]):
+        return f"; for a file, say `embed-worker embed {word[:64]!a} -o vectors.npy`"
+    return '; for the vector of a text, say `embed-worker embed "some text"`; see embed-worker --help'
 
 
 def _meant(word: str, known: Iterable[str]) -> str:

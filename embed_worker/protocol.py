@@ -227,6 +227,9 @@ class Envelope:
     has_lone_surrogates: bool
 
 
+_SHAPE = ' such as {"inputs": "…"}'
+
+
 def parse_line(line: bytes) -> Envelope:
     """Read one line as far as its id, so that whatever is wrong further on is answered under that id.
 
@@ -235,7 +238,7 @@ def parse_line(line: bytes) -> Envelope:
     """
     value, is_suspect = _parse_json(line)
     if not isinstance(value, dict):
-        raise ProtocolError(ErrorCode.PARSE_ERROR, f"the line must be a JSON object, not {_kind(value)}")
+        raise ProtocolError(ErrorCode.PARSE_ERROR, f"the line must be a JSON object{_SHAPE}, not {_kind(value)}")
     request_id = value.pop("id", None)
     if request_id is not None:
         request_id = _check_id("id", request_id)
@@ -292,7 +295,9 @@ def _parse_json(line: bytes) -> tuple[Any, bool]:
     except RecursionError:
         raise ProtocolError(ErrorCode.PARSE_ERROR, "the line is not usable JSON: nested too deeply") from None
     except ValueError:
-        raise ProtocolError(ErrorCode.PARSE_ERROR, f"the line is not JSON at character {position}") from None
+        # Who sends plain text has not seen the shape yet; who sends an object that is broken has.
+        shape = "" if text.lstrip().startswith("{") else f"; a request is an object{_SHAPE}"
+        raise ProtocolError(ErrorCode.PARSE_ERROR, f"the line is not JSON at character {position}{shape}") from None
 
 
 def _refuse_constant(name: str) -> NoReturn:

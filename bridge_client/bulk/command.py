@@ -195,7 +195,7 @@ def _embed_corpus(client: EmbedClient, args: argparse.Namespace) -> int:
         progress = Progress(
             corpus.total, corpus.unit, lambda: client.stats().restarts, is_quiet=args.quiet or args.json
         )
-        with progress.shown() as on_part:
+        with progress.shown() as on_progress:
             pipeline = Pipeline(
                 job,
                 corpus,
@@ -205,7 +205,7 @@ def _embed_corpus(client: EmbedClient, args: argparse.Namespace) -> int:
                 dimension=dimension,
                 dtype=np.dtype(args.dtype),
                 is_strict=args.on_error == "fail",
-                on_part=on_part,
+                on_progress=on_progress,
             )
             pipeline.run()
         if args.errors is not None:

@@ -141,15 +141,17 @@ class Corpus:
             yield block
 
     def _pieces(self) -> Iterator[Block]:
-        done = 0
+        before = 0
         for source, reader in zip(self.sources, self._readers, strict=True):
+            begun = before
             try:
                 for piece in reader.blocks(self.column, self.kept):
-                    piece.done += done
+                    piece.begun, piece.done = begun, before + piece.done
+                    begun = piece.done
                     yield piece
             except OSError as error:
-                raise CorpusError(f"{source.name} cannot be read: {error}") from error
-            done += reader.total or 0
+                raise CorpusError(f"{source.name} cannot be read: {error.strerror or error}") from error
+            before += reader.total or 0
 
     def _empty(self) -> Block:
         return Block(columns={name: [] for name in self.kept})

@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -26,6 +27,14 @@ INVALID_ROW = "invalid_row"  # the row itself has no text that could be embedded
 
 
 Embed: TypeAlias = Callable[[Iterable[str]], Iterator[Embeddings]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SoFar:
+    """How far a job is: rows with their vectors, also of earlier runs, and what that is in the unit of the corpus."""
+
+    rows: int
+    done: int
 
 
 class _Part:
@@ -55,6 +64,11 @@ class _Part:
     def is_complete(self) -> bool:
         return self._filled == len(self.places)
 
+    @property
+    def share(self) -> float:
+        """How much of it has its vectors, from 0 to 1."""
+        return self._filled / len(self.places) if self.places else 1.0
+
     def take(self, result: Embeddings, first: int) -> int:
         """Take the texts of a result from `first` on, as many as belong here; return how many."""
         count = min(len(self.places) - self._filled, len(result.vectors) - first)
@@ -77,7 +91,7 @@ class Pipeline:
     Attributes:
         counts: Of all parts that are finished, those of earlier runs too.
         errors: The rows without a vector, in order, but for null texts.
-        done: How much of the corpus is read and finished, in its unit.
+        parts: How many parts are finished.
     """
 
     def __init__(
@@ -91,7 +105,7 @@ class Pipeline:
         dimension: int,
         dtype: np.dtype[Any],
         is_strict: bool,
-        on_part: Callable[[Pipeline], None],
+        on_progress: Callable[[SoFar], None],
     ) -> None:
         """Set up without reading.
 
@@ -104,7 +118,7 @@ class Pipeline:
             dimension: Of the vectors.
             dtype: What the numbers are stored as.
             is_strict: Stop at the first row that has no vector, though it has a text.
-            on_part: Called after each part.
+            on_progress: Told how far the job is, at its start and after each block of vectors.
         """
         self._job = job
         self._corpus = corpus
@@ -114,11 +128,10 @@ class Pipeline:
         self._dimension = dimension
         self._dtype = dtype
         self._is_strict = is_strict
-        self._on_part = on_part
+        self._on_progress = on_progress
         self._waiting: deque[_Part] = deque()
         self.counts = Counts()
         self.errors: list[RowError] = []
-        self.done = 0
         self.parts = 0
 
     def run(self) -> None:
@@ -134,11 +147,18 @@ class Pipeline:
             self.errors += record.errors
         self.parts = len(records)
         for result in self._embed(self._texts(records)):
+            self._tell()  # also before the first vectors are taken, for the speed is counted from there
             first = 0
             while first < len(result.vectors):
                 self._finish_complete()
                 first += self._waiting[0].take(result, first)
         self._finish_complete()
+
+    def _tell(self) -> None:
+        part = self._waiting[0]
+        block, share = part.block, part.share
+        rows = self.counts.rows + round(share * len(block.texts))
+        self._on_progress(SoFar(rows=rows, done=block.begun + round(share * (block.done - block.begun))))
 
     def _finish_complete(self) -> None:
         while self._waiting and self._waiting[0].is_complete:  # a part without texts is complete at once
@@ -173,9 +193,7 @@ class Pipeline:
         self._form.write(rows, self._job.part(part.number))
         self.counts.add(record.counts)
         self.errors += record.errors
-        self.done = part.block.done
         self.parts += 1
-        self._on_part(self)
 
     def _assemble(self, part: _Part) -> tuple[Rows, PartRecord]:
         texts, problems = part.block.texts, part.block.problems

@@ -54,12 +54,14 @@ class Block:
         texts: None for a null text, and for a row that has a problem.
         problems: What is wrong with a row's text, by the row's place in the block.
         columns: The pieces of the kept columns by name: lists of values, or arrays of pyarrow where a table is read.
-        done: How far the source is read, in its own unit: bytes, or rows of a table.
+        begun, done: How far the corpus is read at its first row and behind its last, in the unit of the corpus: bytes,
+            or rows of tables.
     """
 
     texts: list[str | None] = field(default_factory=list)
     problems: dict[int, str] = field(default_factory=dict)
     columns: dict[str, list[Any]]
+    begun: int = 0
     done: int = 0
 
     def take(self, other: Block, start: int, end: int) -> None:
@@ -70,7 +72,10 @@ class Block:
         for name, pieces in other.columns.items():
             # A block that was read has one piece a column.
             self.columns[name] += [piece[start:end] for piece in pieces]
-        self.done = other.done
+        per_row = (other.done - other.begun) / len(other.texts)
+        if not here:
+            self.begun = other.begun + round(start * per_row)
+        self.done = other.begun + round(end * per_row)
 
 
 class Reader(Protocol):

@@ -78,6 +78,11 @@ def test_a_file_is_answered_in_its_order_so_that_paste_fits(tour: dict[str, str]
     assert all(len(json.loads(vector)) == 2 for _, vector in rows)
 
 
+def test_a_text_on_the_command_line_needs_no_json(tour: dict[str, str]) -> None:
+    assert len(json.loads(said_by(tour, "embed-worker embed 'say"))) == 3
+    assert said_by(tour, "embed-worker embed texts.txt") == ""
+
+
 def test_a_reader_that_has_enough_ends_an_endless_input(tour: dict[str, str]) -> None:
     assert said_by(tour, "yes ").startswith('{"id":null,"line":1,"status":"ok"')
 

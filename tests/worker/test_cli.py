@@ -167,6 +167,45 @@ def test_a_command_that_there_is_not_gets_one_suggestion(
     assert capsys.readouterr().err == f"embed-worker: there is no command {word!r}; did you mean {meant}?\n"
 
 
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("texts.txt", "for a file, say `embed-worker embed 'texts.txt' -o vectors.npy`"),
+        ("tests", "for a file, say `embed-worker embed 'tests' -o vectors.npy`"),
+        ("hello", 'for the vector of a text, say `embed-worker embed "some text"`'),
+        ("A sentence. And more", 'for the vector of a text, say `embed-worker embed "some text"`'),
+    ],
+)
+def test_a_file_or_a_text_as_a_command_is_told_of_embed(
+    word: str, hint: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as ended:
+        main([word])
+    assert ended.value.code == ExitCode.USAGE
+    error = capsys.readouterr().err
+    assert hint in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+def test_a_worker_at_a_terminal_says_what_it_waits_for_and_how_to_leave() -> None:
+    import pty
+
+    ours, terminal = pty.openpty()
+    command = [sys.executable, "-m", "embed_worker", "--model", str(TINY_MODEL)]
+    with subprocess.Popen(command, stdin=terminal, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
+        os.close(terminal)
+        assert process.stderr is not None
+        said = process.stderr.readline().decode()
+        os.write(ours, b"\x04")
+        rest = process.communicate(timeout=60)
+    os.close(ours)
+    assert said == 'embed-worker: waiting for lines such as {"inputs": "some text"}; Ctrl-D ends, --help tells more\n'
+    assert rest == (b"", b"")
+    assert process.returncode == 0
+
+
 def test_every_command_is_a_tool_with_a_line_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         make_parser().parse_args(["--help"])
