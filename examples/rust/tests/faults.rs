@@ -11,23 +11,14 @@ use std::time::Duration;
 
 use embed_bridge::{Cause, EmbedBridge, Error, ErrorCode, Options, Parameters, Pending, State};
 use support::{
-    but, count_file, exists, fake, fake_at_first, is_running, kill, path, pid, pid_in, spawn, terminate, vector,
-    wait_until, within_bounds,
+    but, count_file, exists, fake, fake_at_first, impatient, is_running, kill, path, pid, pid_in, spawn, terminate,
+    vector, wait_until, within_bounds, WAIT,
 };
 
 const MOMENT: Duration = Duration::from_millis(100);
 
 fn texts(count: usize) -> Vec<String> {
     (0..count).map(|number| format!("text {number}")).collect()
-}
-
-/// Short patience with a worker that gives no sign of life, or makes no progress.
-fn impatient(options: Options) -> Options {
-    but(options, |options| {
-        options.ping_every = MOMENT;
-        options.pong_timeout = MOMENT;
-        options.stuck_after = MOMENT;
-    })
 }
 
 fn without_replay(options: Options) -> Options {
@@ -193,14 +184,18 @@ fn repeated_unknown_and_noisy_lines_do_no_harm() {
 
 #[test]
 fn a_hung_worker_is_replaced() {
-    for fault in ["--hang-after=0", "--stop-after=0", "--stop-reading-after=0", "--stall-after=0"] {
-        let bridge = spawn(impatient(fake_at_first(&[fault])));
-        assert_right(&bridge, fault);
-        assert_eq!(bridge.stats().restarts, 1, "{fault}");
-    }
-    let bridge = spawn(impatient(without_replay(fake(&["--hang-after=0"]))));
-    let error = bridge.embed(&["text"]).expect_err("it hangs");
-    assert_eq!(error.kind(), "worker_hung", "{error}");
+    thread::scope(|scope| {
+        for fault in ["--hang-after=0", "--stop-after=0", "--stop-reading-after=0", "--stall-after=0"] {
+            scope.spawn(move || {
+                let bridge = spawn(impatient(fake_at_first(&[fault])));
+                assert_right(&bridge, fault);
+                assert_eq!(bridge.stats().restarts, 1, "{fault}");
+            });
+        }
+        let bridge = spawn(impatient(without_replay(fake(&["--hang-after=0"]))));
+        let error = bridge.embed(&["text"]).expect_err("it hangs");
+        assert_eq!(error.kind(), "worker_hung", "{error}");
+    });
 }
 
 #[test]
@@ -234,7 +229,7 @@ fn calls_can_be_withdrawn() {
 
 #[test]
 fn a_full_queue_refuses_or_makes_wait() {
-    let bridge = spawn(but(fake(&["--start-delay=0.2"]), |options| options.max_queued = 2));
+    let bridge = spawn(but(fake(&["--start-delay=1"]), |options| options.max_queued = 2));
     let calls = [(); 2].map(|()| bridge.submit(vec!["early".into()], Parameters::new()).expect("room"));
     let refused = bridge.submit(vec!["one more".into()], Parameters::new()).expect_err("no room");
     assert_eq!(refused.kind(), "queue_full");
@@ -304,7 +299,8 @@ fn another_protocol_is_refused_for_good() {
 
 #[test]
 fn close_lets_the_worker_finish_and_refuses_what_comes_later() {
-    let bridge = spawn(fake(&["--latency=0.1"]));
+    // It answers one request at its end only.
+    let bridge = spawn(but(fake(&["--reorder=2"]), |options| options.drain = WAIT));
     let worker = pid(&bridge);
     let begun = bridge.submit(vec!["begun".into()], Parameters::new()).expect("room");
     bridge.close();

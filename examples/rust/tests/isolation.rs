@@ -4,10 +4,8 @@
 
 mod support;
 
-use std::time::Duration;
-
 use embed_bridge::{EmbedBridge, Error, Parameters, Pending};
-use support::{but, fake, kill, pid, spawn, vector, wait_until};
+use support::{count_file, fake, impatient, kill, path, pid, spawn, vector, wait_until};
 
 fn texts(count: usize, guilty: &[usize]) -> Vec<String> {
     let word = |number| if guilty.contains(&number) { "bad" } else { "good" };
@@ -64,16 +62,14 @@ fn a_text_that_kills_workers_fails_its_own_call_and_no_other() {
 
 #[test]
 fn a_text_on_which_workers_hang_is_found_too() {
-    let moment = Duration::from_millis(100);
-    let bridge = spawn(but(fake(&["--poison=bad", "--poison-hangs"]), |options| {
-        (options.ping_every, options.pong_timeout, options.stuck_after) = (moment, moment, moment);
-    }));
+    let bridge = spawn(impatient(fake(&["--poison=bad", "--poison-hangs"])));
     assert_found(&bridge, 2, &[1]);
 }
 
 #[test]
 fn a_signal_from_outside_convicts_nobody() {
-    let bridge = spawn(fake(&["--latency=0.3"]));
+    let file = count_file();
+    let bridge = spawn(fake(&["--stall-after=0", "--processes=3", "--count-file", path(&file)]));
     let call = bridge.submit(vec!["innocent".into()], Parameters::new()).expect("room");
     for round in 1..=3 {
         wait_until("it is in flight", || bridge.stats().in_flight > 0);

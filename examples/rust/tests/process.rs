@@ -163,9 +163,7 @@ fn a_banner_without_a_newline_swallows_nothing_and_is_quoted_where_the_start_fai
     assert_eq!(bridge.embed(&["text"]).expect("vectors").vectors, vector("text"));
     assert_eq!(bridge.stats().restarts, 0);
 
-    let never = but(fake(&["--start-delay=3600"]), |options| {
-        (options.start_timeout, options.restart_budget) = (Duration::from_millis(500), 1.0);
-    });
+    let never = but(fake(&["--fail-start=1"]), |options| options.restart_budget = 1.0);
     let error = spawn(behind("an \\033[31mold shell\\n", never)).info().expect_err("never ready");
     let detail = &error.exit().expect("how it ended").detail;
     assert!(detail.contains("something else than answers") && detail.contains("old shell"), "{detail}");

@@ -14,7 +14,7 @@ use embed_bridge::{EmbedBridge, Options};
 use rustix::process::{kill_process, test_kill_process, Pid, Signal};
 
 /// For everything that must happen; nothing is proved by its length.
-pub const WAIT: Duration = Duration::from_secs(60);
+pub const WAIT: Duration = Duration::from_secs(180);
 
 /// The interpreter that can run the workers.
 pub fn interpreter() -> OsString {
@@ -29,6 +29,7 @@ fn python(arguments: &[&str]) -> Options {
     options.cwd = Some(root);
     options.request_timeout = 2 * WAIT;
     options.start_timeout = WAIT;
+    (options.pong_timeout, options.stuck_after) = (WAIT, WAIT); // a busy machine is slow, and no test is about that
     options.backoff_initial = Duration::from_millis(10);
     options.backoff_max = Duration::from_millis(50);
     options.restart_budget = 20.0;
@@ -45,6 +46,16 @@ pub fn but(mut options: Options, change: impl FnOnce(&mut Options)) -> Options {
 /// The fake worker with these faults. `python -m bridge_client.testing.fake_worker --help` lists them.
 pub fn fake(faults: &[&str]) -> Options {
     python(&[&["-m", "bridge_client.testing.fake_worker"], faults].concat())
+}
+
+/// Short patience with a worker that gives no sign of life, or makes no progress. A busy machine makes healthy workers
+/// late, too: it waits for two seconds and not for two moments.
+pub fn impatient(options: Options) -> Options {
+    but(options, |options| {
+        options.ping_every = Duration::from_millis(100);
+        options.pong_timeout = Duration::from_millis(1500);
+        options.stuck_after = Duration::from_secs(2);
+    })
 }
 
 /// The fake worker with these faults in its first process only.
