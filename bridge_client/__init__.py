@@ -13,7 +13,7 @@ from embed_worker import __version__
 if TYPE_CHECKING:
     from bridge_client.aio import AsyncEmbedClient
     from bridge_client.client import EmbedClient
-    from bridge_client.embeddings import Embeddings
+    from bridge_client.embeddings import Embeddings, Tokenization
     from bridge_client.errors import (
         BridgeError,
         CircuitOpenError,
@@ -55,6 +55,7 @@ _HOMES = {
     "ClientOptions": "options",
     "Timing": "options",
     "Embeddings": "embeddings",
+    "Tokenization": "embeddings",
     "ClientStats": "stats",
     "WorkerStats": "stats",
     "shared_client": "shared",
@@ -79,6 +80,7 @@ __all__ = [
     "RequestTimeoutError",
     "State",
     "Timing",
+    "Tokenization",
     "WorkerDiedError",
     "WorkerHungError",
     "WorkerStartError",

@@ -13,9 +13,9 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterab
 from types import TracebackType
 from typing import Any, Self, Unpack
 
-from bridge_client.calls import EmbedKeywords, Parameters
+from bridge_client.calls import EmbedKeywords, Parameters, TokenizeKeywords, TokenizeParameters
 from bridge_client.client import EmbedClient, describe_options, metrics_of, portable
-from bridge_client.embeddings import Embeddings, Matrix
+from bridge_client.embeddings import Embeddings, Matrix, Tokenization
 from bridge_client.errors import PoisonedInputError, RequestError, RequestTimeoutError
 from bridge_client.futures import CallFuture
 from bridge_client.options import ClientOptions, OptionKeywords, check_timeout
@@ -90,16 +90,22 @@ class AsyncEmbedClient:
     ) -> Embeddings:
         """Do as `embed`, and return tokens, truncation, fingerprint and timings beside the vectors."""
         wanted = Parameters(**parameters)
-        places = self._places()
-        if places.locked():
-            timeout_s = await self._wait_for(places, timeout_s)
-        else:
-            await places.acquire()
-        try:
+        async with self._place(timeout_s) as left_s:
             future: CallFuture[Embeddings] = CallFuture()
-            return await asyncio.wrap_future(self._client._begin(inputs, wanted, timeout_s, future))
-        finally:
-            places.release()
+            return await asyncio.wrap_future(self._client._begin(inputs, wanted, left_s, future))
+
+    async def tokenize(
+        self,
+        inputs: str | Sequence[str],
+        *,
+        timeout_s: float | None = None,
+        **parameters: Unpack[TokenizeKeywords],
+    ) -> Tokenization:
+        """Return how many tokens each input has and where they are, as `EmbedClient.tokenize`."""
+        wanted = TokenizeParameters(**parameters)
+        async with self._place(timeout_s) as left_s:
+            future: CallFuture[Tokenization] = CallFuture()
+            return await asyncio.wrap_future(self._client._begin_tokenize(inputs, wanted, left_s, future))
 
     def submit(
         self, inputs: str | Sequence[str], *, timeout_s: float | None = None, **parameters: Unpack[EmbedKeywords]
@@ -134,8 +140,8 @@ class AsyncEmbedClient:
         **parameters: Unpack[EmbedKeywords],
     ) -> AsyncGenerator[Embeddings]:
         """Do as `embed_iter`, and yield tokens, truncation, fingerprint and failures beside the vectors."""
-        check_stream(inputs, block_inputs, on_error)
         wanted = Parameters(**parameters)
+        check_stream(inputs, block_inputs, on_error, wanted.precision)
         ahead: deque[BlockCall[CallFuture[Embeddings]]] = deque()
 
         def begin(texts: Sequence[str]) -> CallFuture[Embeddings]:
@@ -188,6 +194,19 @@ class AsyncEmbedClient:
             left_s = until - asyncio.get_running_loop().time()
             # Not awaited itself: a task that is cancelled here must not cancel what others wait for.
             await asyncio.wait([asyncio.wrap_future(future)], timeout=max(0.0, left_s))
+
+    @contextlib.asynccontextmanager
+    async def _place(self, timeout_s: float | None) -> AsyncIterator[float | None]:
+        """Have a place for a call, and give what is left of its time."""
+        places = self._places()
+        if places.locked():
+            timeout_s = await self._wait_for(places, timeout_s)
+        else:
+            await places.acquire()
+        try:
+            yield timeout_s
+        finally:
+            places.release()
 
     def _places(self) -> asyncio.Semaphore:
         """Return what lets as many calls of this loop go on as there is room for, in the queue and in the workers.

@@ -1,50 +1,42 @@
-"""One call of a host and the chunks of it that travel: how inputs are cut, and how vectors are joined again.
+"""What calls ask of the worker, and how its answers are checked and joined again: vectors, and tokens.
 
-No I/O, no threads, no clock. The caller's lock guards everything here but `deliver`, which runs without any.
+No I/O, no threads, no clock; `chunks.py` says when which of it happens.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NoReturn, TypeAlias, TypedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn, TypedDict
 
 import numpy as np
+from numpy.typing import NDArray
 
-from bridge_client.embeddings import Embeddings, Matrix
-from bridge_client.errors import PoisonedInputError, RequestError
-from bridge_client.futures import CallFuture, Outlet, Promise
+from bridge_client.chunks import Answer, Call, Chunk, InputType, TextParameters
+from bridge_client.embeddings import Embeddings, Matrix, Precision, Tokenization
+from bridge_client.errors import PoisonedInputError
+from bridge_client.futures import Outlet
 from bridge_client.handshake import Served
 from embed_worker import protocol
-from embed_worker.protocol import EncodingFormat, ErrorCode, Limits
+from embed_worker.protocol import EncodingFormat, ErrorCode
 
-# A chunk is a second or two of work on a small machine: long enough to be batched well, short enough that a bulk call
-# neither outlives the time limit of its chunks in the worker's queue nor keeps others waiting behind it.
-CHUNK_TOKENS = 16_384
-SHORT_TOKENS = 512  # about one micro-batch of the worker
-_MOST_INPUTS = Limits().max_inputs  # a worker with less says so, and its chunks are cut again
-CHUNK_BYTES = 4 * 2**20  # times six, for the escapes of control characters, still a legal line
-_BYTES_PER_TOKEN = 4
-_MOST_TOKENS = 512  # a text is truncated at the model's limit, and few models go further
+_ENCODINGS = {
+    "float32": EncodingFormat.BASE64,
+    "float16": EncodingFormat.BASE64_FLOAT16,
+    "ubinary": EncodingFormat.BASE64_UBINARY,
+}
+_DTYPES = {"float32": "<f4", "float16": "<f2", "ubinary": "u1"}
 
-
-InputType: TypeAlias = Literal["query", "document"]
-# The names under which models publish the prompt of each; the first that has one counts.
-PROMPT_NAMES: Mapping[str, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
+# Vectors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parameters:
+class Parameters(TextParameters):
     """What an `embed` asks for beside its inputs. None: what the model's folder says."""
 
     normalize: bool | None = None
     dimensions: int | None = None
-    prompt_name: str | None = None
-    prompt: str | None = None
-    input_type: InputType | None = None
-    truncate: bool = True
-    model: str | None = None
+    precision: Precision = "float32"
 
 
 class EmbedKeywords(TypedDict, total=False):
@@ -52,6 +44,7 @@ class EmbedKeywords(TypedDict, total=False):
 
     normalize: bool | None
     dimensions: int | None
+    precision: Precision
     prompt_name: str | None
     prompt: str | None
     input_type: InputType | None
@@ -59,13 +52,20 @@ class EmbedKeywords(TypedDict, total=False):
     model: str | None
 
 
-class EmbedCall(Promise[Embeddings]):
-    """One call: its inputs, and what has come back so far.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EmbedAnswer(Answer):
+    """The checked answer to a chunk: (B, D) vectors and what belongs to them."""
+
+    vectors: Matrix
+    dimension: int
+    timing_ms: Mapping[str, float]
+
+
+class EmbedCall(Call[Embeddings, EmbedAnswer]):
+    """A call for vectors.
 
     Raises:
-        TypeError: An input is not a string.
-        ValueError: An input type that there is not, or that contradicts the other parameters.
-        RequestError: An input holds a lone surrogate, which no line can carry.
+        ValueError: A precision that there is not; and what `Call` raises.
     """
 
     def __init__(
@@ -78,49 +78,21 @@ class EmbedCall(Promise[Embeddings]):
         waits_for_room: bool = False,
         outlet: Outlet[Embeddings] | None = None,
     ) -> None:
-        super().__init__(CallFuture() if outlet is None else outlet)
-        if parameters.input_type is not None:
-            _check_input_type(parameters)
-        self.inputs = inputs
+        super().__init__(
+            inputs, parameters, timeout_s=timeout_s, deadline=deadline, waits_for_room=waits_for_room, outlet=outlet
+        )
+        if parameters.precision not in _ENCODINGS:
+            known = ", ".join(map(repr, _ENCODINGS))
+            raise ValueError(f"`precision` must be one of {known}, not {parameters.precision!r}")
         self.parameters = parameters
-        self.timeout_s = timeout_s  # for each chunk, from being sent first, and for room; the deadline goes before it
-        self.deadline = deadline
-        self.waits_for_room = waits_for_room  # instead of being refused when the queue is full
-        self.sizes = [size_of(text, index) for index, text in enumerate(inputs)]
-        self.bytes = sum(self.sizes)
-        self.submitted_at = 0.0
-        self.missing = max(1, len(inputs))  # inputs without a result; an empty call waits for one answer, too
-        self.unsent = 0  # of those, the ones that wait here
-        self.lone_deaths = 0  # of workers, with one of its chunks alone
-        self._blamed: list[int] = []
         self._vectors: Matrix | None = None
-        self._tokens = [0] * len(inputs)
-        self._truncated: list[int] = []
-        self._served: Served | None = None
+        self._dimension = 0
         self._timing_ms: dict[str, float] = {}
-
-    def chunks(self) -> Iterator[Chunk]:
-        """Cut the call into chunks of bounded cost; at least one, also when there is no input."""
-        start = tokens = size = 0
-        for index, text_bytes in enumerate(self.sizes):
-            cost = _cost(text_bytes)
-            is_full = tokens + cost > CHUNK_TOKENS or size + text_bytes > CHUNK_BYTES
-            if index > start and (is_full or index - start == _MOST_INPUTS):
-                yield Chunk(call=self, start=start, stop=index)
-                start, tokens, size = index, 0, 0
-            tokens += cost
-            size += text_bytes
-        yield Chunk(call=self, start=start, stop=len(self.sizes))
 
     def request(self, start: int, stop: int, prompts: Mapping[str, str]) -> protocol.Embed:
         """Return the request for a range of the inputs, to a model with these prompts."""
         wanted = self.parameters
-        prompt_name, prompt = wanted.prompt_name, wanted.prompt
-        if wanted.input_type is not None:
-            names = PROMPT_NAMES[wanted.input_type]
-            prompt_name = next((name for name in names if prompts.get(name)), None)
-            # Without one of its own a text gets no prompt, also where the folder has one by default.
-            prompt = "" if prompt_name is None else None
+        prompt_name, prompt = wanted.chosen_prompt(prompts)
         return protocol.Embed(
             inputs=list(self.inputs[start:stop]),
             normalize=wanted.normalize,
@@ -129,39 +101,46 @@ class EmbedCall(Promise[Embeddings]):
             prompt=prompt,
             model=wanted.model,
             truncate=wanted.truncate,
-            encoding_format=EncodingFormat.BASE64,
+            encoding_format=_ENCODINGS[wanted.precision],
         )
 
-    def take(self, chunk: Chunk, answer: Answer) -> bool:
-        """Put the vectors of a chunk in their place; False where they would mix two vector spaces."""
-        if self._served is not None and self._served.fingerprint != answer.served.fingerprint:
-            return False
+    def read(self, members: Mapping[str, Any], chunk: Chunk, served: Served) -> EmbedAnswer:
+        """Check and decode an answer; see `Call.read`."""
+        wanted = self.parameters
+        if wanted.model is not None:
+            served = _another_model(members, served)
+            served = replace(served, dimension=_dimension_of(members))
+        count, dimension = len(chunk), wanted.dimensions or served.dimension
+        encoding = _ENCODINGS[wanted.precision]
+        flat = np.frombuffer(protocol.decode_matrix(members, count, dimension, encoding), _DTYPES[wanted.precision])
+        if not np.isfinite(flat).all():
+            _refuse("a vector is not finite")
+        tokens, truncated = _lengths(members, count, served)
+        timing_ms = members.get("timing_ms")
+        told = timing_ms.items() if isinstance(timing_ms, dict) else ()
+        width = dimension if wanted.precision != "ubinary" else encoding.row_bytes(dimension)
+        return EmbedAnswer(
+            vectors=flat.reshape(count, width),
+            dimension=dimension,
+            tokens=tokens,
+            truncated=truncated,
+            timing_ms={name: value for name, value in told if isinstance(value, (int, float))},
+            served=served,
+        )
+
+    def _keep(self, chunk: Chunk, answer: EmbedAnswer) -> None:
         if self._vectors is None:
-            self._vectors = np.zeros((len(self.inputs), answer.vectors.shape[1]), np.float32)
+            shape = (len(self.inputs), answer.vectors.shape[1])
+            self._vectors = np.zeros(shape, answer.vectors.dtype.newbyteorder("="))
+            self._dimension = answer.dimension
         self._vectors[chunk.start : chunk.stop] = answer.vectors
-        self._tokens[chunk.start : chunk.stop] = answer.tokens
-        self._truncated.extend(chunk.start + index for index in answer.truncated)
-        self._served = answer.served
         if answer.timing_ms.get("total", 0.0) >= self._timing_ms.get("total", 0.0):
             self._timing_ms = dict(answer.timing_ms)
-        self.missing -= chunk.weight
-        return True
 
-    def blame(self, index: int) -> None:
-        """Note a blamed input."""
-        self._blamed.append(index)
-        self.missing -= 1
+    def _poisoned(self, blamed: tuple[int, ...]) -> PoisonedInputError:
+        return PoisonedInputError(blamed, self._result() if self._served is not None else None)
 
-    def conclude(self) -> bool:
-        """Settle a call of which nothing is missing: with its vectors, or with the inputs that are blamed."""
-        if self.missing:
-            return False
-        if not self._blamed:
-            return self.settle(self._embeddings)
-        others = self._embeddings() if self._served is not None else None
-        return self.settle(PoisonedInputError(tuple(sorted(self._blamed)), others))
-
-    def _embeddings(self) -> Embeddings:
+    def _result(self) -> Embeddings:
         assert self._vectors is not None
         assert self._served is not None
         blamed = set(self._blamed)
@@ -169,6 +148,7 @@ class EmbedCall(Promise[Embeddings]):
         row = {index: number for number, index in enumerate(kept)} if blamed else None
         return Embeddings(
             vectors=self._vectors if row is None else self._vectors[kept],
+            dimension=self._dimension,
             tokens=tuple(self._tokens if row is None else (self._tokens[index] for index in kept)),
             truncated=tuple(sorted(self._truncated if row is None else (row[index] for index in self._truncated))),
             model=self._served.model,
@@ -177,91 +157,98 @@ class EmbedCall(Promise[Embeddings]):
         )
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class Chunk:
-    """A range of a call's inputs that travels as one request.
+# Tokens
 
-    Attributes:
-        lone_deaths: How often a worker died with this, or with the larger chunk that it was cut from, alone.
-        sent_at: When its inputs were sent first; their time-out counts from then, whatever happens to the worker.
-        tokens: Estimated.
-        is_short: It is so small that it should not wait behind larger ones.
-        weight: How much of its call it is; an empty call has one empty chunk.
-    """
 
-    call: EmbedCall
-    start: int
-    stop: int
-    is_isolated: bool = False
-    lone_deaths: int = 0
-    attempts: int = 0
-    sent_at: float | None = None
-    tokens: int = field(init=False)
-    bytes: int = field(init=False)
-    is_short: bool = field(init=False)
-    weight: int = field(init=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizeParameters(TextParameters):
+    """What a `tokenize` asks for beside its inputs."""
 
-    def __post_init__(self) -> None:
-        sizes = self.call.sizes[self.start : self.stop]
-        self.tokens = sum(map(_cost, sizes))
-        self.bytes = sum(sizes)
-        self.is_short = self.tokens <= SHORT_TOKENS
-        self.weight = max(1, len(sizes))
+    offsets: bool = False
 
-    def __len__(self) -> int:
-        return self.stop - self.start
 
-    @property
-    def texts(self) -> Sequence[str]:
-        """Its inputs."""
-        return self.call.inputs[self.start : self.stop]
+class TokenizeKeywords(TypedDict, total=False):
+    """The names and types of `TokenizeParameters`, for the checkers of hosts; a test keeps the two equal."""
 
-    @property
-    def deadline(self) -> float:
-        """When its time is over."""
-        if self.call.deadline is not None:
-            return self.call.deadline
-        return math.inf if self.sent_at is None else self.sent_at + self.call.timeout_s
-
-    def cut(self, size: int) -> tuple[Chunk, Chunk]:
-        """Cut off the first `size` inputs; both parts keep the history."""
-        return self._part(self.start, self.start + size), self._part(self.start + size, self.stop)
-
-    def _part(self, start: int, stop: int) -> Chunk:
-        return Chunk(
-            call=self.call,
-            start=start,
-            stop=stop,
-            is_isolated=self.is_isolated,
-            lone_deaths=self.lone_deaths,
-            attempts=self.attempts,
-            sent_at=self.sent_at,
-        )
+    offsets: bool
+    prompt_name: str | None
+    prompt: str | None
+    input_type: InputType | None
+    truncate: bool
+    model: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Answer:
-    """The checked answer to a chunk: (B, D) vectors and what belongs to them."""
+class TokenizeAnswer(Answer):
+    """The checked answer to a chunk: where the tokens of each input are, (tokens, 2), where it was asked for."""
 
-    vectors: Matrix
-    tokens: list[int]
-    truncated: list[int]
-    timing_ms: Mapping[str, float]
-    served: Served
+    offsets: list[NDArray[np.int64]]
 
 
-def read_answer(members: Mapping[str, Any], chunk: Chunk, served: Served) -> Answer:
-    """Check an answer against what was asked for and what the worker promised, and decode it.
+class TokenizeCall(Call[Tokenization, TokenizeAnswer]):
+    """A call for counts and places of tokens."""
 
-    Raises:
-        ProtocolError: It does not fit: nothing of it may be used.
-    """
-    if chunk.call.parameters.model is not None:
-        served = _another_model(members, served)
-    count, dimension = len(chunk), chunk.call.parameters.dimensions or served.dimension
-    flat = np.frombuffer(protocol.decode_matrix(members, count, dimension), "<f4")
-    if not np.isfinite(flat).all():
-        _refuse("a vector is not finite")
+    def __init__(
+        self,
+        inputs: Sequence[str],
+        parameters: TokenizeParameters,
+        *,
+        timeout_s: float,
+        deadline: float | None = None,
+        outlet: Outlet[Tokenization] | None = None,
+    ) -> None:
+        super().__init__(inputs, parameters, timeout_s=timeout_s, deadline=deadline, waits_for_room=True, outlet=outlet)
+        self.parameters = parameters
+        self._offsets: dict[int, NDArray[np.int64]] = {}
+
+    def request(self, start: int, stop: int, prompts: Mapping[str, str]) -> protocol.Tokenize:
+        """Return the request for a range of the inputs, to a model with these prompts."""
+        wanted = self.parameters
+        prompt_name, prompt = wanted.chosen_prompt(prompts)
+        return protocol.Tokenize(
+            inputs=list(self.inputs[start:stop]),
+            prompt_name=prompt_name,
+            prompt=prompt,
+            model=wanted.model,
+            truncate=wanted.truncate,
+            offsets=wanted.offsets,
+        )
+
+    def read(self, members: Mapping[str, Any], chunk: Chunk, served: Served) -> TokenizeAnswer:
+        """Check and decode an answer; see `Call.read`."""
+        if self.parameters.model is not None:
+            served = _another_model(members, served)
+        if members.get("count") != len(chunk):
+            _refuse(f"count {members.get('count')!a}, expected {len(chunk)}")
+        tokens, truncated = _lengths(members, len(chunk), served)
+        offsets: list[NDArray[np.int64]] = []
+        if self.parameters.offsets:
+            told = members.get("offsets")
+            if not isinstance(told, list) or len(told) != len(chunk):
+                _refuse("`offsets` are not one list for each input")
+            offsets = [_ranges(each, len(text)) for each, text in zip(told, chunk.texts, strict=True)]
+        return TokenizeAnswer(tokens=tokens, truncated=truncated, served=served, offsets=offsets)
+
+    def _keep(self, chunk: Chunk, answer: TokenizeAnswer) -> None:
+        self._offsets.update(enumerate(answer.offsets, chunk.start))
+
+    def _result(self) -> Tokenization:
+        assert self._served is not None
+        found = self._offsets
+        return Tokenization(
+            tokens=tuple(self._tokens),
+            truncated=tuple(sorted(self._truncated)),
+            offsets=tuple(found[index] for index in range(len(self.inputs))) if self.parameters.offsets else None,
+            model=self._served.model,
+            fingerprint=self._served.fingerprint,
+        )
+
+
+# Both
+
+
+def _lengths(members: Mapping[str, Any], count: int, served: Served) -> tuple[list[int], list[int]]:
+    """Return what an answer of the model that is served says of the lengths of its inputs."""
     if (members.get("model"), members.get("fingerprint")) != (served.model, served.fingerprint):
         _refuse("the model or the fingerprint is not the one of `info`")
     tokens, truncated = members.get("tokens"), members.get("truncated")
@@ -269,76 +256,38 @@ def read_answer(members: Mapping[str, Any], chunk: Chunk, served: Served) -> Ans
         _refuse("`tokens` are not one number for each input")
     if not isinstance(truncated, list) or not all(type(index) is int and 0 <= index < count for index in truncated):
         _refuse("`truncated` are not indexes of inputs")
-    timing_ms = members.get("timing_ms")
-    told = timing_ms.items() if isinstance(timing_ms, dict) else ()
-    return Answer(
-        vectors=flat.reshape(count, dimension),
-        tokens=tokens,
-        truncated=truncated,
-        timing_ms={name: value for name, value in told if isinstance(value, (int, float))},
-        served=served,
-    )
+    return tokens, truncated
+
+
+def _ranges(told: object, length: int) -> NDArray[np.int64]:
+    """Return the ranges of the tokens of a text of so many code points."""
+    try:
+        found = np.array(told)
+    except ValueError:
+        _refuse("`offsets` are not pairs")
+    if not found.size:
+        return np.zeros((0, 2), np.int64)
+    if found.dtype.kind not in "iu" or found.ndim != 2 or found.shape[1] != 2:
+        _refuse("`offsets` are not pairs of integers")
+    if found.min() < 0 or found.max() > length or (found[:, 0] > found[:, 1]).any():
+        _refuse("`offsets` are not ranges of the input")
+    return found.astype(np.int64, copy=False)
 
 
 def _another_model(members: Mapping[str, Any], served: Served) -> Served:
     """Return what an answer says of its model, of which the worker promised nothing."""
-    model, fingerprint, dimension = members.get("model"), members.get("fingerprint"), members.get("dimension")
+    model, fingerprint = members.get("model"), members.get("fingerprint")
     if not (isinstance(model, str) and isinstance(fingerprint, str) and model and fingerprint):
         _refuse("no model or no fingerprint is named")
+    return replace(served, model=model, fingerprint=fingerprint)
+
+
+def _dimension_of(members: Mapping[str, Any]) -> int:
+    dimension = members.get("dimension")
     if type(dimension) is not int or dimension < 1:
         _refuse("no dimension is named")
-    return replace(served, model=model, fingerprint=fingerprint, dimension=dimension)
+    return dimension
 
 
 def _refuse(message: str) -> NoReturn:
     raise protocol.ProtocolError(ErrorCode.PARSE_ERROR, message)
-
-
-def _cost(text_bytes: int) -> int:
-    """Estimate the tokens of a text: its own and the two special ones."""
-    return 2 + min(text_bytes // _BYTES_PER_TOKEN, _MOST_TOKENS)
-
-
-def _check_input_type(wanted: Parameters) -> None:
-    if wanted.input_type not in PROMPT_NAMES:
-        raise ValueError(f"`input_type` must be 'query' or 'document', not {wanted.input_type!r}")
-    if wanted.prompt is not None or wanted.prompt_name is not None:
-        raise ValueError("`input_type` chooses the prompt: leave out `prompt` and `prompt_name`")
-    if wanted.model is not None:
-        raise ValueError("`input_type` chooses among the prompts of the client's own model: give `prompt_name`")
-
-
-def texts_of(inputs: object) -> tuple[str, ...]:
-    """Return what a host gives as inputs as texts; one text is a tuple of one.
-
-    Raises:
-        TypeError: They are something else.
-    """
-    if isinstance(inputs, str):
-        return (inputs,)
-    if isinstance(inputs, (bytes, bytearray, Mapping, Set)) or not isinstance(inputs, Iterable):
-        raise TypeError(f"`inputs` must be a text or a sequence of texts, not {type(inputs).__name__}")
-    return tuple(text if type(text) is str else plain_text(text) for text in inputs)
-
-
-def plain_text(text: Any) -> Any:
-    """Return the string that numpy's or Arrow's stands for, and anything else as it is."""
-    if isinstance(text, str):
-        return str(text)
-    return text.as_py() if hasattr(text, "as_py") else text
-
-
-def size_of(text: object, index: int) -> int:
-    """Return the bytes of an input.
-
-    Raises:
-        TypeError: It is not a string.
-        RequestError: It holds a lone surrogate, which no line can carry.
-    """
-    if not isinstance(text, str):
-        raise TypeError(f"input {index} must be a string, not {type(text).__name__}")
-    try:
-        return len(text.encode())
-    except UnicodeEncodeError:
-        message = f"input {index} holds a lone surrogate, which is not Unicode text"
-        raise RequestError(ErrorCode.INVALID_REQUEST, message, retryable=False, index=index) from None

@@ -13,9 +13,10 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 from bridge_client.callbacks import HostFuture
-from bridge_client.calls import EmbedCall, EmbedKeywords, Parameters, texts_of
+from bridge_client.calls import EmbedCall, EmbedKeywords, Parameters, TokenizeCall, TokenizeKeywords, TokenizeParameters
+from bridge_client.chunks import texts_of
 from bridge_client.core import Core
-from bridge_client.embeddings import Embeddings, Matrix
+from bridge_client.embeddings import Embeddings, Matrix, Tokenization
 from bridge_client.futures import Outlet, Waiter
 from bridge_client.options import ClientOptions, OptionKeywords, check_timeout
 from bridge_client.stats import ClientStats
@@ -24,6 +25,7 @@ from bridge_client.worker_slot import Control
 from embed_worker import protocol
 
 OutletT = TypeVar("OutletT", bound=Outlet[Embeddings])
+TokenOutletT = TypeVar("TokenOutletT", bound=Outlet[Tokenization])
 ControlOutletT = TypeVar("ControlOutletT", bound=Outlet[dict[str, Any]])
 
 
@@ -86,6 +88,8 @@ class EmbedClient:
             parameters: Further keywords:
                 normalize: L2-normalise, whatever the model's folder says.
                 dimensions: Keep so many of the dimensions (Matryoshka).
+                precision: `float16` gives (B, D) float16, and `ubinary` (B, D / 8 rounded up) uint8, the sign bits
+                    as sentence-transformers and `numpy.packbits` have them.
                 prompt_name: A prompt of the model, such as `query`.
                 prompt: A literal prefix.
                 input_type: `query` or `document`: as `embed_query` and `embed_documents`.
@@ -172,8 +176,8 @@ class EmbedClient:
         **parameters: Unpack[EmbedKeywords],
     ) -> Generator[Embeddings]:
         """Do as `embed_iter`, and yield tokens, truncation, fingerprint and failures beside the vectors."""
-        check_stream(inputs, block_inputs, on_error)
         wanted = Parameters(**parameters)
+        check_stream(inputs, block_inputs, on_error, wanted.precision)
         ahead: deque[BlockCall[Waiter[Embeddings]]] = deque()
 
         def begin(texts: Sequence[str]) -> Waiter[Embeddings]:
@@ -191,6 +195,31 @@ class EmbedClient:
         finally:
             for block in ahead:
                 block.cancel()
+
+    def tokenize(
+        self,
+        inputs: str | Sequence[str],
+        *,
+        timeout_s: float | None = None,
+        **parameters: Unpack[TokenizeKeywords],
+    ) -> Tokenization:
+        """Return how many tokens each input has, as `embed` counts them, and where they are; nothing is run.
+
+        Args:
+            inputs: Any number of texts.
+            timeout_s: As that of `embed`.
+            parameters: Further keywords:
+                offsets: Also find where in its text each token is, in code points.
+                truncate: False finds all of them, else those that the model sees; no text is refused for its length.
+                prompt_name, prompt, input_type, model: As those of `embed`.
+
+        Raises:
+            RequestError: The worker says no.
+            RequestTimeoutError: The time is over.
+            BridgeError: There is no worker that could serve it.
+        """
+        waiter: Waiter[Tokenization] = Waiter()
+        return self._begin_tokenize(inputs, TokenizeParameters(**parameters), timeout_s, waiter).result()
 
     def info(self, *, worker: int = 0, timeout_s: float | None = None) -> dict[str, Any]:
         """Return what the worker says of itself and its model, as soon as it is ready."""
@@ -245,19 +274,38 @@ class EmbedClient:
         *,
         waits_for_room: bool = True,
     ) -> OutletT:
-        """Make a call, queue it, and return where its outcome will be."""
-        if timeout_s is not None:
-            check_timeout(timeout_s)
+        """Make a call for vectors, queue it, and return where its outcome will be."""
+        patience_s, deadline = self._times(timeout_s)
         call = EmbedCall(
             texts_of(inputs),
             parameters,
-            timeout_s=self._options.request_timeout_s if timeout_s is None else timeout_s,
-            deadline=None if timeout_s is None else time.monotonic() + timeout_s,
+            timeout_s=patience_s,
+            deadline=deadline,
             waits_for_room=waits_for_room,
             outlet=outlet,
         )
         self._core.submit(call)
         return outlet
+
+    def _begin_tokenize(
+        self,
+        inputs: str | Sequence[str],
+        parameters: TokenizeParameters,
+        timeout_s: float | None,
+        outlet: TokenOutletT,
+    ) -> TokenOutletT:
+        """Make a call for tokens, queue it, and return where its outcome will be."""
+        patience_s, deadline = self._times(timeout_s)
+        call = TokenizeCall(texts_of(inputs), parameters, timeout_s=patience_s, deadline=deadline, outlet=outlet)
+        self._core.submit(call)
+        return outlet
+
+    def _times(self, timeout_s: float | None) -> tuple[float, float | None]:
+        """Return how long each chunk of a call may take, and when all of it has to be over."""
+        if timeout_s is None:
+            return self._options.request_timeout_s, None
+        check_timeout(timeout_s)
+        return timeout_s, time.monotonic() + timeout_s
 
     def _ask(
         self, request: protocol.Request, worker: int, timeout_s: float | None, outlet: ControlOutletT

@@ -15,7 +15,7 @@ from concurrent.futures import Future
 
 from bridge_client import hooks
 from bridge_client.callbacks import CallbackThread
-from bridge_client.calls import EmbedCall
+from bridge_client.chunks import AnyCall
 from bridge_client.errors import WorkerStartError
 from bridge_client.exits import Cause, ExitReport
 from bridge_client.options import ClientOptions
@@ -56,7 +56,7 @@ class Core:
         hooks.register(self)
         self._supervisor.ended.add_done_callback(lambda _: hooks.unregister(self))
 
-    def submit(self, call: EmbedCall) -> None:
+    def submit(self, call: AnyCall) -> None:
         """Queue a call; its future ends exactly once.
 
         Raises:

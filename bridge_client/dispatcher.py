@@ -13,7 +13,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from bridge_client.calls import Answer, Chunk, EmbedCall
+from bridge_client.chunks import Answer, AnyCall, Call, Chunk
 from bridge_client.errors import (
     BridgeError,
     ModelChangedError,
@@ -46,7 +46,7 @@ class Dispatcher:
         self._short: deque[Chunk] = deque()
         self._bulk: deque[Chunk] = deque()
         self._queued_bytes = 0
-        self._outside: OrderedDict[EmbedCall, None] = OrderedDict()  # calls that wait for room in the queue, in order
+        self._outside: OrderedDict[AnyCall, None] = OrderedDict()  # calls that wait for room in the queue, in order
         self._quarantine = Quarantine()
         self._ids = itertools.count(1)
         self._deliveries: list[Promise[Any]] = []
@@ -61,7 +61,7 @@ class Dispatcher:
 
     # The queue
 
-    def submit(self, call: EmbedCall, now: float) -> None:
+    def submit(self, call: AnyCall, now: float) -> None:
         """Queue a call, or let it wait for room: it is queued in its turn.
 
         Raises:
@@ -80,14 +80,14 @@ class Dispatcher:
         self._admit(call)
         self.dispatch(now)
 
-    def _has_room(self, call: EmbedCall) -> bool:
+    def _has_room(self, call: AnyCall) -> bool:
         """Whether a call fits into the queue; one that is larger than the queue does when it is alone."""
         if not self.queued_calls:
             return True
         is_full = self.queued_calls >= self._options.max_queued_requests
         return not is_full and self._queued_bytes + call.bytes <= self._options.max_queued_bytes
 
-    def _admit(self, call: EmbedCall) -> None:
+    def _admit(self, call: AnyCall) -> None:
         self.counts["requests"] += 1
         for chunk in call.chunks():
             self._lane(chunk).append(chunk)
@@ -107,7 +107,7 @@ class Dispatcher:
     def _lane(self, chunk: Chunk) -> deque[Chunk]:
         return self._short if chunk.is_short else self._bulk
 
-    def _count_unsent(self, call: EmbedCall, change: int) -> None:
+    def _count_unsent(self, call: AnyCall, change: int) -> None:
         before, call.unsent = call.unsent, call.unsent + change
         sign = (call.unsent > 0) - (before > 0)
         self.queued_calls += sign
@@ -287,7 +287,7 @@ class Dispatcher:
 
     def fail_waiting(self, slot: WorkerSlot, make_error: Callable[[], BridgeError], *, everything: bool) -> None:
         """Fail what only this slot could have served, or everything that waits."""
-        waiting: list[EmbedCall | Control] = [chunk.call for chunk in slot.case.isolated]
+        waiting: list[AnyCall | Control] = [chunk.call for chunk in slot.case.isolated]
         waiting.extend(slot.controls)
         slot.controls.clear()
         if everything:
@@ -296,14 +296,14 @@ class Dispatcher:
         for promise in waiting:
             self.fail(promise, make_error())
 
-    def fail(self, promise: EmbedCall | Control, error: BridgeError) -> None:
+    def fail(self, promise: AnyCall | Control, error: BridgeError) -> None:
         """End a call with an error, unless it has ended before."""
         if promise.settle(error):
-            if isinstance(promise, EmbedCall):
+            if isinstance(promise, Call):
                 self.withdraw(promise)
             self._deliveries.append(promise)
 
-    def withdraw(self, call: EmbedCall) -> None:
+    def withdraw(self, call: AnyCall) -> None:
         """Drop what is left of a call: unsent chunks here, sent ones in the worker. Their late answers are ignored."""
         self._outside.pop(call, None)
         if call.unsent:
@@ -318,7 +318,7 @@ class Dispatcher:
                     self.send_control(generation, protocol.Cancel(target=request_id), Internal.CANCEL)
             slot.case.close_if_done()
 
-    def _conclude(self, call: EmbedCall, now: float) -> None:
+    def _conclude(self, call: AnyCall, now: float) -> None:
         if call.conclude():
             self.latencies_ms.append((now - call.submitted_at) * 1e3)
             self._deliveries.append(call)
@@ -335,13 +335,13 @@ class Dispatcher:
             promise = each.call if isinstance(each, Chunk) else each
             if not promise.is_over:
                 self.counts["timeouts"] += 1
-                is_outside = isinstance(promise, EmbedCall) and promise in self._outside
+                is_outside = isinstance(promise, Call) and promise in self._outside
                 why = "the queue was full for" if is_outside else "no answer within"
                 message = f"{why} {promise.timeout_s:g} s"
                 self.fail(promise, RequestTimeoutError(message, timeout_s=promise.timeout_s))
         self.dispatch(now)
 
-    def _waiting(self) -> Iterator[Chunk | Control | EmbedCall]:
+    def _waiting(self) -> Iterator[Chunk | Control | AnyCall]:
         """Everything that somebody waits for."""
         yield from self._outside
         yield from self._short
@@ -354,9 +354,9 @@ class Dispatcher:
                     yield each
 
 
-def _deadline(waiting: Chunk | Control | EmbedCall) -> float:
+def _deadline(waiting: Chunk | Control | AnyCall) -> float:
     """Return when its time is over; that of a call is its time for finding room."""
-    if isinstance(waiting, EmbedCall) and waiting.deadline is None:
+    if isinstance(waiting, Call) and waiting.deadline is None:
         return waiting.submitted_at + waiting.timeout_s
     assert waiting.deadline is not None
     return waiting.deadline

@@ -1,15 +1,16 @@
-"""What a call gives: vectors, and what the worker says of them."""
+"""What a call gives: vectors or tokens, and what the worker says of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-Matrix: TypeAlias = NDArray[np.float32]
+Precision: TypeAlias = Literal["float32", "float16", "ubinary"]
+Matrix: TypeAlias = NDArray[Any]  # (B, D) float32 or float16, or (B, D / 8 rounded up) uint8, as `Precision` says
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -17,7 +18,9 @@ class Embeddings:
     """What `embed_detailed` returns.
 
     Attributes:
-        vectors: (B, D) float32, one row for each input, in order.
+        vectors: (B, D) float32, one row for each input, in order; with `precision`, (B, D) float16 or
+            (B, D / 8 rounded up) uint8.
+        dimension: D, the components of a vector.
         tokens: Real tokens of each input, special tokens included, before truncation.
         truncated: The indexes of the inputs that were cut.
         model: The model's name.
@@ -28,6 +31,7 @@ class Embeddings:
     """
 
     vectors: Matrix
+    dimension: int
     tokens: tuple[int, ...]
     truncated: tuple[int, ...]
     model: str
@@ -36,7 +40,30 @@ class Embeddings:
     failures: Mapping[int, Exception] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        count, dimension = self.vectors.shape
+        count = len(self.vectors)
         cut = f" truncated={len(self.truncated)}" if self.truncated else ""
         failed = f" failures={len(self.failures)}" if self.failures else ""
-        return f"<Embeddings {count} x {dimension} {self.model} fingerprint={self.fingerprint}{cut}{failed}>"
+        return f"<Embeddings {count} x {self.dimension} {self.model} fingerprint={self.fingerprint}{cut}{failed}>"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Tokenization:
+    """What `tokenize` returns.
+
+    Attributes:
+        tokens: Of each input, prompt and special tokens included, before truncation: what `Embeddings.tokens` are.
+        truncated: The indexes of the inputs that `embed` would cut.
+        offsets: For each input (tokens, 2) int64: where its own tokens begin and end, so that `text[start:end]` is
+            the token's part of the text; None where it was not asked for. Special tokens and the prompt's have none.
+        model: The model's name.
+        fingerprint: Names the vector space, and with it the tokenizer.
+    """
+
+    tokens: tuple[int, ...]
+    truncated: tuple[int, ...]
+    offsets: tuple[NDArray[np.int64], ...] | None
+    model: str
+    fingerprint: str
+
+    def __repr__(self) -> str:
+        return f"<Tokenization of {len(self.tokens)} {self.model} tokens={sum(self.tokens)}>"

@@ -62,7 +62,8 @@ class PoisonedInputError(BridgeError):
     Attributes:
         index: The first blamed input.
         indexes: All blamed inputs of the request.
-        others: The vectors of all other inputs, in their order; None when the request was refused without a worker.
+        others: The vectors of all other inputs, in their order; None of a `tokenize`, and when the request was refused
+            without a worker.
     """
 
     def __init__(self, indexes: tuple[int, ...], others: Embeddings | None) -> None:

@@ -12,7 +12,7 @@ from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from bridge_client.calls import Chunk, EmbedCall
+from bridge_client.chunks import AnyCall, Chunk
 from bridge_client.exits import Cause, ExitReport
 
 _DEATHS_TO_BLAME = 2
@@ -129,7 +129,7 @@ class Investigation:
             verdict.isolated = [chunk]
 
 
-def most_lone_deaths(call: EmbedCall) -> int:
+def most_lone_deaths(call: AnyCall) -> int:
     """Return how many workers one request may kill: one more than it takes to find any two blamed inputs."""
     return 2 + 2 * math.ceil(math.log2(max(1, len(call.inputs))))
 

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from bridge_client.callbacks import CallbackThread
-from bridge_client.calls import Answer, Chunk, read_answer
+from bridge_client.calls import EmbedAnswer
+from bridge_client.chunks import Answer, Chunk
 from bridge_client.exits import Cause, ExitReport
 from bridge_client.pool import Pool
 from bridge_client.worker_process import WorkerProcess, printable
@@ -81,11 +82,11 @@ class Listener:
             case None:
                 self._pool.dispatcher.counts["unknown"] += 1
             case Chunk():
-                model = awaited.call.parameters.model
+                model = awaited.call.model
                 if answer is not None and model is not None and not self._pool.fits(model, answer.served):
                     answer = None  # a call that gets none for its success fails: another vector space
                 self._pool.dispatcher.answered(slot, generation, awaited, response, answer, now)
-                if answer is not None and not generation.has_embedded:
+                if isinstance(answer, EmbedAnswer) and not generation.has_embedded:
                     generation.has_embedded = True
                     self._lives.embedded(slot, generation)
             case Control():
@@ -150,7 +151,7 @@ class Listener:
 
 
 def _read(response: Response, chunk: Chunk, generation: Generation) -> Answer | None:
-    """Return the vectors of an answer; None of an error, or where nobody wants them.
+    """Return what is in an answer; None of an error, or where nobody wants them.
 
     Raises:
         ProtocolError: It does not fit what was asked for.
@@ -161,4 +162,5 @@ def _read(response: Response, chunk: Chunk, generation: Generation) -> Answer | 
         return None
     if chunk.call.is_over or generation.served is None:
         return None
-    return read_answer(response.members, chunk, generation.served)
+    answer: Answer = chunk.call.read(response.members, chunk, generation.served)
+    return answer

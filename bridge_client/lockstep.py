@@ -143,15 +143,14 @@ class LockStep:
             request = protocol.decode_request(envelope, self.config.limits)
             if isinstance(request, protocol.Embed):
                 return self._embed(request, request_id, line.number)
+            if isinstance(request, protocol.Tokenize):
+                return self._tokenize(request, request_id, line.number)
             return protocol.encode_success(request_id, line.number, self._control(request))
         except (protocol.ProtocolError, ModelNotFoundError, BridgeError) as error:
             code, message, index = refusal(error)
             return protocol.encode_error(request_id, line.number, code, message, index)
 
     def _embed(self, request: protocol.Embed, request_id: protocol.RequestId, line_number: int) -> bytes:
-        if request.encoding_format.precision != "float32":
-            message = f"{request.encoding_format.value!a} is not served in lock-step"
-            raise protocol.ProtocolError(ErrorCode.INVALID_REQUEST, message)
         found = self._client(request.model).embed_detailed(
             request.inputs,
             timeout_s=None if request.deadline_ms is None else request.deadline_ms / 1000,
@@ -160,19 +159,33 @@ class LockStep:
             prompt_name=request.prompt_name,
             prompt=request.prompt,
             truncate=request.truncate,
+            precision=request.encoding_format.precision,
         )
-        count, dimension = found.vectors.shape
+        count, dimension = len(found.vectors), found.dimension
         return protocol.encode_vectors(
             request_id,
             line_number,
             {"model": found.model, "fingerprint": found.fingerprint, "dimension": dimension, "count": count},
-            found.vectors.astype("<f4", order="C", copy=False),
+            found.vectors.astype(found.vectors.dtype.newbyteorder("<"), order="C", copy=False),
             request.encoding_format,
             {"tokens": found.tokens, "truncated": found.truncated, "timing_ms": dict(found.timing_ms)},
         )
 
+    def _tokenize(self, request: protocol.Tokenize, request_id: protocol.RequestId, line_number: int) -> bytes:
+        found = self._client(request.model).tokenize(
+            request.inputs,
+            timeout_s=None if request.deadline_ms is None else request.deadline_ms / 1000,
+            prompt_name=request.prompt_name,
+            prompt=request.prompt,
+            truncate=request.truncate,
+            offsets=request.offsets,
+        )
+        members = {"model": found.model, "fingerprint": found.fingerprint, "count": len(found.tokens)}
+        members |= {"tokens": found.tokens, "truncated": found.truncated}
+        return protocol.encode_tokens(request_id, line_number, members, found.offsets)
+
     def _control(self, request: protocol.Request) -> dict[str, Any]:
-        """Return the members of the answer to anything but an `embed`."""
+        """Return the members of the answer to what has no texts."""
         match request:
             case protocol.Ping():
                 return self._pong()
@@ -189,10 +202,8 @@ class LockStep:
             case protocol.Shutdown():
                 self.is_over = True
                 return {"pending": 0}
-            case protocol.Tokenize():
-                raise protocol.ProtocolError(ErrorCode.UNKNOWN_METHOD, "`tokenize` is not served in lock-step")
-            case protocol.Embed():
-                raise AssertionError("an embed has vectors")
+            case protocol.Embed() | protocol.Tokenize():
+                raise AssertionError("they have texts")
             case _:
                 assert_never(request)
 

@@ -12,7 +12,7 @@ from concurrent.futures import _base
 from types import FrameType
 from typing import Any
 
-from bridge_client.calls import EmbedCall
+from bridge_client.chunks import AnyCall
 from bridge_client.dispatcher import Dispatcher
 from bridge_client.errors import BridgeError, CircuitOpenError, ClientClosedError, error_of
 from bridge_client.futures import CallFuture, Promise
@@ -72,7 +72,7 @@ class Pool:
         with self._lock:
             return self._is_changing or _is_inside_a_future()
 
-    def submit(self, call: EmbedCall) -> None:
+    def submit(self, call: AnyCall) -> None:
         """Queue a call.
 
         Raises:

@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
-from bridge_client.calls import plain_text, size_of
+from bridge_client.chunks import plain_text, size_of
 from bridge_client.embeddings import Embeddings
 from bridge_client.errors import PoisonedInputError, RequestError
 from embed_worker.protocol import ErrorCode
@@ -112,12 +112,12 @@ def finished(block: BlockCall[A]) -> Embeddings:
     return result
 
 
-def check_stream(inputs: object, block_inputs: int, on_error: str) -> None:
+def check_stream(inputs: object, block_inputs: int, on_error: str, precision: str = "float32") -> None:
     """Check the arguments of a stream.
 
     Raises:
         TypeError: It is one text.
-        ValueError: An empty block, or an unknown way with errors.
+        ValueError: An empty block, an unknown way with errors, or nulls among sign bits.
     """
     if isinstance(inputs, (str, bytes)):
         raise TypeError("`inputs` must be many texts: this is one")
@@ -125,6 +125,8 @@ def check_stream(inputs: object, block_inputs: int, on_error: str) -> None:
         raise ValueError(f"`block_inputs` must be at least 1, not {block_inputs}")
     if on_error not in ("raise", "null"):
         raise ValueError(f"`on_error` must be 'raise' or 'null', not {on_error!r}")
+    if on_error == "null" and precision == "ubinary":
+        raise ValueError("`on_error='null'` needs numbers: sign bits have no null")
 
 
 def blocks(inputs: Iterable[Any], size: int) -> Iterator[tuple[int, list[Any]]]:
@@ -219,7 +221,8 @@ def _joined(count: int, done: Sequence[tuple[list[int], Embeddings]], failures: 
     first = done[0][1]
     if len(done) == 1 and not failures:
         return first
-    vectors = np.full((count, first.vectors.shape[1]), np.nan, np.float32)
+    missing = np.nan if first.vectors.dtype.kind == "f" else 0
+    vectors = np.full((count, first.vectors.shape[1]), missing, first.vectors.dtype)
     tokens = [0] * count
     truncated: list[int] = []
     for rows, part in done:
@@ -229,6 +232,7 @@ def _joined(count: int, done: Sequence[tuple[list[int], Embeddings]], failures: 
             tokens[row] = number
     return Embeddings(
         vectors=vectors,
+        dimension=first.dimension,
         tokens=tuple(tokens),
         truncated=tuple(sorted(truncated)),
         model=first.model,

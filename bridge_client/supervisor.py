@@ -22,7 +22,7 @@ from concurrent.futures import Future
 
 from bridge_client import hooks
 from bridge_client.callbacks import CallbackThread
-from bridge_client.calls import EmbedCall
+from bridge_client.chunks import AnyCall
 from bridge_client.errors import BridgeError, ClientClosedError
 from bridge_client.exits import Cause, ExitReport
 from bridge_client.handshake import Served, Unusable
@@ -75,7 +75,7 @@ class Supervisor:
         self._thread = thread
         self._post_all(On.START)
 
-    def withdraw(self, call: EmbedCall) -> None:
+    def withdraw(self, call: AnyCall) -> None:
         """Take back a call that was cancelled."""
         self._mailbox.put(functools.partial(self._withdraw, call))
 
@@ -136,7 +136,7 @@ class Supervisor:
         self._callbacks.stop()
         self.ended.set_result(None)
 
-    def _withdraw(self, call: EmbedCall) -> None:
+    def _withdraw(self, call: AnyCall) -> None:
         with self.pool.changing():
             self.pool.dispatcher.withdraw(call)
             self.pool.dispatcher.dispatch(self._clock())

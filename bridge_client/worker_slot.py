@@ -6,7 +6,7 @@ import enum
 from collections import deque
 from typing import Any, TypeAlias
 
-from bridge_client.calls import Chunk, EmbedCall
+from bridge_client.chunks import AnyCall, Chunk
 from bridge_client.exits import Cause, ExitReport
 from bridge_client.futures import Outlet, Promise
 from bridge_client.handshake import Served
@@ -100,7 +100,7 @@ class Generation:
         """Return what is in flight, in the order in which it was sent."""
         return [awaited for awaited in self.awaited.values() if isinstance(awaited, Chunk)]
 
-    def ids_of(self, call: EmbedCall) -> list[int]:
+    def ids_of(self, call: AnyCall) -> list[int]:
         """Return the ids under which chunks of a call are in flight."""
         return [key for key, each in self.awaited.items() if isinstance(each, Chunk) and each.call is call]
 

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, NoReturn, TypeAlias, assert_never
+from typing import Any, Literal, NoReturn, TypeAlias, assert_never
 
 import orjson
 
@@ -123,7 +123,7 @@ class EncodingFormat(StrEnum):
     BASE64_UBINARY = "base64_ubinary"
 
     @property
-    def precision(self) -> str:
+    def precision(self) -> Literal["float32", "float16", "ubinary"]:
         """What the numbers are, in the words of sentence-transformers: `float32`, `float16` or `ubinary`."""
         match self:
             case EncodingFormat.FLOAT | EncodingFormat.BASE64:

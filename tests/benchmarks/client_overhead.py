@@ -21,7 +21,8 @@ import numpy as np
 import orjson
 
 from bridge_client import EmbedClient
-from bridge_client.calls import Chunk, EmbedCall, Parameters, read_answer
+from bridge_client.calls import EmbedCall, Parameters
+from bridge_client.chunks import Chunk
 from bridge_client.handshake import Served
 from bridge_client.testing import fake_client
 from embed_worker import protocol
@@ -79,7 +80,7 @@ def decoding(count: int = 1000, dimension: int = 384) -> None:
     def client() -> None:
         response = protocol.decode_response(line)
         assert isinstance(response, Success)
-        call.take(chunk, read_answer(response.members, chunk, served))
+        call.take(chunk, call.read(response.members, chunk, served))
         assert call.conclude()
         call.deliver()
 

@@ -43,9 +43,13 @@ def test_all_the_calls() -> None:
             assert np.array_equal(await client.embed(["a", "b"]), expected("a", "b"))
             assert (await client.embed_detailed(["a b"])).tokens == (4,)
             assert (await client.submit("c")).vectors.shape == (1, 8)
+            assert (await client.embed("c", precision="ubinary")).dtype == np.uint8
+            found = (await client.tokenize("a bc", offsets=True)).offsets
+            assert found is not None
+            assert found[0].tolist() == [[0, 1], [2, 4]]
             assert (await client.info())["dimension"] == 8
             assert (await client.ping())["message"] == "pong"
-            assert (await client.metrics())["micro_batches"] == 3
+            assert (await client.metrics())["micro_batches"] == 5
             assert repr(client).startswith("<AsyncEmbedClient ready pid=")
             client.restart()
             assert np.array_equal(await client.embed(["d"]), expected("d"))

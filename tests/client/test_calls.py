@@ -13,13 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge_client import PoisonedInputError, RequestError
-from bridge_client.calls import CHUNK_BYTES, CHUNK_TOKENS, Chunk, EmbedCall, InputType, Parameters, read_answer
-from bridge_client.embeddings import Embeddings
+from bridge_client.calls import EmbedCall, Parameters, TokenizeCall, TokenizeParameters
+from bridge_client.chunks import CHUNK_BYTES, CHUNK_TOKENS, Chunk, InputType
+from bridge_client.embeddings import Embeddings, Precision
 from bridge_client.futures import CallFuture
 from bridge_client.handshake import Served, Unusable
 from bridge_client.worker_process import LineBuffer, WorkerProcess, printable
 from bridge_client.worker_slot import Generation
-from embed_worker.protocol import Limits, ProtocolError, Success, decode_response, encode_success
+from embed_worker.protocol import Limits, ProtocolError, Success, Tokenize, decode_response, encode_success
 
 SERVED = Served(model="m", fingerprint="f", dimension=2, limits=Limits())
 
@@ -76,7 +77,7 @@ def test_however_a_call_is_cut_it_is_joined_rightly(count: int, data: st.DataObj
             blamed.add(chunk.start)
             call.blame(chunk.start)
         else:
-            assert call.take(chunk, read_answer(members_of(chunk), chunk, SERVED))
+            assert call.take(chunk, chunk.call.read(members_of(chunk), chunk, SERVED))
     assert call.conclude()
     call.deliver()
     error = future_of(call).exception(0)
@@ -145,8 +146,8 @@ def test_a_call_never_mixes_two_vector_spaces() -> None:
     call = call_of(2)
     first, second = next(call.chunks()).cut(1)
     other = Served(model="m", fingerprint="g", dimension=2, limits=Limits())
-    assert call.take(first, read_answer(members_of(first), first, SERVED))
-    assert not call.take(second, read_answer(members_of(second, fingerprint="g"), second, other))
+    assert call.take(first, first.call.read(members_of(first), first, SERVED))
+    assert not call.take(second, second.call.read(members_of(second, fingerprint="g"), second, other))
 
 
 @pytest.mark.parametrize(
@@ -173,9 +174,9 @@ def test_a_call_never_mixes_two_vector_spaces() -> None:
 )
 def test_an_answer_that_does_not_fit_is_refused_whole(changes: dict[str, Any]) -> None:
     chunk = next(call_of(3).chunks())
-    read_answer(members_of(chunk), chunk, SERVED)
+    chunk.call.read(members_of(chunk), chunk, SERVED)
     with pytest.raises(ProtocolError):
-        read_answer(members_of(chunk, **changes), chunk, SERVED)
+        chunk.call.read(members_of(chunk, **changes), chunk, SERVED)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +223,7 @@ def test_what_the_worker_writes_is_what_the_client_reads() -> None:
     response = decode_response(encode_success(7, 1, members_of(chunk)))
     assert isinstance(response, Success)
     assert response.id == 7
-    assert read_answer(response.members, chunk, SERVED).vectors.tolist() == [[0, 0], [1, -1], [2, -2]]
+    assert chunk.call.read(response.members, chunk, SERVED).vectors.tolist() == [[0, 0], [1, -1], [2, -2]]
 
 
 def test_control_characters_are_escaped_and_newlines_stay() -> None:
@@ -263,8 +264,97 @@ def test_what_contradicts_an_input_type_is_refused() -> None:
 def test_an_answer_of_another_model_says_itself_which_it_is() -> None:
     call = EmbedCall(["a"], Parameters(model="other"), timeout_s=1.0)
     [chunk] = call.chunks()
-    answer = read_answer(members_of(chunk, model="other", fingerprint="g"), chunk, SERVED)
+    answer = chunk.call.read(members_of(chunk, model="other", fingerprint="g"), chunk, SERVED)
     assert (answer.served.model, answer.served.fingerprint, answer.vectors.shape) == ("other", "g", (1, 2))
     for change in ({"model": ""}, {"fingerprint": None}, {"dimension": 0}, {"dimension": True}, {"dimension": 3}):
         with pytest.raises(ProtocolError):
-            read_answer(members_of(chunk, **change), chunk, SERVED)
+            chunk.call.read(members_of(chunk, **change), chunk, SERVED)
+
+
+# Fewer bits, and tokens -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("precision", "dtype", "width"), [("float16", np.float16, 11), ("ubinary", np.uint8, 2)])
+def test_vectors_of_fewer_bits_are_joined_as_they_are(precision: Precision, dtype: type, width: int) -> None:
+    call = EmbedCall(["a", "b", "c"], Parameters(precision=precision, dimensions=11), timeout_s=1.0)
+    right: np.ndarray = np.arange(3 * width).reshape(3, width).astype(dtype)
+    request = call.request(0, 3, {})
+    assert request.encoding_format == f"base64_{precision}"
+    for chunk in next(call.chunks()).cut(2):
+        packed = base64.b64encode(right[chunk.start : chunk.stop].tobytes()).decode()
+        members = members_of(chunk, dimension=11, embeddings_base64=packed, truncated=[])
+        call.take(chunk, chunk.call.read(members, chunk, SERVED))
+        with pytest.raises(ProtocolError):
+            chunk.call.read(members | {"embeddings_base64": packed[:-4]}, chunk, SERVED)
+    assert call.conclude()
+    call.deliver()
+    result = future_of(call).result(0)
+    assert (result.vectors.dtype, result.dimension) == (np.dtype(dtype), 11)
+    assert np.array_equal(result.vectors, right)
+    result.vectors[0] = 0
+
+
+def test_half_precision_that_is_not_finite_is_refused() -> None:
+    chunk = next(EmbedCall(["a"], Parameters(precision="float16"), timeout_s=1.0).chunks())
+    packed = base64.b64encode(np.array([1, np.inf], np.float16).tobytes()).decode()
+    with pytest.raises(ProtocolError, match="finite"):
+        chunk.call.read(members_of(chunk, embeddings_base64=packed), chunk, SERVED)
+
+
+def test_an_unknown_precision_is_refused_before_anything_is_sent() -> None:
+    with pytest.raises(ValueError, match="`precision` must be one of 'float32', 'float16', 'ubinary', not 'int8'"):
+        EmbedCall(["a"], Parameters(precision="int8"), timeout_s=1.0)  # type: ignore[arg-type]
+
+
+def tokens_of(chunk: Chunk, **changes: Any) -> dict[str, Any]:
+    members = {"model": "m", "fingerprint": "f", "count": len(chunk), "truncated": [], "tokens": [3] * len(chunk)}
+    members["offsets"] = [[[0, 1], [1, 1], [1, len(text)]] for text in chunk.texts]
+    return members | changes
+
+
+def test_counts_and_ranges_are_joined_in_their_order() -> None:
+    call = TokenizeCall(["ab", "😀c", "xyz"], TokenizeParameters(offsets=True, truncate=False), timeout_s=1.0)
+    first, second = next(call.chunks()).cut(1)
+    assert call.request(0, 1, {}) == Tokenize(inputs=["ab"], truncate=False, offsets=True)
+    assert call.take(second, call.read(tokens_of(second, truncated=[1]), second, SERVED))
+    assert call.take(first, call.read(tokens_of(first, tokens=[7]), first, SERVED))
+    assert call.conclude()
+    call.deliver()
+    assert isinstance(call.outlet, CallFuture)
+    result = call.outlet.result(0)
+    assert (result.tokens, result.truncated, result.model, result.fingerprint) == ((7, 3, 3), (2,), "m", "f")
+    assert result.offsets is not None
+    assert [ranges.tolist() for ranges in result.offsets] == [
+        [[0, 1], [1, 1], [1, 2]],
+        [[0, 1], [1, 1], [1, 2]],
+        [[0, 1], [1, 1], [1, 3]],
+    ]
+    assert all(ranges.dtype == np.int64 for ranges in result.offsets)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"count": 1},
+        {"tokens": [1]},
+        {"tokens": [1, -1]},
+        {"truncated": [2]},
+        {"fingerprint": "g"},
+        {"offsets": None},
+        {"offsets": [[]]},
+        {"offsets": [[], [[0, 1, 2]]]},
+        {"offsets": [[], [[0, 1], [2]]]},
+        {"offsets": [[], [0, 1]]},
+        {"offsets": [[], [[0.0, 1.0]]]},
+        {"offsets": [[], [["0", "1"]]]},
+        {"offsets": [[], [[0, 3]]]},
+        {"offsets": [[], [[-1, 1]]]},
+        {"offsets": [[], [[2, 1]]]},
+    ],
+)
+def test_an_answer_with_tokens_that_does_not_fit_is_refused_whole(changes: dict[str, Any]) -> None:
+    call = TokenizeCall(["ab", "cd"], TokenizeParameters(offsets=True), timeout_s=1.0)
+    [chunk] = call.chunks()
+    call.read(tokens_of(chunk), chunk, SERVED)
+    with pytest.raises(ProtocolError):
+        call.read(tokens_of(chunk, **changes), chunk, SERVED)

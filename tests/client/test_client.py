@@ -16,6 +16,7 @@ from bridge_client import (
     ClientOptions,
     EmbedClient,
     Embeddings,
+    PoisonedInputError,
     QueueFullError,
     RequestError,
     RequestTimeoutError,
@@ -55,6 +56,45 @@ def test_detailed_results_say_what_the_matrix_cannot() -> None:
     assert result.truncated == (1,)
     assert (result.model, result.fingerprint) == ("fake-model", "fake000000000001")
     assert "total" in result.timing_ms
+
+
+def test_tokens_are_counted_and_found_without_vectors() -> None:
+    with fake_client() as client:
+        counted = client.tokenize(["one two", "word " * 600])
+        found = client.tokenize([" one  two😀", ""], offsets=True, truncate=False)
+        whole = client.tokenize("word " * 600, offsets=True, truncate=False)
+        assert client.tokenize([], offsets=True).offsets == ()
+    assert (counted.tokens, counted.truncated, counted.offsets) == ((4, 602), (1,), None)
+    assert (counted.model, counted.fingerprint) == ("fake-model", "fake000000000001")
+    assert found.offsets is not None
+    assert [ranges.tolist() for ranges in found.offsets] == [[[1, 4], [6, 10]], []]
+    assert whole.offsets is not None
+    assert (whole.offsets[0].shape, whole.truncated) == ((600, 2), ())
+
+
+def test_a_worker_that_dies_over_tokens_is_replaced_and_the_text_that_kills_it_is_named() -> None:
+    texts = ["good", "poison", "fine"]
+    with fake_client(poison="poison") as client, pytest.raises(PoisonedInputError) as caught:
+        client.tokenize(texts)
+    assert (caught.value.indexes, caught.value.others) == ((1,), None)
+
+
+def test_fewer_bits_come_as_numpys_own() -> None:
+    texts = ["one", "two", "three"]
+    with fake_client() as client:
+        halves = client.embed_detailed(texts, precision="float16")
+        signs = client.embed_detailed(texts, precision="ubinary")
+        few = client.embed(texts, precision="ubinary", dimensions=3)
+        with pytest.raises(ValueError, match="precision"):
+            client.embed(texts, precision="int8")  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="null"):
+            next(client.embed_iter(texts, on_error="null", precision="ubinary"))
+        [rows] = client.embed_iter(["fine", 7], on_error="null", precision="float16")  # type: ignore[list-item]
+    assert np.array_equal(halves.vectors, expected(*texts).astype(np.float16))
+    assert np.array_equal(signs.vectors, np.packbits(expected(*texts) > 0, axis=1))
+    assert (halves.vectors.dtype.name, signs.vectors.dtype.name, signs.dimension) == ("float16", "uint8", 8)
+    assert (few.shape, few.dtype.name, rows.dtype.name) == ((3, 1), "uint8", "float16")
+    assert np.isnan(rows[1]).all()
 
 
 def test_parameters_reach_the_worker() -> None:

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from bridge_client import ClientOptions, Timing, errors
-from bridge_client.calls import EmbedKeywords, Parameters
+from bridge_client.calls import EmbedKeywords, Parameters, TokenizeKeywords, TokenizeParameters
 from bridge_client.lifecycle import TRANSITIONS, Policy, picture
 from bridge_client.options import OptionKeywords
 from bridge_client.testing.fake_worker import make_parser
@@ -55,7 +55,11 @@ def test_the_numbers_of_the_table_are_the_defaults() -> None:
 
 
 def test_the_keywords_are_the_fields() -> None:
-    for keywords, made, apart in ((OptionKeywords, ClientOptions, {"model"}), (EmbedKeywords, Parameters, set())):
+    for keywords, made, apart in (
+        (OptionKeywords, ClientOptions, {"model"}),
+        (EmbedKeywords, Parameters, set()),
+        (TokenizeKeywords, TokenizeParameters, set()),
+    ):
         fields = {field.name: field.type for field in dataclasses.fields(made) if field.name not in apart}
         assert {name: hint.__forward_arg__ for name, hint in keywords.__annotations__.items()} == fields
 

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge_client.calls import Chunk, EmbedCall, Parameters
+from bridge_client.calls import EmbedCall, Parameters
+from bridge_client.chunks import Chunk
 from bridge_client.exits import Cause, ExitReport
 from bridge_client.investigation import Investigation, Quarantine, most_lone_deaths
 

@@ -15,7 +15,7 @@ import bridge_client.testing
 from bridge_client import (
     ClientOptions,
     Timing,
-    calls,
+    chunks,
     dispatcher,
     environment,
     handshake,
@@ -42,11 +42,11 @@ def cases(section: str) -> list[Any]:
 
 def test_every_number_is_the_one_of_the_policy() -> None:
     ours = {
-        "piece_tokens": calls.CHUNK_TOKENS,
-        "piece_bytes": calls.CHUNK_BYTES,
-        "bytes_per_token": calls._BYTES_PER_TOKEN,
-        "most_tokens": calls._MOST_TOKENS,
-        "short_tokens": calls.SHORT_TOKENS,
+        "piece_tokens": chunks.CHUNK_TOKENS,
+        "piece_bytes": chunks.CHUNK_BYTES,
+        "bytes_per_token": chunks._BYTES_PER_TOKEN,
+        "most_tokens": chunks._MOST_TOKENS,
+        "short_tokens": chunks.SHORT_TOKENS,
         "window_requests": worker_slot.WINDOW_REQUESTS,
         "window_tokens": worker_slot._WINDOW_TOKENS,
         "window_bytes": worker_slot._WINDOW_BYTES,

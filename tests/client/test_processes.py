@@ -32,7 +32,13 @@ from tests.client.test_client import expected
 
 REPORT = ExitReport(cause=Cause.CRASHED, pid=7, status=-11, argv=("worker", "--flag"), stderr_tail="last words")
 EMBEDDINGS = Embeddings(
-    vectors=np.ones((1, 2), np.float32), tokens=(3,), truncated=(), model="m", fingerprint="f", timing_ms={"total": 1.0}
+    vectors=np.ones((1, 2), np.float32),
+    dimension=2,
+    tokens=(3,),
+    truncated=(),
+    model="m",
+    fingerprint="f",
+    timing_ms={"total": 1.0},
 )
 MADE: Mapping[str, errors.BridgeError] = {
     "BridgeError": errors.BridgeError("a sentence"),

@@ -108,7 +108,9 @@ def answer(texts: Sequence[str], named: bool) -> Embeddings | RequestError:
         return RequestError("inference_failed", "as told", retryable=False, index=index)
     vectors = expected(*texts)
     tokens = tuple(range(len(texts)))
-    return Embeddings(vectors=vectors, tokens=tokens, truncated=(), model="m", fingerprint="f", timing_ms={})
+    return Embeddings(
+        vectors=vectors, dimension=8, tokens=tokens, truncated=(), model="m", fingerprint="f", timing_ms={}
+    )
 
 
 @given(st.lists(st.sampled_from(["a", "b", "bad", None]), min_size=1, max_size=40), st.booleans())

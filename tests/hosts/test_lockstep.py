@@ -60,10 +60,18 @@ def test_both_encodings_and_the_questions_of_the_protocol_are_answered_as_by_the
     packed = host.ask('{"id":1,"inputs":["a","b"],"encoding_format":"base64"}')
     assert len(base64.b64decode(packed["embeddings_base64"])) == 2 * 32 * 4
     with WorkerProcess() as worker:
-        for question in ({"id": 1, "inputs": ["a", "b"], "normalize": False}, {"id": 2, "method": "info"}):
+        for question in (
+            {"id": 1, "inputs": ["a", "b"], "normalize": False},
+            {"id": 1, "inputs": ["a", "b"], "dimensions": 11, "encoding_format": "base64_ubinary"},
+            {"id": 1, "inputs": ["a", "b"], "encoding_format": "base64_float16"},
+            {"id": 3, "method": "tokenize", "inputs": ["a b", ""]},
+            {"id": 4, "method": "tokenize", "inputs": ["a b 😀"], "offsets": True, "truncate": False},
+            {"id": 2, "method": "info"},
+        ):
             asked, told = host.ask(json.dumps(question)), worker.ask(question)
             assert list(asked) == list(told)
-            assert asked.get("tokens") == told.get("tokens")
+            for name in ("tokens", "offsets", "count", "dimension", "embeddings_base64"):
+                assert asked.get(name) == told.get(name)
             assert asked["fingerprint"] == told["fingerprint"]
         for method in ("ping", "metrics"):
             assert set(host.ask(json.dumps({"method": method}))) == set(worker.ask({"method": method}))

@@ -93,7 +93,7 @@ class FakeTokenizer:
         if "untokenizable" in words:
             raise RuntimeError("the tokenizer failed")
         if words == ["nothing"]:
-            return FakeText(np.zeros(0, np.int64), 0)
+            return FakeText(np.zeros(0, np.int64), 0, 0, np.zeros((0, 2), np.uint32))
         ids = [*(_WORDS.get(word, zlib.crc32(word.encode()) % 50_000) for word in words), 1]
         count = len(ids)
         ids = ids[:MAX_TOKENS] if cuts else ids
@@ -133,6 +133,7 @@ class FakeEngine:
         self.gate = _open_gate()
         self.entered: queue.SimpleQueue[int] = queue.SimpleQueue()  # the rows of each run, as it begins
         self.runs: list[int] = []
+        self.scale = 1.0
         self.tokenizer = FakeTokenizer(_open_gate(), queue.SimpleQueue())
         report = SimpleNamespace(asked="auto", chosen="FakeProvider", reason="it is a fake")
         self.backend = SimpleNamespace(provider=report, precision="float32", tolerance=1e-6)
@@ -142,7 +143,7 @@ class FakeEngine:
         self.runs.append(len(rows))
         self.entered.put(len(rows))
         assert self.gate.wait(WAIT_S)
-        vectors = np.stack([_vector(row.ids) for row in rows])
+        vectors = np.stack([_vector(row.ids) for row in rows]) * np.float32(self.scale)
         for place, row in enumerate(rows):
             if _POISON in row.ids:
                 raise RuntimeError("the graph failed")
@@ -196,8 +197,9 @@ class FakeModel:
         self, raw: Float32, dimensions: int | None, normalize: bool | None, precision: str = "float32"
     ) -> tuple[NDArray[Any], int | None]:
         finished = finish_vectors(raw, dimensions, normalize=normalize is not False)
-        good = are_usable(finished) & are_usable(raw)
-        return at_precision(finished, precision), None if good.all() else int(good.argmin())
+        told = at_precision(finished, precision)
+        good = are_usable(finished) & are_usable(raw) & (are_usable(told) if precision == "float16" else True)
+        return told, None if good.all() else int(good.argmin())
 
 
 class FakeLoader:

@@ -17,7 +17,7 @@ from concurrent.futures import CancelledError, Future
 from typing import Any
 
 from bridge_client.client import EmbedClient
-from bridge_client.embeddings import Embeddings
+from bridge_client.embeddings import Embeddings, Tokenization
 from bridge_client.errors import (
     BridgeError,
     CircuitOpenError,
@@ -96,6 +96,8 @@ class Adapter:
         match operation:
             case "embed":
                 self._embed(number, call)
+            case "tokenize":
+                self._on_a_thread(number, lambda: tokens_of(self._client.tokenize(call.pop("inputs"), **call)))
             case "cancel":
                 if (future := self._embeds.get(call["target"])) is not None:
                     future.cancel()
@@ -153,7 +155,7 @@ class Adapter:
         def run() -> None:
             try:
                 outcome = ask()
-            except BridgeError as error:
+            except (BridgeError, TypeError, ValueError) as error:
                 outcome = failure_of(error)
             self._say(number, outcome)
 
@@ -173,16 +175,30 @@ class Adapter:
 
 def outcome_of(result: Embeddings) -> dict[str, Any]:
     """Write vectors and what belongs to them."""
-    count, dimension = result.vectors.shape
+    little_endian = result.vectors.astype(result.vectors.dtype.newbyteorder("<"), order="C")
     return {
-        "count": count,
-        "dimension": dimension,
-        "vectors_base64": base64.b64encode(result.vectors.astype("<f4", order="C").tobytes()).decode("ascii"),
+        "count": len(result.vectors),
+        "dimension": result.dimension,
+        "vectors_base64": base64.b64encode(little_endian.tobytes()).decode("ascii"),
         "tokens": [int(number) for number in result.tokens],
         "truncated": list(result.truncated),
         "model": result.model,
         "fingerprint": result.fingerprint,
     }
+
+
+def tokens_of(result: Tokenization) -> dict[str, Any]:
+    """Write how long texts are, and where their tokens are."""
+    outcome: dict[str, Any] = {
+        "count": len(result.tokens),
+        "tokens": list(result.tokens),
+        "truncated": list(result.truncated),
+        "model": result.model,
+        "fingerprint": result.fingerprint,
+    }
+    if result.offsets is not None:
+        outcome["offsets"] = [ranges.tolist() for ranges in result.offsets]
+    return outcome
 
 
 def failure_of(error: BaseException) -> dict[str, Any]:

@@ -86,6 +86,8 @@ def check_answer(answer: Mapping[str, Any]) -> None:
         case "ok":
             if "embeddings" in answer or "embeddings_base64" in answer:
                 _check_vectors(answer)
+            elif "tokens" in answer:
+                _check_tokens(answer)
         case "error":
             _check_error(answer)
         case _:
@@ -116,6 +118,28 @@ def _check_results(answer: Mapping[str, Any]) -> None:
     except ValueError as error:
         raise BrokenRule(str(error)) from None
     _require(all(norm > 0 for norm in matrix.norms()), "a vector is zero")
+    _check_lengths(answer)
+
+
+def _check_tokens(answer: Mapping[str, Any]) -> None:
+    """Check a `tokenize`: an answer or an outcome."""
+    _require(type(answer.get("count")) is int, "`count` is not an integer")
+    _check_lengths(answer)
+    offsets = answer.get("offsets", [[]] * answer["count"])
+    _require(isinstance(offsets, list) and len(offsets) == answer["count"], "`offsets` is not one list for each input")
+    for index, ranges in enumerate(offsets):
+        are_ranges = isinstance(ranges, list) and all(
+            isinstance(each, list)
+            and len(each) == 2
+            and all(type(place) is int for place in each)
+            and 0 <= each[0] <= each[1]
+            for each in ranges
+        )
+        _require(are_ranges, "`offsets` does not hold ranges")
+        _require(len(ranges) <= answer["tokens"][index], "there are more ranges than tokens")
+
+
+def _check_lengths(answer: Mapping[str, Any]) -> None:
     count, tokens, truncated = answer["count"], answer.get("tokens"), answer.get("truncated")
     are_numbers = isinstance(tokens, list) and all(type(number) is int and number >= 0 for number in tokens)
     _require(are_numbers and len(answer["tokens"]) == count, "`tokens` is not one number for each input")
@@ -144,6 +168,8 @@ def check_outcome(outcome: Mapping[str, Any], open_calls: dict[int, str]) -> Non
     if outcome.get("ok") is True:
         if operation == "embed":
             _check_results(outcome)
+        elif operation == "tokenize":
+            _check_tokens(outcome)
         return
     _require(outcome.get("ok") is False, "`ok` is neither true nor false")
     _require(outcome.get("error") in KINDS, f"{outcome.get('error')!r} is not a kind of error")
@@ -211,11 +237,12 @@ def check_sent(sent: list[dict[str, Any]], flags: list[list[str]]) -> None:
             _require(key not in used, f"the id {key} was used before")
             used.add(key)
             is_introduced |= request.get("method") == "info"
-            if request.get("method") != "embed" and "inputs" not in request:
+            if request.get("method") not in ("embed", "tokenize") and "inputs" not in request:
                 continue
-            _require(is_introduced, "an `embed` before any `info`")
+            _require(is_introduced, "an `embed` or a `tokenize` before any `info`")
             parameters = request.get("params", request)
-            _require(parameters.get("encoding_format") == "base64", "an `embed` that does not ask for base64")
+            is_packed = str(parameters.get("encoding_format")).startswith("base64")
+            _require(is_packed or request.get("method") == "tokenize", "an `embed` that does not ask for base64")
             most = limits.get("--max-inputs", 16_384)
             _require(len(parameters["inputs"]) <= most, f"more than {most} inputs in a request")
         most = limits.get("--max-line-bytes", 32 * 2**20)
