@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,10 +24,13 @@ from embed_worker.config import (
     Verify,
     WorkerConfig,
     path_argument,
+    positive_argument,
+    provider_argument,
 )
-from embed_worker.model_files.plan import PoolingMode
-from embed_worker.model_files.search import as_listed, model_name
-from embed_worker.protocol import MAX_ID_INTEGER, ExitCode, Limits
+from embed_worker.model_files.plan import pooling_argument
+from embed_worker.model_files.search import as_listed, model_name, models_folders, names_in
+from embed_worker.model_files.suggestions import meant_model
+from embed_worker.protocol import ExitCode, Limits, closest
 
 _SUPERVISED_DRAIN_S = 10.0
 
@@ -36,6 +38,7 @@ _SUPERVISED_DRAIN_S = 10.0
 COMMANDS = {
     "serve": "run the worker, as embed-worker does without a command, too",
     "embed": "print the vectors of some texts, or embed a whole corpus",
+    "models": "list the models that are here, and those that pull knows",
     "inspect": "show how a model's folder is read and why, and what its graph needs",
     "check": "judge whether a model is what it should be, and fast enough",
     "pull": "fetch a model from the Hugging Face hub and verify it",
@@ -43,11 +46,18 @@ COMMANDS = {
     "quantize": "make an int8 variant of a model's graph",
 }
 
-# What onnxruntime calls its providers, without "ExecutionProvider", and what is chosen or built here.
-_PROVIDERS = frozenset(
-    """auto cpu coreml mlx openvino cuda tensorrt nvtensorrtrtx dml rocm migraphx qnn xnnpack acl armnn azure cann dnnl
-    js nnapi rknpu snpe tvm vitisai vsinpu webgpu webnn""".split()  # noqa: SIM905 - a list of words
-)
+# What other programs call a command, or what is an option here.
+_ELSEWHERE = {
+    "help": "--help",
+    "version": "--version",
+    "run": "serve",
+    "start": "serve",
+    "list": "models",
+    "ls": "models",
+    "show": "inspect",
+    "download": "pull",
+    "encode": "embed",
+}
 
 _DESCRIPTION = """\
 Turn texts into embeddings: JSON lines on standard input, JSON lines on standard output.
@@ -70,9 +80,10 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and end with the status of a wrong usage."""
-        known = [*self._option_string_actions, *(f"`{self.prog} {command}`" for command in COMMANDS)]
+        known = [*self._option_string_actions, *(COMMANDS if self.prog == "embed-worker" else ())]
         strays = re.findall(r"--?[\w-]+", message) if message.startswith("unrecognized") else []
-        hint = next((_meant(stray, known) for stray in strays), "")
+        meant = closest(strays[0], known) if strays else None
+        hint = "" if meant is None else f"; did you mean `{meant}`?"
         if not hint and "; " not in message:
             hint = f"; see {self.prog} --help"
         self.exit(ExitCode.USAGE, f"{self.prog}: {message}{hint}\n")
@@ -80,20 +91,22 @@ class CommandParser(argparse.ArgumentParser):
 
 def unknown_command(word: str) -> str:
     """Return what is said of a command that there is not."""
-    hint = {"help": "; did you mean `--help`?", "version": "; did you mean `--version`?"}.get(word)
-    hint = hint or _meant(word, COMMANDS) or _how_to_embed(word)
+    meant = _ELSEWHERE.get(word.lower()) or closest(word, COMMANDS, likeness=0.7) or _option_of_model(word)
+    hint = _how_to_embed(word) if meant is None else f"; did you mean `{meant}`?"
     return f"embed-worker: there is no command {word[:64]!a}{hint}"
+
+
+def _option_of_model(word: str) -> str | None:
+    if os.path.exists(word):
+        return None
+    model = meant_model(word, names_in(models_folders(_models_dirs([]))))
+    return None if model is None else f"--model {model}"
 
 
 def _how_to_embed(word: str) -> str:
     if os.path.exists(word) or re.fullmatch(r"\.\w+", os.path.splitext(word)[1]):
         return f"; for a file, say `embed-worker embed {word[:64]!a} -o vectors.npy`"
     return '; for the vector of a text, say `embed-worker embed "some text"`; see embed-worker --help'
-
-
-def _meant(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word[:64].lower(), list(known), n=1, cutoff=0.6)
-    return f"; did you mean `{close[0]}`?" if close else ""
 
 
 class _StartModel(argparse.Action):
@@ -166,7 +179,7 @@ def make_parser() -> argparse.ArgumentParser:
     models.add_argument(
         "--pooling",
         action=_ModelOption,
-        type=_pooling,
+        type=pooling_argument,
         metavar="MODE[,MODE]",
         help="how token vectors become one: mean, cls, lasttoken, max …",
     )
@@ -184,7 +197,7 @@ def make_parser() -> argparse.ArgumentParser:
     models.add_argument(
         "--max-tokens",
         action=_ModelOption,
-        type=_positive,
+        type=positive_argument,
         metavar="N",
         help="cut texts to N tokens instead of the folder's limit",
     )
@@ -218,20 +231,20 @@ def make_parser() -> argparse.ArgumentParser:
     running = parser.add_argument_group("running")
     running.add_argument(
         "--provider",
-        type=_provider,
+        type=provider_argument,
         default=runtime.provider,
         metavar="NAME",
         help="what runs the model: auto, cpu, coreml, mlx, openvino, cuda … (auto)",
     )
     running.add_argument(
         "--threads",
-        type=_positive,
+        type=positive_argument,
         metavar="N",
         help="how many cores to use (all that affinity and cgroup quota leave, at most $OMP_NUM_THREADS)",
     )
     running.add_argument(
         "--batch-tokens",
-        type=_positive,
+        type=positive_argument,
         default=runtime.batch_tokens,
         metavar="N",
         help=f"tokens of a micro-batch: its texts times the longest of them ({runtime.batch_tokens})",
@@ -248,14 +261,14 @@ def make_parser() -> argparse.ArgumentParser:
     )
     running.add_argument(
         "--start-limit-s",
-        type=_positive,
+        type=positive_argument,
         default=START_LIMIT_S,
         metavar="S",
         help=f"seconds that loading a model may take; then the worker ends, or load_model fails ({START_LIMIT_S})",
     )
     running.add_argument(
         "--rss-limit-mb",
-        type=_positive,
+        type=positive_argument,
         metavar="MB",
         help="above this resident memory finish accepted work and exit with 79, to be restarted (no limit)",
     )
@@ -294,7 +307,7 @@ def make_parser() -> argparse.ArgumentParser:
     for limit in fields(Limits):
         flag = f"--{limit.name.replace('_', '-')}"
         what = f"{limit.metadata['what']} ({limit.default})"
-        bounds.add_argument(flag, type=_positive, default=limit.default, metavar="N", help=what)
+        bounds.add_argument(flag, type=positive_argument, default=limit.default, metavar="N", help=what)
 
     logs = parser.add_argument_group("logs", "they go to standard error, and hold ids and counts, never texts")
     least = "the least severe messages that are written (warning)"
@@ -305,34 +318,11 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= MAX_ID_INTEGER:
-        raise argparse.ArgumentTypeError("must be at least 1, and a number of at most 16 digits")
-    return value
-
-
-def _provider(text: str) -> str:
-    name = text.lower().removesuffix("executionprovider")
-    if name not in _PROVIDERS:
-        raise argparse.ArgumentTypeError(f"there is no provider {text[:64]!a}{_meant(name, _PROVIDERS)}")
-    return text
-
-
-def _pooling(text: str) -> str:
-    for name in text.split(","):
-        if name.strip() not in list(PoolingMode):
-            meant = _meant(name, PoolingMode) or f"; the modes are {', '.join(PoolingMode)}"
-            raise argparse.ArgumentTypeError(f"there is no pooling {name[:64]!a}{meant}")
-    return text
-
-
 def make_config(options: argparse.Namespace) -> WorkerConfig:
     """Turn parsed arguments, and the one environment variable, into settings."""
-    from_environment = os.environ.get("EMBED_WORKER_MODELS", "")
     return WorkerConfig(
         models=tuple(ModelOptions(**model) for model in options.models or [{}]),
-        models_dirs=(*options.models_dirs, *(Path(part) for part in from_environment.split(os.pathsep) if part)),
+        models_dirs=tuple(_models_dirs(options.models_dirs)),
         allow_links=options.allow_links,
         runtime=RuntimeOptions(
             provider=options.provider,
@@ -352,3 +342,8 @@ def make_config(options: argparse.Namespace) -> WorkerConfig:
         start_limit_s=options.start_limit_s,
         rss_limit_bytes=None if options.rss_limit_mb is None else options.rss_limit_mb * 10**6,
     )
+
+
+def _models_dirs(stated: Sequence[Path]) -> list[Path]:
+    from_environment = os.environ.get("EMBED_WORKER_MODELS", "")
+    return [*stated, *(Path(part) for part in from_environment.split(os.pathsep) if part)]

@@ -8,10 +8,16 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from embed_worker.protocol import Limits
+from embed_worker.protocol import MAX_ID_INTEGER, Limits, closest
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 START_LIMIT_S = 600  # above what compiling a model for CoreML may take
+
+# What onnxruntime calls its providers, without "ExecutionProvider", and what is chosen or built here.
+_PROVIDERS = frozenset(
+    """auto cpu coreml mlx openvino cuda tensorrt nvtensorrtrtx dml rocm migraphx qnn xnnpack acl armnn azure cann dnnl
+    js nnapi rknpu snpe tvm vitisai vsinpu webgpu webnn""".split()  # noqa: SIM905 - a list of words
+)
 
 
 class Verify(StrEnum):
@@ -138,3 +144,29 @@ def path_argument(text: str) -> Path:
     if expanded.startswith("~"):
         raise argparse.ArgumentTypeError(f"{text!r} begins with a home, and there is none")
     return Path(expanded)
+
+
+def positive_argument(text: str) -> int:
+    """Read a number of the command line that counts something.
+
+    Raises:
+        argparse.ArgumentTypeError: Not between 1 and what JSON keeps exactly.
+    """
+    value = int(text)
+    if not 1 <= value <= MAX_ID_INTEGER:
+        raise argparse.ArgumentTypeError("must be at least 1, and a number of at most 16 digits")
+    return value
+
+
+def provider_argument(text: str) -> str:
+    """Read the name of a provider, with or without `ExecutionProvider`; whether it is installed is found out later.
+
+    Raises:
+        argparse.ArgumentTypeError: Nothing has this name.
+    """
+    name = text.lower().removesuffix("executionprovider")
+    if name not in _PROVIDERS:
+        meant = closest(name, sorted(_PROVIDERS))
+        hint = "" if meant is None else f"; did you mean `{meant}`?"
+        raise argparse.ArgumentTypeError(f"there is no provider {text[:64]!a}{hint}")
+    return text

@@ -83,3 +83,12 @@ def reason_of(error: BaseException) -> str:
         return type(error).__name__
     name = os.path.basename(os.fsdecode(error.filename))[:80] if isinstance(error.filename, str | bytes) else ""
     return f"{error.strerror}: {name!a}" if name else error.strerror
+
+
+def printable(text: str) -> str:
+    """Return a text as one line that no terminal and no reader of logs takes for more than text."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+# Of ISO 646 and 8859, and what Unicode calls the ends of lines and of paragraphs; overrides of writing direction.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")

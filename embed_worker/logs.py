@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import logging
-import re
 import sys
 import time
 
 import orjson
 
 from embed_worker.config import LogFormat
+from embed_worker.errors import printable
 
 
 class JsonFormatter(logging.Formatter):
@@ -35,10 +35,7 @@ class TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """Write all but a traceback."""
-        return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], super().formatMessage(record))
-
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+        return printable(super().formatMessage(record))
 
 
 def _well_formed(text: str) -> str:

@@ -12,7 +12,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, NoReturn, TypeAlias, assert_never
@@ -372,10 +372,16 @@ _ELSEWHERE = dict.fromkeys(("input", "text", "texts", "document", "documents", "
 
 
 def _meant(name: str, known: Mapping[str, object]) -> str:
-    if (ours := _ELSEWHERE.get(name.lower())) in known:
-        return f"; did you mean `{ours}`?"
-    close = difflib.get_close_matches(name[:64].lower(), known, n=1, cutoff=0.6)
-    return f"; did you mean `{close[0]}`?" if close else ""
+    ours = _ELSEWHERE.get(name.lower())
+    meant = ours if ours in known else closest(name, known)
+    return "" if meant is None else f"; did you mean `{meant}`?"
+
+
+def closest(word: str, known: Iterable[str], likeness: float = 0.6) -> str | None:
+    """Return the name that a word was probably meant to be, upper and lower case alike; None where none is close."""
+    by_spelling = {name[:64].lower(): name for name in known}
+    close = difflib.get_close_matches(word[:64].lower(), by_spelling, n=1, cutoff=likeness)
+    return by_spelling[close[0]] if close else None
 
 
 def _kind(value: object) -> str:

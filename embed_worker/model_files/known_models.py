@@ -7,6 +7,7 @@ where it is missing or damaged, the worker serves what folders say themselves.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -75,18 +76,15 @@ def find_known_model(name: str) -> KnownModel | None:
     return None
 
 
+def names_elsewhere() -> Mapping[str, str]:
+    """Read what other programs call models, in lower case: each is a name of the table, or `org/name` on the hub."""
+    names = _table().get("elsewhere", {})
+    return {name: meant for name, meant in names.items() if isinstance(meant, str)} if isinstance(names, dict) else {}
+
+
 def known_models() -> tuple[KnownModel, ...]:
     """Read the table. What is wrong with it is logged, and the models that it concerns are left out."""
-    import tomllib  # with its regular expressions, some milliseconds that most starts need not spend
-
-    try:
-        entries = tomllib.loads(_read_table().decode()).get("models", [])
-    except FileNotFoundError:
-        _log.warning("there is no %s: prompts and pooling come from models' folders alone", _FILE_NAME)
-        return ()
-    except (OSError, ValueError) as error:
-        _log.warning("%s cannot be read, and is not used: %s", _FILE_NAME, error)
-        return ()
+    entries = _table().get("models", [])
     models = []
     for entry in entries if isinstance(entries, list) else []:
         try:
@@ -94,6 +92,23 @@ def known_models() -> tuple[KnownModel, ...]:
         except (KeyError, TypeError, ValueError) as error:
             _log.warning("%s has an entry that is not used: %s", _FILE_NAME, error)
     return tuple(models)
+
+
+def _table() -> dict[str, Any]:
+    try:
+        return _parsed(_read_table())
+    except FileNotFoundError:
+        _log.warning("there is no %s: prompts and pooling come from models' folders alone", _FILE_NAME)
+    except (OSError, ValueError) as error:
+        _log.warning("%s cannot be read, and is not used: %s", _FILE_NAME, error)
+    return {}
+
+
+@functools.lru_cache(maxsize=1)  # a host may ask for a model that is nowhere again and again
+def _parsed(table: bytes) -> dict[str, Any]:
+    import tomllib  # with its regular expressions, some milliseconds that most starts need not spend
+
+    return tomllib.loads(table.decode())
 
 
 def _read_table() -> bytes:

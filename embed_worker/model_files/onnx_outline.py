@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import mmap
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ _EXTERNAL = 1  # TensorProto.DataLocation
 _ITEM_BYTES = {1: 4, 10: 2}  # TensorProto.FLOAT, FLOAT16
 # Of TensorProto.DataType, what weights are rounded to. Index tables and flags are of other types, scales have one axis.
 _ROUNDED = {2: "uint8", 3: "int8", 17: "float8", 18: "float8", 19: "float8", 20: "float8", 21: "uint4", 22: "int4"}
+_WEIGHTS = _ROUNDED | {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
 _MIN_WEIGHTS = 256
 # In the names of operators of graphs whose weights, or activations too, are integers.
 _QUANTIZING = ("quantize", "qlinear", "qattention", "integer", "nbits")
@@ -34,7 +36,7 @@ _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 5, 11, 12
 _NODE_INPUT, _NODE_OUTPUT, _NODE_OPERATOR = 1, 2, 4
 _TENSOR_NAME = 8
 _VALUE_NAME, _VALUE_TYPE = 1, 2
-_TYPE_TENSOR, _TENSOR_SHAPE, _SHAPE_DIM = 1, 2, 1
+_TYPE_TENSOR, _TENSOR_SHAPE, _SHAPE_DIM, _DIM_VALUE = 1, 2, 1, 1
 # What exporters have made of the names of position tables in transformers; a relative one bounds no length.
 _POSITION_TABLE = re.compile(r"position_?embedding|embed_positions|(^|[./])wpe([./]|$)")
 
@@ -89,6 +91,8 @@ class Outline:
         outputs: Their names.
         sentence_outputs: Those of the outputs that have a row a text and no axis of tokens.
         positions: The rows of its table of positions; None where no table has such a name.
+        stored: The type that most of its weights have in the file, `float16` for instance; None without any.
+        width: The last dimension of what it gives, a token's or a text's vector; None where its type leaves it open.
     """
 
     operators: frozenset[str] = frozenset()
@@ -99,6 +103,8 @@ class Outline:
     outputs: frozenset[str] = frozenset()
     sentence_outputs: frozenset[str] = frozenset()
     positions: int | None = None
+    stored: str | None = None
+    width: int | None = None
 
     @property
     def quantization(self) -> str | None:
@@ -147,8 +153,9 @@ def _outline(data: mmap.mmap) -> Outline:
     tables: list[Table] = []
     external: list[ExternalTensor] = []
     rounded: set[str] = set()
-    ends: dict[int, dict[str, int | None]] = {_GRAPH_INPUT: {}, _GRAPH_OUTPUT: {}}
+    ends: dict[int, dict[str, list[int | None]]] = {_GRAPH_INPUT: {}, _GRAPH_OUTPUT: {}}
     positions: list[int] = []
+    stored: Counter[int] = Counter()
     for field, span in _fields(data, graph.start, graph.stop):
         if field == _GRAPH_NODE and isinstance(span, range):
             node = _node(data, span)
@@ -160,6 +167,8 @@ def _outline(data: mmap.mmap) -> Outline:
             kind, shape, tensor = _initializer(data, span)
             if len(shape) > 1 and _is_position_table(_text(data, span, _TENSOR_NAME)):
                 positions.append(shape[-2])
+            if len(shape) > 1:
+                stored[kind] += math.prod(shape)
             if kind in _ROUNDED and len(shape) > 1 and math.prod(shape) >= _MIN_WEIGHTS:
                 rounded.add(_ROUNDED[kind])
             match tensor:
@@ -170,7 +179,7 @@ def _outline(data: mmap.mmap) -> Outline:
                 case None:
                     pass
         elif field in ends and isinstance(span, range):
-            ends[field][_text(data, span, _VALUE_NAME)] = _rank(data, span)
+            ends[field][_text(data, span, _VALUE_NAME)] = _shape(data, span)
     shared = gathered - used_otherwise
     found = tuple(table for table in tables if table.name in shared)
     return Outline(
@@ -180,25 +189,39 @@ def _outline(data: mmap.mmap) -> Outline:
         frozenset(rounded),
         inputs=frozenset(ends[_GRAPH_INPUT]),
         outputs=frozenset(ends[_GRAPH_OUTPUT]),
-        sentence_outputs=frozenset(name for name, rank in ends[_GRAPH_OUTPUT].items() if rank == 2),
+        sentence_outputs=frozenset(name for name, shape in ends[_GRAPH_OUTPUT].items() if len(shape) == 2),
         positions=min(positions, default=None),
+        stored=_WEIGHTS.get(max(stored, key=stored.__getitem__, default=0)),
+        width=_width(ends[_GRAPH_OUTPUT]),
     )
+
+
+def _width(outputs: Mapping[str, list[int | None]]) -> int | None:
+    usual = [outputs[name] for name in (*HIDDEN_OUTPUTS, SENTENCE_OUTPUT) if name in outputs]
+    shapes = usual or list(outputs.values())
+    return shapes[0][-1] if shapes and shapes[0] and len({tuple(shape[-1:]) for shape in shapes}) == 1 else None
 
 
 def _is_position_table(name: str) -> bool:
     return _POSITION_TABLE.search(name.lower()) is not None and "relative" not in name.lower()
 
 
-def _rank(data: mmap.mmap, value: range) -> int | None:
-    """Count the dimensions of an input or an output; None where its type says nothing of them."""
+def _shape(data: mmap.mmap, value: range) -> list[int | None]:
+    """Read the dimensions of an input or an output, None for those with a name; empty where its type has none."""
     shape = value
     for wanted in (_VALUE_TYPE, _TYPE_TENSOR, _TENSOR_SHAPE):
         found = (inner for field, inner in _fields(data, shape.start, shape.stop) if field == wanted)
         inner = next(found, None)
         if not isinstance(inner, range):
-            return None
+            return []
         shape = inner
-    return sum(field == _SHAPE_DIM for field, _ in _fields(data, shape.start, shape.stop))
+    sizes = (size for field, size in _fields(data, shape.start, shape.stop) if field == _SHAPE_DIM)
+    return [_size(data, size) for size in sizes]
+
+
+def _size(data: mmap.mmap, dimension: int | range) -> int | None:
+    fields = _fields(data, dimension.start, dimension.stop) if isinstance(dimension, range) else iter(())
+    return next((value for field, value in fields if field == _DIM_VALUE and isinstance(value, int)), None)
 
 
 def read_nodes(path: Path) -> tuple[Node, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from embed_worker.model_files.tokenizer_plan import TokenizerPlan
+from embed_worker.protocol import closest
 
 
 class PoolingMode(StrEnum):
@@ -169,3 +171,17 @@ class ModelPlan:
     def tokenizer_file(self) -> Path:
         """The tokenizer's own file."""
         return self.tokenizer.file
+
+
+def pooling_argument(text: str) -> str:
+    """Read pooling modes of the command line, with commas between them.
+
+    Raises:
+        argparse.ArgumentTypeError: There is no such mode.
+    """
+    for name in text.split(","):
+        if name.strip() not in list(PoolingMode):
+            meant = closest(name, PoolingMode)
+            hint = f"the modes are {', '.join(PoolingMode)}" if meant is None else f"did you mean `{meant}`?"
+            raise argparse.ArgumentTypeError(f"there is no pooling {name[:64]!a}; {hint}")
+    return text

@@ -10,9 +10,12 @@ from pathlib import Path
 
 from embed_worker.errors import ModelNotFoundError
 from embed_worker.machine import data_dir
+from embed_worker.model_files.suggestions import advice
 
 # The cache of the Hugging Face hub keeps a repository at `models--ORG--NAME/snapshots/COMMIT`.
 _HUB_PREFIX, _HUB_SNAPSHOTS = "models--", "snapshots"
+
+_SIGNS = ("config.json", "modules.json", "tokenizer.json", "manifest.json", "model.safetensors", "model.onnx", "onnx")
 
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 
@@ -95,13 +98,47 @@ def find_by_name(name: str, folders: Sequence[Path]) -> Path:
     Raises:
         ModelNotFoundError: In none of the folders.
     """
-    wanted = short_name(name)
+    return _find_by_name(name, folders, "no model")
+
+
+def _find_by_name(name: str, folders: Sequence[Path], nothing: str) -> Path:
+    try:
+        wanted = short_name(name)
+    except ModelNotFoundError as error:
+        plain, tag, _ = name.partition(":")  # as Ollama has them: `all-minilm:latest`
+        if not tag or not _MODEL_NAME.fullmatch(plain):
+            raise
+        raise ModelNotFoundError(f"{error}{advice(name, names_in(folders))}") from None
     for folder in folders:
         if os.path.isdir(folder / wanted):  # False too where the folder may not be looked into
             return as_listed(folder / wanted)
         for repository in sorted(folder.glob(f"{_HUB_PREFIX}*--{wanted}")):
             return _snapshot(repository)
-    raise ModelNotFoundError(f"no model {wanted!r} in any models folder: fetch it with `embed-worker pull {name}`")
+    raise ModelNotFoundError(f"{nothing} {wanted!r} in any models folder{advice(name, names_in(folders))}")
+
+
+def folders_of_models(folders: Sequence[Path]) -> list[Path]:
+    """Return every folder that a name finds in some models folders, in their order, sorted; the first of each name."""
+    found: dict[str, Path] = {}
+    for folder in folders:
+        with contextlib.suppress(OSError):  # not there, or not to be looked into
+            for path in sorted(folder.iterdir()):
+                name = model_name(path)
+                if _MODEL_NAME.fullmatch(name) and looks_like_a_model(path):
+                    found.setdefault(name, path)
+    return list(found.values())
+
+
+def looks_like_a_model(folder: Path) -> bool:
+    """Whether a folder has any of the files that only models have, or is a repository in the hub's cache."""
+    if folder.name.startswith(_HUB_PREFIX):
+        return (folder / _HUB_SNAPSHOTS).is_dir()
+    return any((folder / name).exists() for name in _SIGNS)
+
+
+def names_in(folders: Sequence[Path]) -> list[str]:
+    """Return the names by which the models in some models folders are found."""
+    return [model_name(folder) for folder in folders_of_models(folders)]
 
 
 def find_model(name_or_path: str, folders: Sequence[Path]) -> Path:
@@ -121,7 +158,4 @@ def find_model(name_or_path: str, folders: Sequence[Path]) -> Path:
         raise ModelNotFoundError(f"{name_or_path!r} is a file: --model takes the folder that holds the model")
     if path.is_absolute() or name_or_path.startswith((".", "~")):
         raise ModelNotFoundError(f"there is no folder {name_or_path!r}")
-    try:
-        return find_by_name(name_or_path, folders)
-    except ModelNotFoundError as error:
-        raise ModelNotFoundError(f"{error}, or name its folder") from error
+    return _find_by_name(name_or_path, folders, "no such folder, and no model")

@@ -27,7 +27,8 @@ from embed_worker.errors import (
     is_shortage,
     reason_of,
 )
-from embed_worker.model_files.search import as_listed, find_by_name, find_model, model_name, short_name
+from embed_worker.model_files.search import as_listed, find_by_name, find_model, model_name, names_in, short_name
+from embed_worker.model_files.suggestions import meant_model
 
 if TYPE_CHECKING:
     from embed_worker.inference.engine import LoadedModel
@@ -176,7 +177,7 @@ class ModelStore:
             wanted = self._name_of(wanted)
         entry = self._entries.get(wanted) if wanted is not None else None
         if entry is None or (entry.error is not None and wanted != self._default_name):
-            raise ModelNotFoundError(f"the model {wanted!r} is not loaded{self._loadable(wanted)}")
+            raise ModelNotFoundError(f"the model {wanted!r} is not loaded{self._advice(wanted or '')}")
         return entry
 
     def _name_of(self, name_or_path: str) -> str:
@@ -186,12 +187,23 @@ class ModelStore:
         except (ModelNotFoundError, OSError):
             return model_name(as_listed(Path(os.path.expanduser(name_or_path))))
 
-    def _loadable(self, name: str | None) -> str:
-        try:
-            find_by_name(name or "", self._folders)
-        except ModelNotFoundError:
+    def _advice(self, name: str) -> str:
+        """Return how it could be had, or what was probably meant by its name; the lock is held."""
+        if self._is_found(name):
+            return ": `load_model` loads it"
+        loaded = [entry.name for entry in self._entries.values() if entry.model is not None]
+        here = [*loaded, *names_in(self._folders)]
+        meant = meant_model(name, here)
+        if meant not in here:
             return ""
-        return ": `load_model` loads it"
+        return f"; did you mean `{meant}`{'' if meant in loaded else ', which `load_model` loads'}?"
+
+    def _is_found(self, name: str) -> bool:
+        try:
+            find_by_name(name, self._folders)
+        except ModelNotFoundError:
+            return False
+        return True
 
     def acquire(self, name: str | None) -> ModelEntry:
         """Return the model that a request means and keep it from being unloaded until its `release`.

@@ -27,7 +27,13 @@ from embed_worker.model_files.folder import read_model_folder
 from embed_worker.model_files.known_models import Quality, find_known_model
 from embed_worker.model_files.plan import ModelPlan
 from embed_worker.protocol import ErrorCode, ExitCode
-from embed_worker.tools.model_options import add_model_arguments, model_folder, model_options
+from embed_worker.tools.model_options import (
+    add_model_arguments,
+    add_running_arguments,
+    model_folder,
+    model_options,
+    running_arguments,
+)
 from embed_worker.tools.progress import shown
 from embed_worker.tools.quality import Gate, judge_pairs, judge_references
 from embed_worker.tools.references import References, ReferencesError, find_references
@@ -119,8 +125,7 @@ class CheckReport:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `check`."""
     add_model_arguments(parser)
-    parser.add_argument("--provider", metavar="NAME", help="what runs the model: auto, cpu, coreml …")
-    parser.add_argument("--threads", type=int, metavar="N", help="how many cores to use")
+    add_running_arguments(parser)
     parser.add_argument(
         "--references",
         type=path_argument,
@@ -160,11 +165,7 @@ def check(args: argparse.Namespace) -> CheckReport:
     known = find_known_model(plan.name)
     references = References.read(args.references) if args.references else find_references(plan.name, folder)
     quality = None if known is None else known.quality
-    arguments = worker_arguments(args, folder)
-    for name in ("provider", "threads"):
-        if (value := getattr(args, name)) is not None:
-            arguments += [f"--{name}", str(value)]
-    with WorkerProcess(arguments) as worker:
+    with WorkerProcess([*worker_arguments(args, folder), *running_arguments(args)]) as worker:
         gates = judge_quality(worker, quality, references)
         speed = measure_speed(worker) if args.is_timed else None
         block = _provider_block(worker, plan, worker_arguments(args, folder)) if args.is_timed else None

@@ -17,7 +17,12 @@ import importlib
 from typing import Any
 
 from embed_worker.config import DEFAULT_MODEL
-from embed_worker.tools.model_options import add_folder_arguments, folder_arguments
+from embed_worker.tools.model_options import (
+    add_folder_arguments,
+    add_running_arguments,
+    folder_arguments,
+    running_arguments,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,17 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("the model")
     model.add_argument("--model", default=DEFAULT_MODEL, metavar="MODEL", help="its folder or its name (%(default)s)")
     add_folder_arguments(model)
-    model.add_argument("--provider", metavar="NAME", help="what runs it: auto, cpu, coreml …")
-    model.add_argument("--threads", type=int, metavar="N", help="how many cores to use")
+    add_running_arguments(model)
 
 
 def run(args: argparse.Namespace) -> int:
     """Embed; return the exit status."""
-    worker_args = folder_arguments(args)
-    for name in ("provider", "threads"):
-        if (value := getattr(args, name)) is not None:
-            worker_args += [f"--{name}", str(value)]
-    return int(_command().run(args, args.model, worker_args))
+    return int(_command().run(args, args.model, [*folder_arguments(args), *running_arguments(args)]))
 
 
 def _command() -> Any:

@@ -6,7 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
-from embed_worker.config import DEFAULT_MODEL, ModelOptions, path_argument
+from embed_worker.config import DEFAULT_MODEL, ModelOptions, path_argument, positive_argument, provider_argument
+from embed_worker.model_files.plan import pooling_argument
 from embed_worker.model_files.search import find_model, models_folders
 
 
@@ -25,10 +26,15 @@ def add_folder_arguments(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--onnx-output", metavar="NAME", help="the graph's output to take, where it has none of the usual names"
     )
-    parser.add_argument("--pooling", metavar="MODE[,MODE]", help="how token vectors become one: mean, cls, lasttoken …")
+    parser.add_argument(
+        "--pooling",
+        type=pooling_argument,
+        metavar="MODE[,MODE]",
+        help="how token vectors become one: mean, cls, lasttoken …",
+    )
     parser.add_argument("--normalize", action=argparse.BooleanOptionalAction, help="L2-normalise vectors, or do not")
     parser.add_argument(
-        "--max-tokens", type=int, metavar="N", help="cut texts to N tokens instead of the folder's limit"
+        "--max-tokens", type=positive_argument, metavar="N", help="cut texts to N tokens instead of the folder's limit"
     )
     parser.add_argument(
         "--ignore-config",
@@ -38,6 +44,11 @@ def add_folder_arguments(parser: argparse._ActionsContainer) -> None:
         help="read the model as if its configurations did not have KEY; repeatable",
     )
     parser.add_argument("--allow-links", action="store_true", help="follow links out of the model's folder")
+    add_search_argument(parser)
+
+
+def add_search_argument(parser: argparse._ActionsContainer) -> None:
+    """Declare where names are looked for, as the worker has it."""
     parser.add_argument(
         "--models-dir",
         dest="models_dirs",
@@ -47,6 +58,20 @@ def add_folder_arguments(parser: argparse._ActionsContainer) -> None:
         metavar="DIR",
         help="look for models by name here first; repeatable; $EMBED_WORKER_MODELS comes next",
     )
+
+
+def add_running_arguments(parser: argparse._ActionsContainer) -> None:
+    """Declare what decides how a model is run, for the tools that start a worker."""
+    parser.add_argument(
+        "--provider", type=provider_argument, metavar="NAME", help="what runs the model: auto, cpu, coreml …"
+    )
+    parser.add_argument("--threads", type=positive_argument, metavar="N", help="how many cores to use")
+
+
+def running_arguments(args: argparse.Namespace) -> list[str]:
+    """Return what `add_running_arguments` has parsed as the worker's command line has it."""
+    stated = [(f"--{name}", getattr(args, name)) for name in ("provider", "threads")]
+    return [part for option, value in stated if value is not None for part in (option, str(value))]
 
 
 def folder_arguments(args: argparse.Namespace) -> list[str]:
@@ -87,5 +112,10 @@ def model_folder(args: argparse.Namespace) -> Path:
     Raises:
         ModelNotFoundError: Neither an existing folder nor a known name.
     """
+    return find_model(args.model, searched_folders(args))
+
+
+def searched_folders(args: argparse.Namespace) -> list[Path]:
+    """Return where names are looked for, as the worker does it."""
     from_environment = [Path(part) for part in os.environ.get("EMBED_WORKER_MODELS", "").split(os.pathsep) if part]
-    return find_model(args.model, models_folders([*args.models_dirs, *from_environment]))
+    return models_folders([*args.models_dirs, *from_environment])

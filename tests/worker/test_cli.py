@@ -156,7 +156,16 @@ def test_a_typing_error_gets_one_line_with_what_was_meant(
 
 
 @pytest.mark.parametrize(
-    ("word", "meant"), [("chekc", "`check`"), ("inspec", "`inspect`"), ("help", "`--help`"), ("quantise", "`quantize`")]
+    ("word", "meant"),
+    [
+        ("chekc", "`check`"),
+        ("inspec", "`inspect`"),
+        ("help", "`--help`"),
+        ("quantise", "`quantize`"),
+        ("list", "`models`"),
+        ("nomic-embed-text", "`--model nomic-embed-text-v1.5`"),
+        ("all-minilm-l6-v2", "`--model all-MiniLM-L6-v2`"),
+    ],
 )
 def test_a_command_that_there_is_not_gets_one_suggestion(
     word: str, meant: str, capsys: pytest.CaptureFixture[str]

@@ -102,12 +102,16 @@ def test_a_name_is_never_a_path_and_never_another_error(store: Store, name: str)
         assert len(str(refused.value)) < 500
 
 
-def test_what_is_not_loaded_says_whether_it_could_be(store: Store) -> None:
+def test_what_is_not_loaded_says_whether_it_could_be(store: Store, tmp_path: Path) -> None:
     store.open("first")
+    (tmp_path / "second" / "config.json").touch()
     with pytest.raises(ModelNotFoundError, match="`load_model` loads it"):
         store.store.find("second")
     with pytest.raises(ModelNotFoundError, match=r"'nowhere' is not loaded$"):
         store.store.find("nowhere")
+    for wanted, meant in (("First", "first"), ("sekond", "second")):
+        with pytest.raises(ModelNotFoundError, match=rf"; did you mean `{meant}`"):
+            store.store.find(wanted)
 
 
 def test_before_anything_is_opened_there_is_no_default(store: Store) -> None:

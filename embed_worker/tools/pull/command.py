@@ -22,10 +22,11 @@ from typing import Any
 from embed_worker.config import ModelOptions, Verify, path_argument
 from embed_worker.errors import ModelError, ModelNotFoundError
 from embed_worker.model_files.folder import read_model_folder
-from embed_worker.model_files.known_models import find_known_model, known_models
+from embed_worker.model_files.known_models import find_known_model
 from embed_worker.model_files.layout import MODULES, WEIGHTS, OutsideError, files_of_a_model, inner_path
 from embed_worker.model_files.manifest import MANIFEST_NAME, Manifest, ManifestError, file_sha256, verify
 from embed_worker.model_files.search import short_name, user_models_folder
+from embed_worker.model_files.suggestions import meant_model
 from embed_worker.protocol import ExitCode
 from embed_worker.tools.pull.hub import Hub, HubError, RemoteFile, Repository, VerificationError, is_verifiable, matches
 from embed_worker.tools.pull.selection import (
@@ -198,8 +199,9 @@ def _wanted(name: str, revision: str | None, graph: str | None, weights: bool) -
     """Decide what is wanted, and how the folder is called."""
     known = find_known_model(name)
     if known is None and "/" not in name:
-        names = ", ".join(model.name for model in known_models())
-        raise PullError(f"{name!r} is not a known model ({names}); name any other as `org/name`")
+        meant = meant_model(name, ())
+        hint = ", which `embed-worker models` lists; name any other as `org/name`"
+        raise PullError(f"{name!r} is not a known model{hint if meant is None else f'; did you mean `{meant}`?'}")
     if known is not None and ("/" not in name or name.casefold() == known.repository.casefold()):
         wanted = Wanted(
             repository=known.repository,
