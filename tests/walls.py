@@ -31,7 +31,7 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "accelerators": "config errors machine model_files inference encoders atomic",
         "loading": "config errors machine model_files inference accelerators",
         "serving": "protocol config errors machine model_files",
-        "tools": "protocol config errors machine model_files inference encoders accelerators loading atomic",
+        "tools": "protocol config errors machine arguments model_files inference encoders accelerators loading atomic",
         "__main__": "protocol config errors logs machine arguments model_files loading serving",
         "bridge_client": "protocol machine",
         "bridge_client.testing": "protocol machine bridge_client",

@@ -3,8 +3,11 @@
 Quality is judged by reference vectors: those of `--references`, the folder's own `references.json`, or those that
 embed-bridge has of a known model. Without any, figures are printed and nothing is judged. Every figure of speed is the
 best of three rounds, because a busy machine can only make it worse. Only the default model has targets for speed.
-Exit status: 0 all gates passed, 1 a gate failed, 2 wrong usage, 3 there is no reference to judge by, 78 the model
-cannot be used.
+Exit status: 0 all gates passed, 1 a gate failed, 2 wrong usage, 3 there is no reference to judge by, 75 no memory or no
+threads for it now, 78 the model or the configuration cannot be used.
+
+`--quick` judges nothing: it is for what starts a service, and asks whether these options give a worker that embeds.
+It loads the model, proves the provider, embeds one text, and ends with 0, or with one sentence and 1, 2, 75 or 78.
 """
 
 from __future__ import annotations
@@ -21,19 +24,14 @@ from typing import Any
 import numpy as np
 
 from embed_worker import protocol
+from embed_worker.arguments import add_running_arguments, running_arguments
 from embed_worker.config import DEFAULT_MODEL, path_argument
 from embed_worker.errors import ModelError
 from embed_worker.model_files.folder import read_model_folder
 from embed_worker.model_files.known_models import Quality, find_known_model
 from embed_worker.model_files.plan import ModelPlan
 from embed_worker.protocol import ErrorCode, ExitCode
-from embed_worker.tools.model_options import (
-    add_model_arguments,
-    add_running_arguments,
-    model_folder,
-    model_options,
-    running_arguments,
-)
+from embed_worker.tools.model_options import add_model_arguments, model_folder, model_options
 from embed_worker.tools.progress import shown
 from embed_worker.tools.quality import Gate, judge_pairs, judge_references
 from embed_worker.tools.references import References, ReferencesError, find_references
@@ -122,6 +120,18 @@ class CheckReport:
     passed: bool | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuickReport:
+    """What `--quick` found of a model that serves; the `--json` output has these names."""
+
+    model: str
+    folder: str
+    fingerprint: str
+    dimension: int
+    precision: str
+    provider: dict[str, Any]
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `check`."""
     add_model_arguments(parser)
@@ -135,21 +145,55 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quality-only", "--no-latency", dest="is_timed", action="store_false", help="do not measure the speed"
     )
+    parser.add_argument(
+        "--quick", action="store_true", help="load the model, embed one text, judge nothing: would a worker serve?"
+    )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Check a model and report on standard output; return the exit status."""
     try:
+        if args.quick:
+            served = check_quickly(args)
+            print(json.dumps(asdict(served)) if args.json else _sentence(served))
+            return ExitCode.OK
         report = check(args)
     except (ModelError, ReferencesError) as error:
         print(f"embed-worker check: {error}", file=sys.stderr)
         return ExitCode.UNUSABLE_MODEL
     except WorkerError as error:
         print(f"embed-worker check: {error}", file=sys.stderr)
-        return error.exit_status
+        return _FAILED if error.code == ErrorCode.NON_FINITE_EMBEDDING else error.exit_status
     print(json.dumps(asdict(report)) if args.json else _readable(report))
     return {True: ExitCode.OK, False: _FAILED, None: _NOT_JUDGED}[report.passed]
+
+
+def check_quickly(args: argparse.Namespace) -> QuickReport:
+    """Start a worker with the model, and embed one text.
+
+    Raises:
+        ModelError: The folder is not there or cannot be used.
+        WorkerError: The worker could not serve.
+    """
+    folder = model_folder(args)
+    read_model_folder(folder, model_options(args))  # what is wrong with it is told by this command, not by its child
+    with WorkerProcess([*worker_arguments(args, folder), *running_arguments(args)]) as worker:
+        embedded = worker.embed([_SHORT_TEXTS[0]])
+    return QuickReport(
+        model=worker.info["model"],
+        folder=str(folder),
+        fingerprint=worker.info["fingerprint"],
+        dimension=embedded.vectors.shape[1],
+        precision=worker.info["precision"],
+        provider=worker.info["provider"],
+    )
+
+
+def _sentence(served: QuickReport) -> str:
+    provider = served.provider
+    runs = f"{provider['chosen']}, asked for {provider['asked']}: {provider['reason']}"
+    return f"{served.model}: serves, {served.precision}, dimension {served.dimension}, {served.fingerprint}; {runs}"
 
 
 def check(args: argparse.Namespace) -> CheckReport:

@@ -16,13 +16,9 @@ import argparse
 import importlib
 from typing import Any
 
+from embed_worker.arguments import add_running_arguments, running_arguments
 from embed_worker.config import DEFAULT_MODEL
-from embed_worker.tools.model_options import (
-    add_folder_arguments,
-    add_running_arguments,
-    folder_arguments,
-    running_arguments,
-)
+from embed_worker.tools.model_options import add_folder_arguments, folder_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from embed_worker.config import DEFAULT_MODEL, ModelOptions, path_argument, positive_argument, provider_argument
+from embed_worker.config import DEFAULT_MODEL, ModelOptions, path_argument, positive_argument
 from embed_worker.model_files.plan import pooling_argument
 from embed_worker.model_files.search import find_model, models_folders
 
@@ -58,20 +58,6 @@ def add_search_argument(parser: argparse._ActionsContainer) -> None:
         metavar="DIR",
         help="look for models by name here first; repeatable; $EMBED_WORKER_MODELS comes next",
     )
-
-
-def add_running_arguments(parser: argparse._ActionsContainer) -> None:
-    """Declare what decides how a model is run, for the tools that start a worker."""
-    parser.add_argument(
-        "--provider", type=provider_argument, metavar="NAME", help="what runs the model: auto, cpu, coreml …"
-    )
-    parser.add_argument("--threads", type=positive_argument, metavar="N", help="how many cores to use")
-
-
-def running_arguments(args: argparse.Namespace) -> list[str]:
-    """Return what `add_running_arguments` has parsed as the worker's command line has it."""
-    stated = [(f"--{name}", getattr(args, name)) for name in ("provider", "threads")]
-    return [part for option, value in stated if value is not None for part in (option, str(value))]
 
 
 def folder_arguments(args: argparse.Namespace) -> list[str]:

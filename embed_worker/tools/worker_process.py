@@ -33,6 +33,14 @@ _END_TIMEOUT_S = 10.0
 _KEPT_STDERR_BYTES = 4096
 
 
+# What a tool ends with that cannot go on after an answer with this code.
+_STATUS_OF: Mapping[str, int] = {
+    ErrorCode.MODEL_LOAD_FAILED: ExitCode.UNUSABLE_MODEL,
+    ErrorCode.MODEL_NOT_FOUND: ExitCode.UNUSABLE_MODEL,
+    ErrorCode.OUT_OF_MEMORY: ExitCode.TRY_AGAIN,
+}
+
+
 class WorkerError(Exception):
     """The worker did not do what was asked; the message is one sentence.
 
@@ -187,9 +195,7 @@ class WorkerProcess:
             case protocol.Success(members=members):
                 return members
             case protocol.Failure(code=code, message=message):
-                is_unusable = code in (ErrorCode.MODEL_LOAD_FAILED, ErrorCode.MODEL_NOT_FOUND)
-                status = ExitCode.UNUSABLE_MODEL if is_unusable else ExitCode.INTERNAL
-                raise WorkerError(message, exit_status=status, code=code)
+                raise WorkerError(message, exit_status=_STATUS_OF.get(code, ExitCode.INTERNAL), code=code)
 
     def _read_lines(self) -> None:
         assert self._process.stdout is not None

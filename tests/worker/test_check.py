@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from embed_worker.__main__ import run_tool
+from embed_worker.arguments import make_config, make_parser, running_arguments
+from embed_worker.config import RuntimeOptions
 from embed_worker.model_files.known_models import Quality
 from embed_worker.protocol import ErrorCode
 from embed_worker.tools import check
@@ -278,6 +282,61 @@ def test_vectors_may_be_numbers_or_packed(tmp_path: Path) -> None:
 def test_what_are_no_references_is_refused(tmp_path: Path, document: object, sentence: str) -> None:
     with pytest.raises(ReferencesError, match=sentence):
         References.read(write_json(tmp_path / "r.json", document))
+
+
+# Quickly ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_quick_check_loads_embeds_one_text_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    report = report_of(capsys, TINY_MODEL, "--quick", "--provider", "CPU", "--threads", "1", status=0)
+    assert (report["model"], report["dimension"], report["precision"]) == ("bert-mean", 32, "float32")
+    assert (report["provider"]["asked"], report["provider"]["chosen"]) == ("CPU", "CPUExecutionProvider")
+    assert run(TINY_MODEL, "--quick") == 0
+    assert capsys.readouterr().out.startswith("bert-mean: serves, float32, dimension 32, ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["--provider", "cudda"], 2, "did you mean `cuda`?"),
+        (["--coreml-units", "some"], 2, "--coreml-units"),
+        (["--mlx-precision", "float8"], 2, "--mlx-precision"),
+        (["--openvino-precision", "float8"], 2, "--openvino-precision"),
+        (["--threads", "0"], 2, "--threads"),
+        (["--provider", "tvm"], 78, "no provider 'tvm'"),
+        (["--variant", "nothing"], 78, "onnx/model_nothing.onnx"),
+        (["--onnx-output", "nothing"], 78, "nothing"),
+    ],
+    ids=str,
+)
+def test_a_quick_check_ends_with_the_status_that_says_what_is_wrong(
+    arguments: list[str], status: int, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = 0
+    try:
+        ended = run_tool("check", [str(TINY_MODEL), "--quick", *arguments])
+    except SystemExit as usage:
+        ended = int(usage.code or 0)
+    captured = capsys.readouterr()
+    assert (ended, captured.out, captured.err.count("\n")) == (status, "", 1)
+    assert says in captured.err
+
+
+def test_every_option_of_a_provider_reaches_the_worker(tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser()
+    check.add_arguments(parser)
+    options = [
+        *("--provider", "openvino", "--threads", "3", "--coreml-units", "CPUOnly", "--coreml-precision", "fp16"),
+        *("--coreml-cache", str(tmp_path), "--mlx-precision", "float16", "--openvino-precision", "bfloat16"),
+    ]
+    given = running_arguments(parser.parse_args(["m", *options]))
+    assert given == options
+    runtime = make_config(make_parser().parse_args(given)).runtime
+    changed = {
+        field.name for field in fields(runtime) if getattr(runtime, field.name) != getattr(RuntimeOptions(), field.name)
+    }
+    assert changed == {field.name for field in fields(runtime)} - {"batch_tokens", "batch_invariant", "verify"}
+    assert running_arguments(parser.parse_args(["m"])) == []
 
 
 # Whole runs ---------------------------------------------------------------------------------------------------------
