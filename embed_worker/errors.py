@@ -87,8 +87,8 @@ def reason_of(error: BaseException) -> str:
 
 def printable(text: str) -> str:
     """Return a text as one line that no terminal and no reader of logs takes for more than text."""
-    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 # Of ISO 646 and 8859, and what Unicode calls the ends of lines and of paragraphs; overrides of writing direction.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")

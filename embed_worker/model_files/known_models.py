@@ -90,7 +90,7 @@ def known_models() -> tuple[KnownModel, ...]:
         try:
             models.append(_known_model(entry))
         except (KeyError, TypeError, ValueError) as error:
-            _log.warning("%s has an entry that is not used: %s", _FILE_NAME, error)
+            _log.warning("known_models.toml has an entry that is not used reason=%s", error)
     return tuple(models)
 
 
@@ -98,9 +98,9 @@ def _table() -> dict[str, Any]:
     try:
         return _parsed(_read_table())
     except FileNotFoundError:
-        _log.warning("there is no %s: prompts and pooling come from models' folders alone", _FILE_NAME)
+        _log.warning("there is no known_models.toml: prompts and pooling come from models' folders alone")
     except (OSError, ValueError) as error:
-        _log.warning("%s cannot be read, and is not used: %s", _FILE_NAME, error)
+        _log.warning("known_models.toml cannot be read, and is not used reason=%s", error)
     return {}
 
 

@@ -317,7 +317,7 @@ class Lanes:
                     finished += self._run_batch(Batch(batch.engine, [row], [text], exclusive=False))
             return finished
         (row,) = batch.rows
-        _log.error("inference failed tokens=%d reason=%s", row.tokens, brief(error))
+        _log.error("inference failed code=inference_failed tokens=%d reason=%s", row.tokens, brief(error))
         for each in row.all:
             message = f"the runtime failed on input {each.index}, also when it was alone"
             self._answers.fail(each.job, ErrorCode.INFERENCE_FAILED, message, each.index)

@@ -91,7 +91,7 @@ class Requests:
         try:
             line = next(self._lines, None)
         except WireError as error:
-            _log.error("%s", error)
+            _log.error("reading ended reason=%s", error)
             self._lanes.stop_reading()
             self._worker.happens(On.INPUT_BROKEN)
             return None
@@ -237,7 +237,7 @@ class Requests:
             case MemoryError():
                 self._answers.fail(answer, ErrorCode.OUT_OF_MEMORY, "no memory for this request")
             case _:
-                _log.error("internal error line=%d", answer.line_number, exc_info=error)
+                _log.error("internal error code=internal_error line=%d", answer.line_number, exc_info=error)
                 message = "internal error; the traceback is on standard error"
                 self._answers.fail(answer, ErrorCode.INTERNAL_ERROR, message)
 

@@ -322,7 +322,7 @@ class Prover:
             problem = "it was made of other weights"
         except OldFormatError as error:
             problem = str(error)
-        _log.warning("the folder coreml/ of model=%s is not used: %s", self._plan.name, problem)
+        _log.warning("the folder coreml/ is not used model=%s reason=%s", self._plan.name, problem)
         return False
 
     def _make_graph(self, entry: Entry, kind: str, source: Path, *, may_make: bool) -> None:
