@@ -46,6 +46,7 @@ def info(model: LoadedModel, models: list[str], config: WorkerConfig, threads: T
         "batch_invariant": engine.is_batch_invariant or config.runtime.batch_invariant,
         "one_by_one": engine.one_by_one,
         "tolerance": engine.backend.tolerance,
+        "batch_tokens": config.runtime.batch_tokens,
         "limits": asdict(config.limits),
     }
 

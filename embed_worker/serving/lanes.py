@@ -245,8 +245,7 @@ class Lanes:
             return self._run_apart(Batch(model.engine, rows_of(task, 0, texts), texts, exclusive=False), error)
         padded_tokens = len(texts) * max(len(text.ids) for text in texts)
         with self._answers.lock:
-            self._metrics.micro_batches += 1
-            self._metrics.padded_tokens += padded_tokens
+            self._metrics.count_batch(len(texts), padded_tokens)
             task.vectors, task.last_run_s = vectors, self._clock()
             return [task] if self._answers.claim(task, None) else []
 
@@ -297,8 +296,7 @@ class Lanes:
         padded_tokens = len(batch.texts) * max(len(text.ids) for text in batch.texts)
         with self._answers.lock:
             now = self._clock()
-            self._metrics.micro_batches += 1
-            self._metrics.padded_tokens += padded_tokens
+            self._metrics.count_batch(len(batch.texts), padded_tokens)
             for lead, vector in zip(batch.rows, vectors, strict=True):
                 for row in lead.all:
                     task = row.job

@@ -186,6 +186,7 @@ class EmbedTask(Task):
     Attributes:
         waiting: Texts that are tokenised and not taken to be run.
         vectors: (inputs, dimension) float32 as pooled, filled row by row.
+        timing_ms: What it took, when its answer was written out.
     """
 
     request: Embed
@@ -193,6 +194,7 @@ class EmbedTask(Task):
     waiting: dict[int, TokenizedText] = field(default_factory=dict)
     vectors: Float32 | None = None
     last_run_s: float = 0.0
+    timing_ms: Mapping[str, float] = field(default_factory=dict)
 
     # Texts in
 
@@ -257,7 +259,7 @@ class EmbedTask(Task):
     def _encoded(self, model: LoadedModel) -> bytes:
         request = self.request
         raw = model.engine.new_matrix(0) if self.vectors is None else self.vectors
-        timing_ms = self._timing_ms()
+        self.timing_ms = self._timing_ms()
         encoding = request.encoding_format
         vectors, bad = model.finish_and_check(raw, request.dimensions, request.normalize, encoding.precision)
         if bad is not None:
@@ -270,7 +272,7 @@ class EmbedTask(Task):
             "dimension": request.dimensions or model.dimension,
             "count": len(vectors),
         }
-        after = {"tokens": self.tokens.tolist(), "truncated": self.truncated, "timing_ms": timing_ms}
+        after = {"tokens": self.tokens.tolist(), "truncated": self.truncated, "timing_ms": self.timing_ms}
         return encode_vectors(self.request_id, self.line_number, before, vectors, encoding, after)
 
     def _timing_ms(self) -> dict[str, float]:
@@ -288,7 +290,7 @@ class EmbedTask(Task):
         super(EmbedTask, self).let_go()
 
     def _count_success(self, metrics: WorkerMetrics) -> None:
-        metrics.count_embedded(self.tokens, (self.answered_s - self.arrived_s) * 1e3)
+        metrics.count_embedded(self.tokens, len(self.truncated), self.timing_ms)
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
