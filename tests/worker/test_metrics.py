@@ -23,6 +23,7 @@ def test_a_new_worker_has_counted_nothing() -> None:
         "texts": 0,
         "truncated_texts": 0,
         "tokens": 0,
+        "tokenized_texts": 0,
         "padded_tokens": 0,
         "micro_batches": 0,
         "latency_ms": {"p50": None, "p95": None, "p99": None},
