@@ -35,11 +35,24 @@ def main() -> None:
 
 
 def ask(requests: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Run one worker over the requests; return its answers by id."""
-    lines = "".join(json.dumps(request) + "\n" for request in requests)
+    """Run one worker over the requests; return its answers by id.
+
+    The last is sent when the others are answered: `metrics` is answered at once, and would tell of nothing yet. A host
+    that sends more than a pipe holds reads on a thread of its own all the time.
+    """
+    answers: dict[str, dict[str, Any]] = {}
     command = [sys.executable, "-m", "embed_worker"]
-    done = subprocess.run(command, input=lines.encode(), stdout=subprocess.PIPE, timeout=300, check=True)
-    return {answer["id"]: answer for answer in map(json.loads, done.stdout.splitlines())}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        for part in (requests[:-1], requests[-1:]):
+            worker.stdin.write("".join(json.dumps(request) + "\n" for request in part).encode())
+            worker.stdin.flush()
+            for _ in part:
+                answer = json.loads(worker.stdout.readline())
+                answers[answer["id"]] = answer
+        worker.stdin.close()  # the end of input: the worker ends
+    return answers
 
 
 def show(request: dict[str, Any], answer: dict[str, Any]) -> None:
@@ -48,10 +61,12 @@ def show(request: dict[str, Any], answer: dict[str, Any]) -> None:
 
 
 def shortened(answer: dict[str, Any]) -> dict[str, Any]:
-    """Keep what fits on a screen: the first three numbers of each vector."""
+    """Keep what fits on a screen: the first three numbers of each vector, and no histograms."""
     kept = {name: value for name, value in answer.items() if name not in ("limits", "prompts")}
     if "embeddings" in kept:
         kept["embeddings"] = [[*(round(x, 4) for x in vector[:3]), "…"] for vector in kept["embeddings"]]
+    if "metrics" in kept:
+        kept["metrics"] = {name: value for name, value in kept["metrics"].items() if name != "histograms"}
     return kept
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,15 @@ def run(name: str, *arguments: str) -> str:
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
+
+
+def test_the_demo_ends_with_metrics_that_have_counted_what_it_did() -> None:
+    last = next(line for line in run("demo.py").splitlines() if line.startswith('← {"id": "bye"'))
+    metrics = json.loads(last.removeprefix("← "))["metrics"]
+    assert (metrics["requests"], metrics["texts"]) == ({"ok": 2, "invalid_request": 1}, 4)
+    assert metrics["tokens"] == 33
+    assert metrics["micro_batches"] > 0
+    assert metrics["latency_ms"]["p50"] > 0
 
 
 def test_quickstart() -> None:

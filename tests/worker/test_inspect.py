@@ -13,6 +13,7 @@ from typing import Any
 import onnx
 import pytest
 
+from embed_worker import machine
 from embed_worker.tools.inspect import command as inspect
 from tests.worker.harness import ROOT
 from tests.worker.test_model_folder import EXPECTED, MODELS
@@ -228,3 +229,13 @@ def test_how_texts_share_a_run_is_told_as_the_warm_up_has_found_it(capsys: pytes
     assert {"subject": "padding", "value": "right"}.items() <= next(
         decision for decision in moved["decisions"] if decision["subject"] == "padding"
     ).items()
+
+
+def test_the_sample_on_the_page_is_what_the_command_prints(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "choose_threads", lambda stated, environment: machine.Threads(value=2, reason="two"))
+    assert run() == 0
+    printed = re.sub(r"SHA-256 (\w{4})\w+", r"SHA-256 \1…", capsys.readouterr().out).replace(str(ROOT), "…")
+    page = (ROOT / "docs" / "models.md").read_text("utf-8")
+    assert f"$ embed-worker inspect\n{printed}```" in page

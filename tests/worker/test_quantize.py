@@ -278,7 +278,7 @@ def test_a_variant_is_served_and_gives_nearly_the_same_vectors(
     assert report["likeness"]["batch_max_distance"] < 1e-6
 
     variant = load(folder, variant="int8", **options)
-    assert variant.engine.is_batch_invariant
+    assert (variant.engine.backend.precision, variant.engine.is_batch_invariant) == ("int8", True)
     exact = vectors_of(load(folder, **options), TEXTS)
     assert cosines(vectors_of(variant, TEXTS), exact).min() > 0.99
     operators = {node.op_type for node in graph_of(folder / "onnx" / "model_int8.onnx").node}
