@@ -5,7 +5,7 @@ INTEGRATIONS := .venv-integrations
 BIN := $(VENV)/bin
 REFERENCE := .venv-reference
 
-.PHONY: integrations demo test coverage clients bench lint fmt soak windows arm64 reference real-models clean
+.PHONY: integrations demo test coverage clients bench bench-environments lint fmt soak windows arm64 reference real-models clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/python examples/demo.py
@@ -56,8 +56,22 @@ fmt: $(VENV)/.installed-test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Beside what users would pick instead, on Linux; whoever is not installed is left out and named.
 bench: $(VENV)/.installed-bench
-	$(BIN)/python -m tests.benchmarks
+	$(BIN)/python -m tests.benchmarks.compare $(ARGS)
+
+# The contestants that are no part of our environment: torch (gigabytes), infinity, a crate, a Node package.
+PEERS := tests/benchmarks/peers
+bench-environments: $(VENV)/.installed-bench
+	@for name in torch infinity; do \
+	  test -x .venv-bench/$$name/bin/python || $(PYTHON) -m venv .venv-bench/$$name; \
+	  .venv-bench/$$name/bin/python -m pip install --quiet --disable-pip-version-check -r $(PEERS)/$$name.txt \
+	    || echo "bench: $$name cannot be installed"; \
+	done
+	@if command -v cargo >/dev/null; then cargo build --release --locked --manifest-path $(PEERS)/rust/Cargo.toml \
+	  || echo "bench: the contestant in Rust cannot be built"; else echo "bench: no cargo, so no fastembed-rs"; fi
+	@if command -v npm >/dev/null; then cd $(PEERS)/node && npm install --ignore-scripts --no-package-lock --no-audit --no-fund \
+	  || echo "bench: transformers.js cannot be installed"; else echo "bench: no npm, so no transformers.js"; fi
 
 # Windows under Wine and 64-bit ARM under qemu, on Debian as root: see CONTRIBUTING.md. ARGS chooses suites.
 windows:
@@ -103,6 +117,7 @@ $(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml
 
 $(VENV)/.installed-bench: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[bench]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[openvino]" || echo "no OpenVINO on this machine"
 	@touch $@ $(VENV)/.installed
 
 # One package that cannot be had costs its own tests alone.

@@ -1,1 +1,1 @@
-"""Benchmarks: `make bench`, or `python -m tests.benchmarks --help`. Never part of the test run."""
+"""Benchmarks: `make bench` compares with others, `python -m tests.benchmarks --help` measures the worker itself."""

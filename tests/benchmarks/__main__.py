@@ -1,4 +1,4 @@
-"""`make bench`: measure the worker against the runtime itself and its peers, on the same model, texts and cores."""
+"""Measure the worker by itself and against the runtime; `tests.benchmarks.compare` has what others offer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def main() -> None:
         return only is None or name in only
 
     if wanted("throughput"):
-        makers = contestants(options.torch_folder)
+        makers = contestants()
         for profile, corpus in texts.items():
             say(f"throughput, {profile}: {len(corpus)} texts, {options.rounds} rounds")
             results[f"throughput {profile}"] = measures.throughput(makers, corpus, options.rounds)
@@ -61,7 +61,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (5)")
     parser.add_argument("--singles", type=int, default=300, help="texts of the latency measure (300)")
     parser.add_argument("--memory-texts", type=int, default=10_000, help="texts after the first 10,000 (10,000)")
-    parser.add_argument("--torch-folder", type=Path, help="published weights, for sentence-transformers if installed")
     parser.add_argument("--only", help="some of throughput,latency,concurrency,load,longest,start,memory,idle")
     parser.add_argument("--output", type=Path, default=Path("bench-results"), help="folder of the results")
     return parser.parse_args()
@@ -79,13 +78,12 @@ def say(what: str) -> None:
 
 
 def write(results: dict[str, Any], folder: Path) -> None:
-    """Leave the figures as JSON, as a Markdown table and as a picture where matplotlib is there."""
+    """Leave the figures as JSON and as Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", "utf-8")
     table = markdown(results)
     (folder / "results.md").write_text(table, "utf-8")
     print(f"\n{table}\nwritten to {folder}/")
-    draw(results, folder / "results.png")
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -99,44 +97,6 @@ def markdown(results: dict[str, Any]) -> str:
         elif isinstance(value, dict):
             lines += [f"{key}: `{json.dumps(value)}`", ""]
     return "\n".join(lines)
-
-
-def draw(results: dict[str, Any], file: Path) -> None:
-    """Draw throughput as bars and the latencies beside them."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        say("no picture: install the extra `bench`")
-        return
-    groups = {key.removeprefix("throughput "): rows for key, rows in results.items() if key.startswith("throughput ")}
-    figure = Figure(figsize=(12, 5), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=[3, 2])
-    names = [row["name"] for row in next(iter(groups.values()), [])]
-    width = 0.8 / max(1, len(groups))
-    for number, (profile, rows) in enumerate(groups.items()):
-        places = [place + number * width for place in range(len(rows))]
-        left.barh(places, [row["texts_per_s"] for row in rows], height=width, label=profile)
-    left.set_yticks([place + 0.4 - width / 2 for place in range(len(names))], names)
-    left.invert_yaxis()
-    left.set_xlabel("texts per second")
-    left.set_title("throughput")
-    bars = {}
-    if "latency" in results:
-        bars["one text, direct"] = results["latency"]["direct"]
-        bars["one text, worker"] = results["latency"]["worker"]
-    if "load" in results:
-        bars["one text, worker, during 10,000"] = results["load"]["under_load"]
-    for number, share in enumerate(("p50", "p95")):
-        places = [place + number * 0.4 for place in range(len(bars))]
-        right.barh(places, [row[share] for row in bars.values()], height=0.4, label=share)
-    right.set_yticks([place + 0.2 for place in range(len(bars))], list(bars))
-    right.invert_yaxis()
-    right.set_xlabel("milliseconds")
-    right.set_title("latency")
-    for axes in (left, right):
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend()
-    figure.savefig(file, dpi=120)
 
 
 if __name__ == "__main__":

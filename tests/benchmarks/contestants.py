@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import base64
-import itertools
 import json
 import queue
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 import onnxruntime
@@ -27,8 +25,6 @@ MODEL = ROOT / "models" / "all-MiniLM-L6-v2"
 MAX_TOKENS = 256
 
 Vectors = NDArray[np.float32]
-
-_names = itertools.count()
 
 
 class Contestant(Protocol):
@@ -48,12 +44,15 @@ class Worker:
 
     name = "embed-worker"
 
-    def __init__(self, *arguments: str, request_texts: int = 64) -> None:
+    def __init__(
+        self, *arguments: str, request_texts: int = 64, model: Path = MODEL, stderr: IO[bytes] | None = None
+    ) -> None:
         self._request_texts = request_texts
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "embed_worker", "--model", str(MODEL), *arguments],
+            [sys.executable, "-m", "embed_worker", "--model", str(model), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=stderr,
             cwd=ROOT,
         )
         self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
@@ -65,6 +64,7 @@ class Worker:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self._lines.put(line)
+        self._lines.put(b"")
 
     def send(self, message: dict[str, Any]) -> None:
         assert self.process.stdin is not None
@@ -72,7 +72,10 @@ class Worker:
         self.process.stdin.flush()
 
     def receive(self) -> dict[str, Any]:
-        answer: dict[str, Any] = orjson.loads(self._lines.get(timeout=600))
+        line = self._lines.get(timeout=600)
+        if not line:
+            raise RuntimeError("the worker ended")
+        answer: dict[str, Any] = orjson.loads(line)
         if answer["status"] != "ok":
             raise RuntimeError(answer["message"])
         return answer
@@ -192,54 +195,9 @@ class NaiveBridge:
         self._process.wait(60)
 
 
-class FastEmbed:
-    """fastembed on the same ONNX file."""
-
-    def __init__(self, batch_size: int) -> None:
-        from fastembed import TextEmbedding
-        from fastembed.common.model_description import ModelSource, PoolingType
-
-        self.name = f"fastembed, batches of {batch_size}"
-        self._batch_size = batch_size
-        name = f"local/minilm-{batch_size}-{next(_names)}"  # a name can be registered once
-        TextEmbedding.add_custom_model(
-            model=name, pooling=PoolingType.MEAN, normalization=True, sources=ModelSource(hf=name), dim=384,
-            model_file="onnx/model.onnx",
-        )  # fmt: skip
-        self._model = TextEmbedding(name, specific_model_path=str(MODEL), threads=available_cores())
-
-    def embed(self, texts: list[str]) -> Vectors:
-        return np.stack(list(self._model.embed(texts, batch_size=self._batch_size))).astype(np.float32)
-
-    def close(self) -> None:
-        del self._model
-
-
-class SentenceTransformers:
-    """sentence-transformers on torch, float32, batches of 32; needs a folder with the published weights."""
-
-    name = "sentence-transformers, torch"
-
-    def __init__(self, folder: Path) -> None:
-        from sentence_transformers import SentenceTransformer
-
-        self._model = SentenceTransformer(str(folder), device="cpu")
-
-    def embed(self, texts: list[str]) -> Vectors:
-        return np.asarray(self._model.encode(texts, batch_size=32, show_progress_bar=False), np.float32)
-
-    def close(self) -> None:
-        del self._model
-
-
-def contestants(torch_folder: Path | None) -> list[Callable[[], Contestant]]:
-    """List everybody who can take part here."""
-    found: list[Callable[[], Contestant]] = [Worker, Direct, lambda: Direct(batch_tokens=256), NaiveBridge]
-    if find_spec("fastembed") is not None:
-        found += [lambda: FastEmbed(32), lambda: FastEmbed(256)]
-    if torch_folder is not None and find_spec("sentence_transformers") is not None:
-        found.append(lambda: SentenceTransformers(torch_folder))
-    return found
+def contestants() -> list[Callable[[], Contestant]]:
+    """List the worker, the runtime, and what a bridge usually is; other libraries are in `peers`."""
+    return [Worker, Direct, lambda: Direct(batch_tokens=256), NaiveBridge]
 
 
 def plain_tokenizer() -> Tokenizer:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import ast
+import functools
+import math
 import random
 import re
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 # Tokens, special tokens included, between which the texts of a profile lie.
 PROFILES = {"short": (8, 48), "mixed": (4, 320), "long": (256, 512)}
+# Of the comparison with others: short texts; many of few tokens and few of many; sentences like those of the STS
+# benchmark.
+COMPARED = {"short": (8, 48), "mixed": (4, 256), "STS-like": (8, 22)}
 
 
 def read_corpus(file: Path) -> list[str]:
@@ -28,13 +34,35 @@ def docstring_corpus(profile: str, count: int, tokenizer: Tokenizer, *, seed: in
         tokenizer: Measures the lengths.
         seed: Of the cuts.
     """
-    low, high = PROFILES[profile]
     choice = random.Random(seed)
+    return _cut(count, tokenizer, PROFILES[profile], choice, choice.randint)
+
+
+def compared_corpora(count: int, tokenizer: Tokenizer) -> dict[str, list[str]]:
+    """Return the corpora of `COMPARED`; of the mixed one half as many texts, the shorter the more of them."""
+    corpora = {}
+    for name, bounds in COMPARED.items():
+        choice = random.Random(name)
+        if name == "mixed":
+            corpora[name] = _cut(count // 2, tokenizer, bounds, choice, functools.partial(_log_uniform, choice))
+        else:
+            corpora[name] = _cut(count, tokenizer, bounds, choice, choice.randint)
+    return corpora
+
+
+def _log_uniform(choice: random.Random, low: int, high: int) -> int:
+    return round(low * math.exp(choice.random() * math.log(high / low)))
+
+
+def _cut(
+    count: int, tokenizer: Tokenizer, bounds: tuple[int, int], choice: random.Random, length: Callable[[int, int], int]
+) -> list[str]:
+    low, high = bounds
     words = [word for text in _docstrings() for word in text.split()]
     texts: list[str] = []
     place = 0
     while len(texts) < count:
-        wanted = choice.randint(low, high)
+        wanted = length(low, high)
         # Words of docstrings have about 1.6 tokens; what misses the profile is cut again elsewhere.
         size = max(1, round((wanted - 2) / 1.6))
         place = (place + size) % (len(words) - high)
@@ -44,6 +72,7 @@ def docstring_corpus(profile: str, count: int, tokenizer: Tokenizer, *, seed: in
     return texts
 
 
+@functools.cache
 def _docstrings() -> list[str]:
     found: list[str] = []
     for file in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):

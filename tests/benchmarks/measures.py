@@ -31,7 +31,7 @@ def throughput(makers: Sequence[Callable[[], Contestant]], texts: list[str], rou
 
     Returns:
         A row for each: `name`, `texts_per_s` (median), `spread` (lowest and highest), `vs_worker` (worker ÷ it) and
-        `min_cosine` (fastembed, for one, cuts texts at 512 tokens instead of the model's 256).
+        `min_cosine`.
     """
     speeds: dict[str, list[float]] = {}
     contestants = [make() for make in makers]

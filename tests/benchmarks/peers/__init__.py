@@ -1,0 +1,1 @@
+"""The contestants of `python -m tests.benchmarks.compare`: each a program of its own, in an environment of its own."""
