@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-# For everything that must happen; nothing is proved by its length.
-WAIT_S = 60.0 * float(os.environ.get("EMBED_BRIDGE_PATIENCE", "1"))
+from tests.patience import WAIT_S as WAIT_S
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,18 +13,21 @@ from pathlib import Path
 import pytest
 
 from bridge_client.testing import fake_command
+from tests.client.conftest import WAIT_S
 
 ROOT = Path(__file__).resolve().parents[2]
+# Windows cannot do without SYSTEMROOT, nor find a home without USERPROFILE.
+NO_SETTINGS = {name: os.environ[name] for name in ("SYSTEMROOT", "USERPROFILE") if name in os.environ}
 
 
 def run(name: str, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, str(ROOT / "examples" / name), *arguments],
         cwd=ROOT,
-        env={"PYTHONPATH": str(ROOT)},
+        env=NO_SETTINGS | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=WAIT_S,
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
@@ -56,7 +60,7 @@ def test_the_service_keeps_answering_while_its_worker_is_killed(capsys: pytest.C
     service = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(service)
     command = fake_command(latency=0.02)
-    asyncio.run(asyncio.wait_for(service.main(4, 20, 0.4, command), 60))
+    asyncio.run(asyncio.wait_for(service.main(4, 20, 0.4, command), WAIT_S))
     said = capsys.readouterr().out
     assert said.startswith("80 of 80 answered")
     assert " 0 restarts" not in said

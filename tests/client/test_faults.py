@@ -107,9 +107,9 @@ def test_a_worker_that_refuses_info_and_stays_is_tried_again_only_if_that_can_he
     """As one that had no memory to load its model, and then none to leave."""
     refusal = {"status": "error", "code": "out_of_memory", "message": "no memory", "retryable": is_retryable}
     source = f"""
-    import json, os, sys, time
+    import json, os, runpy, sys, time
     if os.path.exists({str(tmp_path / "second")!r}):
-        os.execv({sys.executable!r}, {list(fake_command())!r})
+        sys.exit(runpy.run_module({fake_command()[-1]!r}, run_name="__main__"))
     open({str(tmp_path / "second")!r}, "w").close()
     request = json.loads(sys.stdin.readline())
     print(json.dumps({{"id": request["id"]}} | {refusal!r}), flush=True)

@@ -16,6 +16,7 @@ from bridge_client.testing.conformance.patterns import mismatch
 from bridge_client.testing.conformance.run import Report, Target, play
 from bridge_client.testing.conformance.transcript import TranscriptError, read_transcript
 from tests.conformance.test_conformance import FAKE_WORKER, ROOT, TRANSCRIPTS
+from tests.patience import WAIT_S
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="the fake worker dies of POSIX signals")
 
@@ -300,7 +301,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=WAIT_S,
         check=False,
     )
 

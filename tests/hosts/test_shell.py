@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import WAIT_S
+
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
 SECTION = README[README.index("## Debugging from a shell") :].split("\n## ")[0]
@@ -41,7 +43,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def tour(environment: dict[str, str]) -> dict[str, str]:
     """What each line printed, when all were run one after the other; nothing may go to standard error."""
     script = ROOT / "examples" / "shell" / "tour.sh"
-    done = subprocess.run(["bash", str(script)], env=environment, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(["bash", str(script)], env=environment, capture_output=True, text=True, timeout=WAIT_S)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     said: dict[str, str] = {}
     for part in re.split(r"^\$ ", done.stdout, flags=re.MULTILINE)[1:]:
@@ -89,7 +91,7 @@ def test_a_reader_that_has_enough_ends_an_endless_input(tour: dict[str, str]) ->
 
 def test_the_worker_behind_head_ends_with_74_and_without_a_word(environment: dict[str, str]) -> None:
     command = """yes '{"inputs": "hello"}' | embed-worker | head -1 > /dev/null; echo ${PIPESTATUS[1]}"""
-    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, timeout=WAIT_S)
     assert (done.stdout, done.stderr) == ("74\n", "")
 
 

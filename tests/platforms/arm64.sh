@@ -10,10 +10,16 @@ project=$(cd "$here/../.." && pwd)
 root=${PLATFORMS_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/embed-bridge-platforms}/arm64
 cpu=${CPU:-neoverse-n1}
 
+register_qemu() { # qemu's package does it itself only where binfmt_misc was mounted already
+  mountpoint -q /proc/sys/fs/binfmt_misc || mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc
+  update-binfmts --enable qemu-aarch64
+}
+
 make_root() {
   apt-get update -qq
-  apt-get install -y -qq --no-install-recommends qemu-user-static binfmt-support debootstrap unzip >/dev/null
-  mountpoint -q /proc/sys/fs/binfmt_misc || mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc
+  apt-get install -y -qq -o DPkg::Lock::Timeout=600 --no-install-recommends qemu-user-static binfmt-support debootstrap unzip >/dev/null
+  register_qemu
+  rm -rf --one-file-system "$root"
   debootstrap --arch=arm64 --variant=minbase --include=python3,ca-certificates bookworm "$root" >/dev/null
   local platforms=(--platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 --platform manylinux2014_aarch64)
   python3 -m pip download -q --only-binary=:all: "${platforms[@]}" --python-version 3.11 --implementation cp -d "$root/wheels" \
@@ -24,7 +30,7 @@ make_root() {
 }
 
 [ -e "$root/done" ] || { echo "arm64: making its root file system"; make_root; }
-update-binfmts --enable qemu-aarch64
+register_qemu
 rm -rf "$root/embed-bridge" && mkdir "$root/embed-bridge"
 (cd "$project" && git ls-files -co --exclude-standard -z | xargs -0 ls -d 2>/dev/null | tar -cf - -T -) |
   tar -C "$root/embed-bridge" -xf -

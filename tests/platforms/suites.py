@@ -1,8 +1,8 @@
 """All suites of this project on the system that runs this file, and a table of what passed, was skipped and failed.
 
 `windows.sh` runs it under Wine and `arm64.sh` under an emulated ARM; on a real Windows,
-`python tests/platforms/suites.py` does the same. Arguments choose suites by a part of their names. The clients of other
-languages must be built.
+`python tests/platforms/suites.py` does the same. Arguments choose suites by a part of their names, or name files of
+tests. The clients of other languages must be built.
 """
 
 from __future__ import annotations
@@ -51,8 +51,9 @@ def main() -> int:
             suites[f"transcripts: {language}"] = functools.partial(transcripts, "client", command)
     suites |= {f"tests of the {language} client": tests for language, tests in own_tests(CLIENTS["Node"][0])}
     wanted = sys.argv[1:]
+    files = {path: functools.partial(pytest, path) for path in wanted if path.endswith(".py")}
     results = {}
-    for name, run in (suites if not wanted else suites | PARTS).items():
+    for name, run in (suites if not wanted else suites | PARTS | files).items():
         if not wanted or any(part in name for part in wanted):
             say(f"== {name}")
             results[name] = run()

@@ -8,6 +8,8 @@ here=$(cd "$(dirname "$0")" && pwd)
 project=$(cd "$here/../.." && pwd)
 work=${PLATFORMS_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/embed-bridge-platforms}/windows
 prefix=$work/prefix drive=$work/prefix/drive_c python=$work/prefix/drive_c/Python312
+# An emulated system is slow: what tests wait for may take longer.
+export EMBED_BRIDGE_PATIENCE=${EMBED_BRIDGE_PATIENCE:-5}
 export WINEPATH='C:\node'
 export WINEPREFIX=$prefix WINEDEBUG=-all WINEDLLOVERRIDES="mscoree,mshtml,winedbg.exe=;dxgi=n" ORT_DISABLE_TELEMETRY=1
 unset PYTHONUNBUFFERED PYTHONPATH
@@ -16,7 +18,7 @@ source "$here/wine_gaps.sh"
 
 install_wine() {
   apt-get update -qq
-  apt-get install -y -qq --no-install-recommends wine wine64 maven gcc-mingw-w64-x86-64-win32 unzip >/dev/null
+  apt-get install -y -qq -o DPkg::Lock::Timeout=600 --no-install-recommends wine wine64 maven gcc-mingw-w64-x86-64-win32 unzip >/dev/null
   wineboot -i </dev/null 2>&1 | cat
   say_windows_10
 }
@@ -46,7 +48,7 @@ install_rust() { # rustup's own, or Debian's compiler with the source of the sta
   if command -v rustup >/dev/null && rustup target add x86_64-pc-windows-gnu >/dev/null 2>&1; then
     echo 'cargo' >"$work/cargo"
   else
-    apt-get install -y -qq --no-install-recommends rustc-web cargo-web rust-web-src >/dev/null
+    apt-get install -y -qq -o DPkg::Lock::Timeout=600 --no-install-recommends rustc-web cargo-web rust-web-src >/dev/null
     echo 'env RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 /usr/bin/cargo -Zbuild-std=std,panic_abort,panic_unwind,test' >"$work/cargo"
   fi
 }

@@ -35,12 +35,13 @@ from embed_worker.protocol import Limits
 from embed_worker.serving.model_store import ModelStore
 from embed_worker.serving.server import Environment, Server
 from embed_worker.serving.stdio import LineReader
+from tests.worker.harness import WAIT_S as WAIT_S
 from tests.worker.harness import parse_answer
 
 if TYPE_CHECKING:
     from embed_worker.inference.engine import LoadedModel
 
-WAIT_S = 10.0  # an upper bound for a machine under load; nothing waits for long
+
 DIMENSION = 4
 MAX_TOKENS = 12
 

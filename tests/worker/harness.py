@@ -17,11 +17,10 @@ from typing import Any, Self
 import numpy as np
 
 from embed_worker.machine import describe_machine
+from tests.patience import WAIT_S as WAIT_S
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY_MODEL = ROOT / "tests" / "models" / "bert-mean"
-PATIENCE = float(os.environ.get("EMBED_BRIDGE_PATIENCE", "1"))  # more on a machine that is emulated
-WAIT_S = 60.0 * PATIENCE  # an upper bound for a machine under load; nothing waits for long
 
 
 class WorkerProcess:

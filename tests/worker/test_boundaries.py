@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.worker.harness import ROOT
+from tests.worker.harness import ROOT, WAIT_S
 
 PACKAGE = ROOT / "embed_worker"
 SERVING = [path for path in sorted(PACKAGE.rglob("*.py")) if "tools" not in path.relative_to(PACKAGE).parts]
@@ -58,7 +58,7 @@ def loaded_after(statement: str) -> set[str]:
     found = "sorted(set(sys.modules) - before)"
     code = f"import json, sys; before = set(sys.modules)\n{statement}\nprint(json.dumps({found}))"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=WAIT_S, check=True
     )
     return set(json.loads(done.stdout))
 

@@ -15,7 +15,7 @@ from embed_worker.__main__ import main
 from embed_worker.arguments import COMMANDS, make_config, make_parser
 from embed_worker.config import DEFAULT_MODEL, LogFormat, ModelOptions, RuntimeOptions, Verify, WorkerConfig
 from embed_worker.protocol import ExitCode, Limits
-from tests.worker.harness import ROOT, TINY_MODEL
+from tests.worker.harness import ROOT, TINY_MODEL, WAIT_S
 
 
 @pytest.fixture(autouse=True)
@@ -208,7 +208,7 @@ def test_a_worker_at_a_terminal_says_what_it_waits_for_and_how_to_leave() -> Non
         assert process.stderr is not None
         said = process.stderr.readline().decode()
         os.write(ours, b"\x04")
-        rest = process.communicate(timeout=60)
+        rest = process.communicate(timeout=WAIT_S)
     os.close(ours)
     assert said == 'embed-worker: waiting for lines such as {"inputs": "some text"}; Ctrl-D ends, --help tells more\n'
     assert rest == (b"", b"")
@@ -229,7 +229,7 @@ def test_a_tool_whose_reader_has_seen_enough_ends_without_a_traceback() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "embed_worker", "inspect", str(TINY_MODEL)]
-    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, cwd=ROOT, timeout=60, check=False)
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, cwd=ROOT, timeout=WAIT_S, check=False)
     os.close(writing)
     assert (done.returncode, done.stderr) == (ExitCode.PIPE_FAILED, b"")
 
@@ -264,7 +264,7 @@ def test_what_the_machine_lacked_for_a_moment_ends_the_worker_with_75(error: str
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        timeout=60,
+        timeout=WAIT_S,
         check=False,
     )
     assert done.returncode == status, done.stderr

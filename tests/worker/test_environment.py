@@ -20,7 +20,7 @@ from embed_worker.errors import reason_of
 from embed_worker.logs import JsonFormatter, TextFormatter
 from embed_worker.machine import available_cores, choose_threads, describe_machine
 from embed_worker.model_files.search import as_listed, models_folders, user_models_folder
-from tests.worker.harness import ROOT, TINY_MODEL, WorkerProcess
+from tests.worker.harness import ROOT, TINY_MODEL, WAIT_S, WorkerProcess
 
 ONE = b'{"id": 1, "inputs": "x"}\n'
 HOMES = ("HOME", "USERPROFILE", "HOMEDRIVE", "HOMEPATH", "LOCALAPPDATA", "APPDATA", "XDG_CACHE_HOME", "XDG_DATA_HOME")
@@ -30,7 +30,7 @@ def run(
     *arguments: str, data: bytes = b"", env: dict[str, str], cwd: Path = ROOT
 ) -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, "-m", "embed_worker", *arguments]
-    return subprocess.run(command, input=data, capture_output=True, env=env, cwd=cwd, timeout=60)
+    return subprocess.run(command, input=data, capture_output=True, env=env, cwd=cwd, timeout=WAIT_S)
 
 
 def without_homes(**added: str) -> dict[str, str]:

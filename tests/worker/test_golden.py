@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.worker.harness import ROOT, WorkerProcess, cosines, matrix_of
+from tests.worker.harness import ROOT, WAIT_S, WorkerProcess, cosines, matrix_of
 
 GOLDEN = json.loads((ROOT / "tests" / "goldens" / "minilm_golden.json").read_text("utf-8"))
 TEXTS: list[str] = GOLDEN["texts"]
@@ -107,10 +107,10 @@ def test_pings_are_answered_while_a_text_of_16_mb_and_long_ones_are_dealt_with(w
     reader = threading.Thread(target=read)
     reader.start()
     worker.send({"id": "p", "method": "ping"})
-    while (answer := pending.get(timeout=60))["id"] != "long":
+    while (answer := pending.get(timeout=WAIT_S))["id"] != "long":
         pings += 1
         worker.send({"id": "p", "method": "ping"})
-    reader.join(60)
+    reader.join(WAIT_S)
     assert worker.receive()["id"] == "p"
     assert pings > 20
     assert answer["tokens"] == [200_002] * 3

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embed_worker.accelerators.openvino.buckets import Bucket, Buckets
-from tests.worker.harness import ROOT, WorkerProcess, cosines, matrix_of
+from tests.worker.harness import ROOT, WAIT_S, WorkerProcess, cosines, matrix_of
 from tests.worker.test_boundaries import loaded_after
 from tests.worker.test_families import ask_all, request_of
 from tests.worker.test_golden import GOLDEN, TEXTS
@@ -140,7 +140,7 @@ def answers_of(*arguments: str, environment: dict[str, str] | None = None) -> tu
         env={**os.environ, **(environment or {})},
         cwd=ROOT,
         capture_output=True,
-        timeout=100,
+        timeout=2 * WAIT_S,
     )
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[0])
     return answer, done.returncode

@@ -24,7 +24,7 @@ from embed_worker.inference.onnx_backend import OnnxBackend
 from embed_worker.inference.pooling import Float32
 from embed_worker.inference.token_batch import TokenBatch
 from embed_worker.inference.tokenizer import TextTokenizer
-from tests.worker.harness import ROOT, TINY_MODEL
+from tests.worker.harness import ROOT, TINY_MODEL, WAIT_S
 from tests.worker.test_tokenizer import plan_for
 
 CPU, CUDA, AZURE = "CPUExecutionProvider", "CUDAExecutionProvider", "AzureExecutionProvider"
@@ -60,7 +60,7 @@ from embed_worker.loading import load_model
 load_model(Path({str(TINY_MODEL)!r}), ModelOptions(), RuntimeOptions(), 1)
 print(json.dumps([name for name in sys.modules if "coreml" in name or name == "subprocess"]))
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=WAIT_S, check=True)
     assert json.loads(done.stdout) == []
 
 

@@ -351,7 +351,7 @@ def test_a_hundred_thousand_lines_pass_through_in_bounded_memory(tmp_path: Any) 
         file.write(b'{"method": "metrics"}\n')
     command = [sys.executable, "-m", "embed_worker", "--model", str(TINY_MODEL)]
     with source.open("rb") as stdin, target.open("wb") as stdout:
-        subprocess.run(command, stdin=stdin, stdout=stdout, cwd=ROOT, timeout=100, check=True)
+        subprocess.run(command, stdin=stdin, stdout=stdout, cwd=ROOT, timeout=2 * WAIT_S, check=True)
     vectors: dict[str, set[str]] = {}
     choice = random.Random(7)
     last = None
