@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from embed_worker.inference.hidden_states import graph_with_hidden_state
 from embed_worker.inference.ort import CPU
 from embed_worker.inference.pooling import Float32
 from embed_worker.inference.token_batch import TokenBatch
+from embed_worker.inference.width import Width
 from embed_worker.model_files.damage import damage_of
 from embed_worker.model_files.external_data import external_files, map_linked
 from embed_worker.model_files.onnx_outline import Outline, read_outline
@@ -37,7 +39,8 @@ class OnnxBackend:
     """An ONNX graph in onnxruntime: one session for lanes that run side by side, one for a batch that runs alone.
 
     A session's threads are fixed when it is made. Lanes of one thread each give the best throughput, all cores on one
-    batch the best latency; the two sessions share the lookup tables, which are a third of a small model.
+    batch the best latency, unless other processes compute: `Width` chooses. The two sessions share the lookup tables,
+    which are a third of a small model.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class OnnxBackend:
         *,
         threads: int,
         outline: Outline,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.scales_by_batch = outline.scales_by_batch
         self._plan = plan
@@ -55,6 +59,8 @@ class OnnxBackend:
         self._threads_alone = threads if provider.chosen == CPU else 1
         self._lane = open_session(1 if provider.chosen == CPU else threads)
         self._alone = self._lane
+        self._width = Width()
+        self._clock = clock
         self.provider = _as_chosen(provider, self._lane.get_providers())
         self.graph_io = GraphIo(self._lane.get_inputs(), self._lane.get_outputs(), plan)
         self.is_end_to_end = self.graph_io.is_end_to_end
@@ -64,7 +70,15 @@ class OnnxBackend:
         self.precision = outline.quantization or ("float32" if kind == "float" else kind)
 
     @classmethod
-    def load(cls, plan: ModelPlan, options: RuntimeOptions, *, threads: int, provider: str = CPU) -> OnnxBackend:
+    def load(
+        cls,
+        plan: ModelPlan,
+        options: RuntimeOptions,
+        *,
+        threads: int,
+        provider: str = CPU,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> OnnxBackend:
         """Open the graph of a model.
 
         Args:
@@ -72,6 +86,7 @@ class OnnxBackend:
             options: What was asked for, for the report.
             threads: Cores that a batch alone may use.
             provider: What runs it, by onnxruntime's name.
+            clock: Seconds; it times batches that run alone.
 
         Raises:
             ModelError: Not a graph, or one whose inputs or outputs are not those of a text encoder.
@@ -99,7 +114,7 @@ class OnnxBackend:
 
         try:
             wide = min(threads, _MAX_THREADS_OF_ONE_BATCH)
-            return cls(open_session, report, plan, threads=wide, outline=outline)
+            return cls(open_session, report, plan, threads=wide, outline=outline, clock=clock)
         except ModelError:
             raise
         except Exception as error:
@@ -143,12 +158,22 @@ class OnnxBackend:
     def embed(self, batch: TokenBatch, *, exclusive: bool) -> Float32:
         """Run a padded batch and pool it; see `Backend.embed`."""
         try:
-            output = self._run(self._alone if exclusive else self._lane, batch)
+            output = self._run_alone(batch) if exclusive else self._run(self._lane, batch)
         except Exception as error:
             if ort.is_out_of_memory(error):
                 raise OutOfMemoryError(f"no memory for a batch of {batch.ids.shape}") from error
             raise
         return self.graph_io.pooled(output, batch)
+
+    def _run_alone(self, batch: TokenBatch) -> Float32:
+        if self._alone is self._lane:
+            return self._run(self._lane, batch)
+        tokens = batch.ids.size
+        is_wide = self._width.is_wide_for(tokens)
+        started_s = self._clock()
+        output = self._run(self._alone if is_wide else self._lane, batch)
+        self._width.took(tokens, self._clock() - started_s, is_wide=is_wide)
+        return output
 
     def _run(self, session: ort.Session, batch: TokenBatch) -> Float32:
         (output,) = session.run([self.graph_io.output], self.graph_io.feeds(batch))
