@@ -1,0 +1,114 @@
+"""One text at a time: what the way through the worker adds: `python -m tests.benchmarks.one_text`.
+
+In turns: the runtime in this process (tokenise, feed, run, average, normalise), the worker's bare pipe, and the Python
+client over another worker. All on one thread by default, where runs differ least; with a tiny model (`--model
+tests/models/bert-mean`) the difference is hardly drowned by the time of the run itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import orjson
+from tokenizers import Tokenizer
+
+from bridge_client import EmbedClient
+from embed_worker.inference import ort
+from tests.benchmarks.contestants import MODEL, ROOT
+from tests.benchmarks.measures import machine, percentiles
+
+Ask: TypeAlias = Callable[[str], object]
+
+
+class Direct:
+    """A text in this process, with a session as the worker's."""
+
+    def __init__(self, model: Path, threads: int) -> None:
+        self._tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(256)
+        (graph,) = model.rglob("model.onnx")
+        self._session = ort.open_session(graph, ort.session_options(threads))
+        self._inputs = {node.name for node in self._session.get_inputs()}
+
+    def __call__(self, text: str) -> object:
+        ids = np.array([self._tokenizer.encode(text).ids], np.int64)
+        mask = np.ones_like(ids)
+        feeds = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+        (hidden,) = self._session.run(["last_hidden_state"], {name: feeds[name] for name in self._inputs})
+        pooled = hidden[0].mean(axis=0)
+        return pooled / np.linalg.norm(pooled)
+
+
+class Pipe:
+    """A worker, with a line written and a line read by the same thread."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "embed_worker", *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
+        )
+        self.parts: list[dict[str, float]] = []
+
+    def __call__(self, text: str) -> object:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(orjson.dumps({"id": 1, "inputs": text, "encoding_format": "base64"}) + b"\n")
+        self._process.stdin.flush()
+        answer = orjson.loads(self._process.stdout.readline())
+        self.parts.append(answer["timing_ms"])
+        return answer["embeddings_base64"]
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(60)
+
+
+def measure(asks: dict[str, Ask], texts: list[str]) -> dict[str, list[float]]:
+    """Ask everybody for each text, in an order that changes; return the times in ms."""
+    times: dict[str, list[float]] = {name: [] for name in asks}
+    for number, text in enumerate(texts):
+        for name in random.Random(number).sample(list(asks), len(asks)):
+            started = time.perf_counter()
+            asks[name](text)
+            times[name].append((time.perf_counter() - started) * 1e3)
+    return times
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=MODEL, help="a folder with a graph that gives token vectors")
+    parser.add_argument("--texts", type=int, default=1000)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    model, threads = str(options.model.resolve()), ("--threads", str(options.threads))
+    words = "a row for every text and rain on green hills while nobody counts boats".split()  # noqa: SIM905
+    texts = [" ".join(random.Random(number).choices(words, k=12)) for number in range(options.texts + 50)]
+    pipe = Pipe(["--model", model, *threads])
+    with EmbedClient(model, worker_args=threads) as client:
+        asks: dict[str, Ask] = {"direct": Direct(options.model, options.threads), "pipe": pipe, "client": client.embed}
+        measure(asks, texts[:50])
+        pipe.parts.clear()
+        times = measure(asks, texts[50:])
+    pipe.close()
+    print(f"{machine()}, onnxruntime {version('onnxruntime')}, {options.model.name}, {options.threads} threads, ms")
+    direct = statistics.median(times["direct"])
+    for name, values in times.items():
+        print(f"{name}: {percentiles(values)}, p50 - direct {statistics.median(values) - direct:.3f}")
+    parts = {name: round(statistics.median(each[name] for each in pipe.parts), 3) for name in pipe.parts[0]}
+    print(f"the worker's own timing_ms, medians: {parts}")
+
+
+if __name__ == "__main__":
+    main()
