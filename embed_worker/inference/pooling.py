@@ -30,7 +30,9 @@ def pool(hidden: Float32, mask: Int64, modes: tuple[PoolingMode, ...], skipped: 
 
     Reference: sentence-transformers, the module `Pooling`.
     """
-    positions = token_counts(mask, skipped)
+    # Only places in a text need to be counted, and leading tokens; otherwise 1 and 0 tell as much.
+    counts = skipped is not None or PoolingMode.WEIGHTED_MEAN in modes
+    positions = token_counts(mask, skipped) if counts else mask
     pooled = [_pool_one(mode, hidden, mask, positions) for mode in modes]
     return pooled[0] if len(pooled) == 1 else np.concatenate(pooled, axis=1)
 
@@ -110,6 +112,9 @@ def _at_least_one(lengths: Int64) -> Float32:
     return np.maximum(lengths, 1).astype(np.float32)[:, None]
 
 
+_TINY = np.finfo(np.float64).tiny
+
+
 def finish_vectors(raw: Float32, dimensions: int | None, *, normalize: bool) -> Float32:
     """Cut vectors to their first components, then scale them to length 1 where asked: the order of Matryoshka models.
 
@@ -125,7 +130,7 @@ def finish_vectors(raw: Float32, dimensions: int | None, *, normalize: bool) -> 
     finished = np.empty(kept.shape, np.float32)
     for first in range(0, len(kept), _PIECE_ROWS):
         piece = kept[first : first + _PIECE_ROWS]
-        lengths = np.maximum(norms(piece), np.finfo(np.float64).tiny)[:, None] if normalize else 1
+        lengths = np.maximum(norms(piece), _TINY)[:, None] if normalize else 1
         finished[first : first + _PIECE_ROWS] = piece / lengths
     return finished
 
@@ -175,6 +180,5 @@ def cosine_distances(a: Float32, b: Float32) -> NDArray[np.float64]:
 
 def are_usable(vectors: Float32) -> NDArray[np.bool_]:
     """Return which vectors are finite and have a length: (B, D) → (B,)."""
-    lengths = norms(vectors)
-    usable: NDArray[np.bool_] = np.isfinite(lengths) & (lengths > 0)
+    usable: NDArray[np.bool_] = np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)
     return usable

@@ -34,6 +34,11 @@ class TokenBatch:
             pad_left: Whether padding goes before a text.
             skipped: See `TokenBatch`, for each row; empty where there are none.
         """
+        if len(rows) == 1:  # nothing to pad
+            (row,) = rows
+            return cls(
+                row[None], np.ones((1, len(row)), np.int64), np.array(skipped, np.int64) if any(skipped) else None
+            )
         longest = max(len(row) for row in rows)
         ids = np.full((len(rows), longest), pad_id, np.int64)
         mask = np.zeros_like(ids)
