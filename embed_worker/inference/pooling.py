@@ -180,5 +180,5 @@ def cosine_distances(a: Float32, b: Float32) -> NDArray[np.float64]:
 
 def are_usable(vectors: Float32) -> NDArray[np.bool_]:
     """Return which vectors are finite and have a length: (B, D) → (B,)."""
-    usable: NDArray[np.bool_] = np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)
+    usable: NDArray[np.bool_] = np.logical_and(np.isfinite(vectors).all(axis=1), vectors.any(axis=1))
     return usable

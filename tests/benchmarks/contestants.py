@@ -8,7 +8,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -45,11 +45,16 @@ class Worker:
     name = "embed-worker"
 
     def __init__(
-        self, *arguments: str, request_texts: int = 64, model: Path = MODEL, stderr: IO[bytes] | None = None
+        self,
+        *arguments: str,
+        request_texts: int = 64,
+        model: Path = MODEL,
+        stderr: IO[bytes] | None = None,
+        command: Sequence[str] = (sys.executable, "-m", "embed_worker"),
     ) -> None:
         self._request_texts = request_texts
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "embed_worker", "--model", str(model), *arguments],
+            [*command, "--model", str(model), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
