@@ -96,7 +96,7 @@ class OnnxBackend:
         graph, name = plan.graph, plan.name
         outline = read_outline(graph)
         tables = _read_tables(graph, outline) if provider == CPU and threads > 1 else []
-        providers = list(dict.fromkeys([provider, CPU]))
+        providers = ort.with_options(list(dict.fromkeys([provider, CPU])))
         external_files(graph, outline.external, home=plan.home)
         linked = map_linked(graph, outline.external)
         deeper = graph_with_hidden_state(plan)

@@ -20,6 +20,12 @@ COREML_DISABLED_OPTIMIZERS = ("MatMulAddFusion",)
 # Above the smallest number that float16 has: a norm's 1e-12 would become 0, and a constant text divide by it.
 _MIN_FLOAT16 = 6e-8
 
+# What a provider is opened with. A GPU's arena would double with a longer batch and never shrink: it grows by what is
+# asked for. Products of float32 are computed in float32, not in TF32 with its 10 bits, which `precision` would hide.
+_PROVIDER_OPTIONS: dict[str, dict[str, str]] = {
+    "CUDAExecutionProvider": {"arena_extend_strategy": "kSameAsRequested", "use_tf32": "0"},
+}
+
 Session: TypeAlias = onnxruntime.InferenceSession
 Value: TypeAlias = onnxruntime.OrtValue
 # onnxruntime's class, or what stands for it in a test.
@@ -69,6 +75,11 @@ def open_session(
         enable_fallback=0,
         **more,
     )
+
+
+def with_options(providers: Sequence[str]) -> list[str | tuple[str, Mapping[str, str]]]:
+    """Return providers with the options that they are opened with, where they have any."""
+    return [(name, _PROVIDER_OPTIONS[name]) if name in _PROVIDER_OPTIONS else name for name in providers]
 
 
 def look_for_data_in(settings: onnxruntime.SessionOptions, folder: Path) -> None:

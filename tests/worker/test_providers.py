@@ -131,7 +131,8 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 def test_rule_14_another_provider_that_gives_the_cpus_vectors_serves(cuda: FakeCuda) -> None:
     backend = chosen("cuda")
     assert backend.provider.chosen == CUDA
-    assert [call["providers"] for call in cuda.opened] == [[CPU], [CUDA, CPU]]
+    of_cuda = {"arena_extend_strategy": "kSameAsRequested", "use_tf32": "0"}
+    assert [call["providers"] for call in cuda.opened] == [[CPU], [(CUDA, of_cuda), CPU]]
     assert {call["enable_fallback"] for call in cuda.opened} == {0}
 
 
