@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bridge_client.bulk.parts import VECTOR_COLUMN, Output, Rows, Vectors, written_whole
-from bridge_client.bulk.rows import CorpusError
 
 _LEAF = f"{VECTOR_COLUMN}.list.element"  # the numbers' own column in parquet
 
@@ -25,8 +24,6 @@ class ArrowParts:
     """Tables of the kept columns and the vectors."""
 
     def __init__(self, kept: pa.Schema, metadata: Mapping[str, str], output: Output, *, is_folder: bool) -> None:
-        if VECTOR_COLUMN in kept.names:
-            raise CorpusError(f"the input has a column {VECTOR_COLUMN!r}: leave it out of --keep")
         self._kept = kept
         self._metadata = {f"embed_bridge.{name}": value for name, value in metadata.items()}
         self._output = output
@@ -81,7 +78,11 @@ def _schema_of(part: Path) -> pa.Schema:
 
 def _column(pieces: Sequence[Any], kind: pa.DataType) -> pa.ChunkedArray:
     """Make one column of pieces: arrays as they are, values of text files as strings, others as JSON."""
-    arrays = [piece if isinstance(piece, pa.Array) else pa.array(map(_as_text, piece), kind) for piece in pieces]
+    convert = _as_text if pa.types.is_string(kind) else None
+    arrays = [
+        piece if isinstance(piece, pa.Array) else pa.array(map(convert, piece) if convert else piece, kind)
+        for piece in pieces
+    ]
     return pa.chunked_array(arrays, kind)
 
 

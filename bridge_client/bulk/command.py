@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,19 +18,21 @@ from typing import Any
 import numpy as np
 import orjson
 
-from bridge_client import BridgeError, ClientOptions, EmbedClient
+from bridge_client import BridgeError, ClientOptions, EmbedClient, RequestError
+from bridge_client.bulk.chunks import Chunker, ChunkSize
 from bridge_client.bulk.corpus import Corpus, find_sources
 from bridge_client.bulk.job import Job, RowError
-from bridge_client.bulk.parts import Form, JsonlParts, NpyParts, Output, written_whole
+from bridge_client.bulk.parts import VECTOR_COLUMN, Form, JsonlParts, NpyParts, Output, written_whole
 from bridge_client.bulk.pipeline import Pipeline
 from bridge_client.bulk.report import Progress
-from bridge_client.bulk.rows import CorpusError, Format
+from bridge_client.bulk.rows import CHUNK_COLUMNS, CorpusError, Format
+from bridge_client.bulk.token_counts import WorkerTokens
 from bridge_client.calls import EmbedKeywords
-from bridge_client.embeddings import Embeddings
 from embed_worker import __version__
 
 _SOME_FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
 _PART_ROWS = 8192
+_PART_TEXTS = 512  # of the rows of a part where each becomes some chunks
 _DTYPES = ("float32", "float16")
 
 
@@ -53,12 +55,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     corpus.add_argument(
         "--keep", metavar="NAME[,NAME]", help="columns to keep beside the vectors, * for all (the column of the texts)"
     )
+    corpus.add_argument(
+        "--chunk",
+        type=ChunkSize.parse,
+        metavar="N[,OVERLAP]",
+        help="make rows of chunks of at most N tokens of the text, each with OVERLAP tokens or more of the one before; "
+        "they have the columns source_row, chunk, start and end (code points), and their own text",
+    )
     how = parser.add_argument_group("the vectors")
     prompts = how.add_mutually_exclusive_group()
     prompts.add_argument("--query", action="store_true", help="embed the texts with the model's prompt for queries")
     prompts.add_argument("--document", action="store_true", help="embed them with the model's prompt for documents")
     prompts.add_argument("--prompt-name", metavar="NAME", help="embed them with the model's prompt of this name")
-    how.add_argument("--dimensions", type=int, metavar="N", help="keep the first N dimensions (Matryoshka)")
+    how.add_argument("--dimensions", type=_positive, metavar="N", help="keep the first N dimensions (Matryoshka)")
     how.add_argument("--dtype", choices=_DTYPES, default="float32", help="what numbers are stored as (float32)")
     how.add_argument(
         "--output-format",
@@ -80,14 +89,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     running.add_argument(
         "--part-rows",
-        type=int,
-        default=_PART_ROWS,
+        type=_positive,
         metavar="N",
-        help="rows of a part: what an interruption can cost (%(default)s)",
+        help=f"rows of a part: what an interruption can cost ({_PART_ROWS}, with --chunk {_PART_TEXTS})",
     )
     running.add_argument("--overwrite", action="store_true", help="replace an output that is there")
     running.add_argument("--json", action="store_true", help="print what was done as JSON")
     running.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+
+
+def _positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
 
 
 def run(args: argparse.Namespace, model: str, worker_args: Sequence[str]) -> int:
@@ -105,8 +119,11 @@ def run(args: argparse.Namespace, model: str, worker_args: Sequence[str]) -> int
             return _embed_corpus(client, args)
     except CorpusError as error:
         return _fail(str(error), _USAGE)
+    except RequestError as error:  # not of a row: the model has no such prompt, or fewer dimensions
+        return _fail(str(error), _USAGE)
     except BridgeError as error:
-        return _fail(f"{error}\nwhat is finished stays: the same command goes on", _SOME_FAILED)
+        goes_on = args.output is not None and Job(args.output, "").folder.exists()
+        return _fail(f"{error}{'; the same command goes on' if goes_on else ''}", _SOME_FAILED)
     except KeyboardInterrupt:
         return _fail("interrupted; the same command goes on", _INTERRUPTED)
     except BrokenPipeError:  # the reader of standard output has had enough
@@ -121,16 +138,27 @@ def _fail(message: str, status: int) -> int:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let SIGTERM end the command as Ctrl-C does: what is finished stays, and the worker goes."""
+    """Let SIGTERM end the command as Ctrl-C does: what is finished stays, and the worker goes.
+
+    Who is asked twice does not wait for the worker, which notices by itself.
+    """
+    asked = False
 
     def interrupt(number: int, frame: Any) -> None:
+        nonlocal asked
+        if asked:
+            os._exit(_INTERRUPTED)
+        asked = True
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    # A shell starts background jobs with SIGINT ignored: it stays so.
+    ours = [each for each in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(each) is not signal.SIG_IGN]
+    before = [signal.signal(each, interrupt) for each in ours]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in zip(ours, before, strict=True):
+            signal.signal(each, handler)
 
 
 # Some texts -----------------------------------------------------------------------------------------------------------
@@ -173,60 +201,64 @@ def _embed_corpus(client: EmbedClient, args: argparse.Namespace) -> int:
         keep = keep or []
         if keep:
             raise CorpusError("an npy file holds vectors alone: leave out --keep, or write parquet")
+        if args.chunk is not None:
+            raise CorpusError("an npy file cannot say which chunk a vector is of: write parquet, arrow or jsonl")
     corpus = Corpus(find_sources(args.inputs, stated), args.column, keep)
+    _check_places(output, corpus, args, is_folder=is_folder)
+    _refuse_taken_names(corpus.kept, is_chunked=args.chunk is not None)
+    part_rows = args.part_rows or (_PART_ROWS if args.chunk is None else _PART_TEXTS)
     info = client.info()
     parameters = _parameters(args)
-    dimension = args.dimensions or int(info["dimension"])
-    asked = _asked(args, corpus, info, parameters, dimension, kind)
+    dimension = client.embed("", **parameters).shape[1]  # what the model refuses, it refuses before the work
+    chunker = None if args.chunk is None else _chunker(client, args.chunk, info, parameters, corpus.column)
+    asked = _asked(args, corpus, info, parameters, dimension, kind, part_rows)
     metadata = {
         "model": info["model"], "fingerprint": info["fingerprint"], "dimension": str(dimension),
         "prompt": parameters["prompt_name"] or parameters["input_type"] or "",
         "version": __version__,
     }  # fmt: skip
-    form = _form_of(kind, corpus, metadata, is_folder=is_folder)
+    form = _form_of(kind, corpus, metadata, is_folder=is_folder, is_chunked=chunker is not None)
     job = Job(output, form.suffix)
     with job.locked():
-        _refuse_existing(output, job, is_overwriting=args.overwrite)
-        job.begin(asked)
-
-        def embed(texts: Iterable[str]) -> Iterator[Embeddings]:
-            return client.embed_iter_detailed(texts, on_error="null", **parameters)
-
-        progress = Progress(
-            corpus.total, corpus.unit, lambda: client.stats().restarts, is_quiet=args.quiet or args.json
-        )
-        with progress.shown() as on_progress:
-            pipeline = Pipeline(
-                job,
-                corpus,
-                form,
-                embed,
-                part_rows=args.part_rows,
-                dimension=dimension,
-                dtype=np.dtype(args.dtype),
-                is_strict=args.on_error == "fail",
-                on_progress=on_progress,
+        if (summary := job.earlier_summary(asked)) is None or args.overwrite:
+            _refuse_existing(output, job, is_folder=is_folder, is_overwriting=args.overwrite)
+            job.begin(asked)
+            progress = Progress(
+                corpus.total, corpus.unit, lambda: client.stats().restarts, is_quiet=args.quiet or args.json
             )
-            pipeline.run()
-        if args.errors is not None:
-            _write_errors(args.errors, pipeline.errors)
-        if is_folder:
-            if output.exists():
-                shutil.rmtree(output)
-            job.finish_as_folder()
-        else:
-            form.join([job.part(number) for number in range(pipeline.parts)], output, dimension)
-            job.discard()
-    summary = asdict(pipeline.counts) | {
-        "seconds": round(time.monotonic() - begun_s, 3),
-        "restarts": client.stats().restarts,
-        "model": info["model"],
-        "fingerprint": info["fingerprint"],
-        "dimension": dimension,
-        "output": str(output),
-    }
+            with progress.shown() as on_progress:
+                pipeline = Pipeline(
+                    job,
+                    corpus,
+                    form,
+                    lambda texts: client.embed_iter_detailed(texts, on_error="null", **parameters),
+                    chunker,
+                    part_rows=part_rows,
+                    dimension=dimension,
+                    dtype=np.dtype(args.dtype),
+                    is_strict=args.on_error == "fail",
+                    on_progress=on_progress,
+                )
+                pipeline.run()
+            if args.errors is not None:
+                _write_errors(args.errors, pipeline.errors)
+            summary = asdict(pipeline.counts) | {
+                "seconds": round(time.monotonic() - begun_s, 3),
+                "restarts": client.stats().restarts,
+                "model": info["model"],
+                "fingerprint": info["fingerprint"],
+                "dimension": dimension,
+                "output": str(output),
+            }
+            with job.finishing(summary):
+                if is_folder:
+                    if output.exists():
+                        shutil.rmtree(output)
+                    job.move_folder()
+                else:
+                    form.join([job.part(number) for number in range(pipeline.parts)], output, dimension)
     _report(summary, args)
-    return _SOME_FAILED if pipeline.counts.failed else 0
+    return _SOME_FAILED if summary["failed"] else 0
 
 
 def _output_of(args: argparse.Namespace) -> tuple[Path, Output, bool]:
@@ -243,13 +275,31 @@ def _output_of(args: argparse.Namespace) -> tuple[Path, Output, bool]:
     return output.absolute(), stated or Output.PARQUET, True
 
 
-def _form_of(output: Output, corpus: Corpus, metadata: Mapping[str, str], *, is_folder: bool) -> Form:
+def _refuse_taken_names(kept: Sequence[str], *, is_chunked: bool) -> None:
+    ours = (*(CHUNK_COLUMNS if is_chunked else ()), VECTOR_COLUMN)
+    if taken := [name for name in kept if name in ours]:
+        raise CorpusError(f"the output has a column {taken[0]!r} of its own: leave the input's out of --keep")
+
+
+def _chunker(
+    client: EmbedClient, size: ChunkSize, info: Mapping[str, Any], parameters: EmbedKeywords, column: str
+) -> Chunker:
+    """Return what makes chunks that fit into the model."""
+    tokenize = WorkerTokens(client, input_type=parameters["input_type"], prompt_name=parameters["prompt_name"])
+    most = info.get("max_tokens")
+    size.check_room(None if most is None else int(most) - tokenize.fixed, tokenize.fixed, str(info["model"]))
+    return Chunker(size, tokenize, column)
+
+
+def _form_of(output: Output, corpus: Corpus, metadata: Mapping[str, str], *, is_folder: bool, is_chunked: bool) -> Form:
     """Return how to write an output; `is_folder` where the parts themselves are the output."""
     match output:
         case Output.PARQUET | Output.ARROW:
+            from bridge_client.bulk import tables
             from bridge_client.bulk.arrow_parts import ArrowParts
 
-            return ArrowParts(corpus.schema(), metadata, output, is_folder=is_folder)
+            schema = tables.chunked(corpus.schema(), corpus.column) if is_chunked else corpus.schema()
+            return ArrowParts(schema, metadata, output, is_folder=is_folder)
         case Output.NPY:
             return NpyParts()
         case Output.JSONL:
@@ -272,12 +322,14 @@ def _asked(
     parameters: EmbedKeywords,
     dimension: int,
     kind: Output,
+    part_rows: int,
 ) -> dict[str, Any]:
     """Return what makes this job another than any other, under the names that a message uses."""
     return {
         "inputs": [asdict(source) for source in corpus.sources],
         "column": corpus.column,
         "keep": corpus.kept,
+        "chunk": None if args.chunk is None else asdict(args.chunk),
         "prompt_name": parameters["prompt_name"],
         "input_type": parameters["input_type"],
         "dimensions": dimension,
@@ -286,12 +338,32 @@ def _asked(
         "fingerprint": info["fingerprint"],
         "on_error": args.on_error,
         "output_format": str(kind),
-        "part_rows": args.part_rows,
+        "part_rows": part_rows,
     }
 
 
-def _refuse_existing(output: Path, job: Job, *, is_overwriting: bool) -> None:
-    if not output.exists() or is_overwriting:
+def _check_places(output: Path, corpus: Corpus, args: argparse.Namespace, *, is_folder: bool) -> None:
+    """Refuse before the work what could not be written after it."""
+    if str(output) in (source.path for source in corpus.sources):
+        raise CorpusError(f"{output} is an input, too")
+    if output.is_dir() and not is_folder:
+        raise CorpusError(f"{output} is a folder")
+    if args.errors is not None and not args.errors.absolute().parent.is_dir():
+        raise CorpusError(f"{args.errors} cannot be written: there is no such folder")
+
+
+def _refuse_existing(output: Path, job: Job, *, is_folder: bool, is_overwriting: bool) -> None:
+    if not output.exists():
+        return
+    if is_folder and output.is_dir():
+        others = [
+            file.name for file in output.iterdir() if not file.name.startswith(("part-", ".part-", ".job", ".summ"))
+        ]
+        if others:
+            raise CorpusError(f"{output} is there already, with other files than parts, such as {others[0]}")
+        if next(output.iterdir(), None) is None:
+            return
+    if is_overwriting:
         return
     if job.folder.exists():
         raise CorpusError(f"{output} is there already, and so is {job.folder}: remove the one that is not wanted")

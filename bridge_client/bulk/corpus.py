@@ -6,8 +6,11 @@ Memory holds a block or two, whatever the files.
 
 from __future__ import annotations
 
+import bisect
 import glob
+import itertools
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,11 +59,21 @@ def _sources(name: str, stated: Format | None) -> list[Source]:
 
 
 def _source(file: Path, stated: Format | None) -> Source:
-    kind = stated or _SUFFIXES.get(file.suffix.lower())
+    if (suffix := file.suffix.lower()) in _COMPRESSED:
+        raise CorpusError(
+            f"{str(file)!r} is compressed: unpack it first, into the pipe of `embed-worker embed -` perhaps"
+        )
+    kind = stated or _SUFFIXES.get(suffix)
     if kind is None:
         raise CorpusError(f"the suffix of {str(file)!r} does not tell its format: say it with --format")
     facts = file.stat()
+    if not stat.S_ISREG(facts.st_mode):
+        raise CorpusError(f"{str(file)!r} is a pipe or a device, which is read once: give it as standard input, with -")
     return Source(path=os.path.abspath(file), format=kind, size=facts.st_size, modified_ns=facts.st_mtime_ns)
+
+
+_COMPRESSED = frozenset({".gz", ".bz2", ".xz", ".zst", ".zip", ".lz4", ".br"})
+BLOCK_CHARACTERS = 2**25  # of its texts: what a block takes in memory, however many rows are asked for
 
 
 class Corpus:
@@ -86,14 +99,15 @@ class Corpus:
         """
         self.sources = list(sources)
         self._readers = [_reader(source) for source in sources]
-        names = self._readers[0].names()
+        names = next(filter(None, (reader.names() for reader in self._readers)), [])
         self.column = column or _text_column(names, sources[0])
         self.kept = list(dict.fromkeys([self.column] if keep is None else names if "*" in keep else keep))
         for source, reader in zip(sources, self._readers, strict=True):
-            there = reader.names()
+            if not (there := reader.names()):
+                continue  # nothing is in it
             for name in (self.column, *self.kept):
                 if name not in there:
-                    raise CorpusError(f"{source.name} has no column {name!r}; it has {', '.join(there) or 'none'}")
+                    raise CorpusError(f"{source.name} has no column {name!r}; it has {', '.join(there)}")
         totals = [reader.total for reader in self._readers]
         self.total = None if None in totals else sum(total for total in totals if total is not None)
         self.unit = self._readers[0].unit
@@ -121,22 +135,26 @@ class Corpus:
         return tables.strings(self.kept) if self._schema is None else self._schema
 
     def blocks(self, rows: int, skip: int = 0) -> Iterator[Block]:
-        """Yield the rows from number `skip` on in blocks of `rows`; the last one has what is left.
+        """Yield the rows from number `skip` on in blocks of `rows`, or of less where texts are long.
+
+        Where a block ends depends on its own rows alone.
 
         Raises:
             CorpusError: A source cannot be read, or is damaged.
         """
-        block = self._empty()
+        block, characters = self._empty(), 0
         for piece in self._pieces():
             start = min(skip, len(piece.texts))
             skip -= start
             while start < len(piece.texts):
-                end = min(len(piece.texts), start + rows - len(block.texts))
-                block.take(piece, start, end)
-                start = end
-                if len(block.texts) == rows:
+                wanted = piece.texts[start : start + rows - len(block.texts)]
+                lengths = list(itertools.accumulate((len(text or "") for text in wanted), initial=characters))[1:]
+                count = min(len(wanted), bisect.bisect_left(lengths, BLOCK_CHARACTERS) + 1)
+                block.take(piece, start, start + count)
+                start, characters = start + count, lengths[count - 1]
+                if len(block.texts) == rows or characters >= BLOCK_CHARACTERS:
                     yield block
-                    block = self._empty()
+                    block, characters = self._empty(), 0
         if block.texts:
             yield block
 

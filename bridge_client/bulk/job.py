@@ -1,7 +1,8 @@
 """One job on disk: what it was asked to do, which parts are finished, and where its output goes.
 
-`OUT.parts/` holds `job.json` and the finished parts until the output appears. A part is a file of the vectors and,
-there before it, a record of its rows: the part counts once its own file is there.
+`OUT.parts/` holds `.job.json` and the finished parts until the output appears. A part is a file of the vectors and,
+there before it, a record of its rows: the part counts once its own file is there. When all are, `.summary.json` comes
+before the output, so that after a kill between the two, or before everything is tidy, it is known whose output that is.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from bridge_client.bulk.parts import sync_folder, written_whole
 from bridge_client.bulk.rows import CorpusError
 from embed_worker import atomic
 
-_JOB = "job.json"
-_VERSION = 1
+# Hidden, so that readers of a folder of parts pass over what a kill has left there.
+_JOB = ".job.json"
+_SUMMARY = ".summary.json"
+_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +54,17 @@ class Counts:
 
 @dataclass(slots=True, kw_only=True)
 class PartRecord:
-    """What is known of a finished part beside its vectors; `digest` is a hash over its texts."""
+    """What is known of a finished part beside its vectors.
+
+    Attributes:
+        counts: Of its rows.
+        sources: How many rows of the corpus it was made of: as many, but for chunks.
+        digest: A hash over their texts.
+        errors: Its rows without a vector, but for nulls.
+    """
 
     counts: Counts
+    sources: int
     digest: str
     errors: list[RowError] = field(default_factory=list)
 
@@ -83,8 +94,28 @@ class Job:
         with lock:
             if not atomic.lock(lock.fileno(), wait=False):
                 raise CorpusError(f"another command is at work on {self.output}")
-            yield
+            try:
+                yield
+            finally:
+                if os.name != "nt":  # while it is locked, so that nobody else has it
+                    beside.unlink(missing_ok=True)
         beside.unlink(missing_ok=True)
+
+    def earlier_summary(self, asked: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the summary of an output that this very job has brought about already; tidy up behind it.
+
+        None where the output is not there, or is somebody else's.
+        """
+        for folder in (self.folder, self.output):
+            try:
+                summary = orjson.loads((folder / _SUMMARY).read_bytes())
+                is_same = orjson.loads((folder / _JOB).read_bytes()) == _as_written(asked)
+            except (OSError, orjson.JSONDecodeError):
+                continue
+            if is_same and self.output.exists():
+                self._tidy() if folder == self.output else self._discard()
+                return dict(summary)
+        return None
 
     def begin(self, asked: Mapping[str, Any]) -> None:
         """Write down what is asked for, or compare it with what was.
@@ -93,17 +124,16 @@ class Job:
             CorpusError: The folder is another job's; the message names what is different.
         """
         file = self.folder / _JOB
-        asked = {"version": _VERSION, **asked}
         self.folder.mkdir(exist_ok=True)
         try:
             begun = orjson.loads(file.read_bytes())
         except FileNotFoundError:
             with written_whole(file) as out:
-                out.write(orjson.dumps(asked, option=orjson.OPT_INDENT_2))
+                out.write(orjson.dumps(_as_written(asked), option=orjson.OPT_INDENT_2))
             return
         except (OSError, orjson.JSONDecodeError) as error:
             raise CorpusError(f"{file} is damaged: remove {self.folder} to begin again") from error
-        asked = orjson.loads(orjson.dumps(asked))
+        asked = _as_written(asked)
         if changed := [name for name in {**begun, **asked} if begun.get(name) != asked.get(name)]:
             differences = "; ".join(_difference(name, begun.get(name), asked.get(name)) for name in changed)
             raise CorpusError(
@@ -127,30 +157,46 @@ class Job:
         with written_whole(self._record_file(number)) as out:
             out.write(orjson.dumps(record))
 
-    def finish_as_folder(self) -> None:
+    @contextmanager
+    def finishing(self, summary: Mapping[str, Any]) -> Iterator[None]:
+        """Let the output appear inside; afterwards nothing of the job is left."""
+        with written_whole(self.folder / _SUMMARY) as out:
+            out.write(orjson.dumps(summary))
+        yield
+        if self.folder.exists():
+            self._discard()
+        else:
+            self._tidy()
+
+    def move_folder(self) -> None:
         """Let the folder of parts be the output."""
-        for file in self.folder.iterdir():
-            if file.suffix == ".json":
-                file.unlink()
         os.replace(self.folder, self.output)
         sync_folder(self.output.parent)
 
-    def discard(self) -> None:
-        """Remove the parts: the output is there. The job goes last, so that a removal that is cut can be repeated."""
-        for file in sorted(self.folder.iterdir(), key=lambda file: file.name == _JOB):
+    def _discard(self) -> None:
+        """Remove the parts; what tells the job goes last, so that a removal that is cut can be repeated."""
+        for file in sorted(self.folder.iterdir(), key=lambda file: file.name in (_JOB, _SUMMARY)):
             file.unlink(missing_ok=True)
         self.folder.rmdir()
 
+    def _tidy(self) -> None:
+        for file in sorted(self.output.glob(".*.json"), key=lambda file: file.name in (_JOB, _SUMMARY)):
+            file.unlink(missing_ok=True)
+
     def _record_file(self, number: int) -> Path:
-        return self.folder / f"part-{number:06}.json"
+        return self.folder / f".part-{number:06}.json"
 
     def _record(self, number: int) -> PartRecord:
         try:
             record = orjson.loads(self._record_file(number).read_bytes())
             errors = [RowError(**error) for error in record["errors"]]
-            return PartRecord(counts=Counts(**record["counts"]), digest=record["digest"], errors=errors)
+            return PartRecord(**record | {"counts": Counts(**record["counts"]), "errors": errors})
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise CorpusError(f"{self._record_file(number)} is damaged: remove {self.folder} to begin again") from error
+
+
+def _as_written(asked: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(orjson.loads(orjson.dumps({"version": _VERSION, **asked})))
 
 
 def _difference(name: str, before: Any, now: Any) -> str:

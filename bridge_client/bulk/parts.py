@@ -70,21 +70,22 @@ class NpyParts:
     def write(self, rows: Rows, file: Path) -> None:
         """Write a part as an array of its own."""
         with written_whole(file) as out:
-            np.save(out, rows.vectors, allow_pickle=False)
+            _write_npy(out, [rows.vectors], rows.vectors.dtype, rows.vectors.shape)
 
     def join(self, parts: Sequence[Path], target: Path, dimension: int) -> None:
         """Copy the parts' numbers behind one header."""
         arrays = [np.load(part, mmap_mode="r", allow_pickle=False) for part in parts]
         dtype = arrays[0].dtype if arrays else np.dtype(np.float32)
-        header = {
-            "descr": np.lib.format.dtype_to_descr(dtype),
-            "fortran_order": False,
-            "shape": (sum(map(len, arrays)), dimension),
-        }
         with written_whole(target) as out:
-            np.lib.format.write_array_header_1_0(out, header)
-            for array in arrays:
-                out.write(np.ascontiguousarray(array).data)
+            _write_npy(out, arrays, dtype, (sum(map(len, arrays)), dimension))
+
+
+def _write_npy(out: IO[bytes], arrays: Sequence[Vectors], dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    # numpy's own `save` does not say that a disk is full, but how much of the array it took.
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(out, header)
+    for array in arrays:
+        out.write(np.ascontiguousarray(array).data)
 
 
 class JsonlParts:

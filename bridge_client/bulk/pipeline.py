@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from bridge_client.bulk.chunks import Chunker
 from bridge_client.bulk.corpus import Corpus
 from bridge_client.bulk.job import Counts, Job, PartRecord, RowError
 from bridge_client.bulk.parts import Form, Rows
@@ -42,13 +43,17 @@ class _Part:
 
     Attributes:
         first_row: The number of its first row in the corpus.
+        sources, digest: How many rows of the corpus it is made of, and a hash of their texts.
         places: Each text's place among the unique ones.
         vectors: (U, D) float32, filled from the first text on; NaN where a text has none.
         tokens, is_truncated: (U,).
         faults: Why a text has no vector, by its place.
     """
 
-    def __init__(self, number: int, first_row: int, block: Block, dimension: int) -> None:
+    def __init__(self, number: int, first_row: int, block: Block, chunker: Chunker | None, dimension: int) -> None:
+        self.sources, self.digest = len(block.texts), _digest(block)
+        if chunker is not None:
+            block = chunker.cut(block, first_row)
         texts = dict.fromkeys(text for text in block.texts if text is not None)
         self.number = number
         self.first_row = first_row
@@ -68,6 +73,10 @@ class _Part:
     def share(self) -> float:
         """How much of it has its vectors, from 0 to 1."""
         return self._filled / len(self.places) if self.places else 1.0
+
+    def row(self, place: int) -> int:
+        """Return the number in the corpus of a row of the block."""
+        return self.first_row + place if self.block.sources is None else self.block.sources[place]
 
     def take(self, result: Embeddings, first: int) -> int:
         """Take the texts of a result from `first` on, as many as belong here; return how many."""
@@ -100,6 +109,7 @@ class Pipeline:
         corpus: Corpus,
         form: Form,
         embed: Embed,
+        chunker: Chunker | None,
         *,
         part_rows: int,
         dimension: int,
@@ -114,7 +124,8 @@ class Pipeline:
             corpus: The rows.
             form: How a part is written.
             embed: Embeds texts, in blocks and in order.
-            part_rows: How many rows a part has.
+            chunker: Makes rows of chunks, if there is one.
+            part_rows: How many rows of the corpus a part has.
             dimension: Of the vectors.
             dtype: What the numbers are stored as.
             is_strict: Stop at the first row that has no vector, though it has a text.
@@ -124,6 +135,7 @@ class Pipeline:
         self._corpus = corpus
         self._form = form
         self._embed = embed
+        self._chunker = chunker
         self._part_rows = part_rows
         self._dimension = dimension
         self._dtype = dtype
@@ -166,17 +178,18 @@ class Pipeline:
 
     def _texts(self, records: list[PartRecord]) -> Iterator[str]:
         """Yield each text of each part once; the parts wait for their vectors."""
-        number = len(records)
+        number, first_row = len(records), sum(record.sources for record in records)
         for block in self._unfinished(records):
-            part = _Part(number, number * self._part_rows, block, self._dimension)
+            part = _Part(number, first_row, block, self._chunker, self._dimension)
             self._waiting.append(part)
             number += 1
+            first_row += part.sources
             yield from part.places
 
     def _unfinished(self, records: list[PartRecord]) -> Iterator[Block]:
         """Yield the blocks behind the finished parts. What has neither size nor time is compared by its texts."""
         if not self._corpus.has_stdin:
-            yield from self._corpus.blocks(self._part_rows, skip=len(records) * self._part_rows)
+            yield from self._corpus.blocks(self._part_rows, skip=sum(record.sources for record in records))
             return
         blocks = self._corpus.blocks(self._part_rows)
         for record in records:
@@ -202,10 +215,10 @@ class Pipeline:
         errors = []
         for row, text in enumerate(texts):
             if text is None and row in problems:
-                errors.append(RowError(row=part.first_row + row, code=INVALID_ROW, message=problems[row]))
+                errors.append(RowError(row=part.row(row), code=INVALID_ROW, message=problems[row]))
             elif (fault := part.faults.get(int(place[row]))) is not None:
                 has_vector[row] = False
-                errors.append(_row_error(part.first_row + row, fault))
+                errors.append(_row_error(part.row(row), fault))
         vectors = np.full((len(texts), self._dimension), np.nan, self._dtype)
         used = place[has_vector]
         vectors[has_vector] = part.vectors[used]
@@ -218,7 +231,7 @@ class Pipeline:
             tokens=int(part.tokens[used].sum()),
         )
         rows = Rows(vectors=vectors, has_vector=has_vector, columns=part.block.columns)
-        return rows, PartRecord(counts=counts, digest=_digest(part.block), errors=errors)
+        return rows, PartRecord(counts=counts, sources=part.sources, digest=part.digest, errors=errors)
 
 
 def _row_error(row: int, fault: Exception) -> RowError:

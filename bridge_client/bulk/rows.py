@@ -10,6 +10,9 @@ from typing import Any, Protocol
 STDIN = "-"
 TEXT_COLUMN = "text"  # of formats without names, and the first guess where there are some
 
+# Of a chunk: its text's row in the corpus, its number in the text, and its range there in code points.
+CHUNK_COLUMNS = ("source_row", "chunk", "start", "end")
+
 
 class Format(StrEnum):
     """How rows are stored."""
@@ -54,6 +57,7 @@ class Block:
         texts: None for a null text, and for a row that has a problem.
         problems: What is wrong with a row's text, by the row's place in the block.
         columns: The pieces of the kept columns by name: lists of values, or arrays of pyarrow where a table is read.
+        sources: Each row's number in the corpus, where rows are chunks of texts.
         begun, done: How far the corpus is read at its first row and behind its last, in the unit of the corpus: bytes,
             or rows of tables.
     """
@@ -61,6 +65,7 @@ class Block:
     texts: list[str | None] = field(default_factory=list)
     problems: dict[int, str] = field(default_factory=dict)
     columns: dict[str, list[Any]]
+    sources: list[int] | None = None
     begun: int = 0
     done: int = 0
 

@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bridge_client.bulk.rows import Block, CorpusError, Format, Source
+from bridge_client.bulk.rows import CHUNK_COLUMNS, Block, CorpusError, Format, Source
 
-_BLOCK_ROWS = 4096
+_BLOCK_ROWS = 1024
 
 
 class TableReader:
@@ -71,6 +71,12 @@ def _batches(source: Source, columns: list[str]) -> Iterator[Any]:
 def strings(names: Sequence[str]) -> pa.Schema:
     """Return the schema of columns that come from text."""
     return pa.schema([pa.field(name, pa.string()) for name in names])
+
+
+def chunked(kept: pa.Schema, text: str) -> pa.Schema:
+    """Return the schema of kept columns where rows are chunks of the column `text`."""
+    fields = [field if field.name != text else pa.field(text, pa.string()) for field in kept]
+    return pa.schema([*(pa.field(name, pa.int64()) for name in CHUNK_COLUMNS), *fields])
 
 
 def common_schema(sources: Sequence[Source], text: str, kept: Sequence[str]) -> pa.Schema:

@@ -3,6 +3,7 @@
   embed-worker embed "some text"
   embed-worker embed corpus.jsonl -o vectors.parquet
   embed-worker embed 'shards/*.parquet' --column body --keep id -o vectors/
+  embed-worker embed books.parquet --chunk 200,20 -o chunks.parquet
 
 A corpus is embedded in parts that are written aside, so that after an interruption, whatever its kind, the same command
 goes on where it was. The output appears whole or not at all. Exit status: 0 everything is embedded; 1 some rows have no

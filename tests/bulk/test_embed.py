@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import hashlib
@@ -155,12 +156,13 @@ def test_rows_without_a_text_cost_themselves_alone_and_are_listed(
     out, errors = tmp_path / "out.npy", tmp_path / "errors.jsonl"
     assert embed(file, "-o", out) == 2
     assert "row 1 has no vector" in capfd.readouterr().err
-    (tmp_path / "out.npy.parts" / "job.json").unlink()
+    (tmp_path / "out.npy.parts" / ".job.json").unlink()
     (tmp_path / "out.npy.parts").rmdir()
     assert embed(file, "-o", out, "--on-error", "null", "--errors", errors) == 1
     assert_same(vectors_of(out), expected, texts=["a river", None, None, "rain on a hill", None, None])
     rows = [json.loads(line) for line in errors.read_text().splitlines()]
     assert [(row["row"], row["code"]) for row in rows] == [(n, "invalid_row") for n in (1, 2, 4)]
+    assert "json" not in errors.read_text().replace("JSON", "")  # the text of row 2
 
 
 def test_a_summary_counts_what_happened(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -172,6 +174,36 @@ def test_a_summary_counts_what_happened(tmp_path: Path, capfd: pytest.CaptureFix
     assert (summary["rows"], summary["unique"], summary["null"], summary["failed"]) == (7, 5, 1, 0)
     assert summary["tokens"] > 0
     assert len(summary["fingerprint"]) == 16
+
+
+def test_chunks_of_texts_fit_the_model_and_say_where_they_are_from(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    texts = [RAIN * 40, None, "", "größer als 東京 " * 30, "a river"]
+    file, out = written(tmp_path, "parquet", texts), tmp_path / "out.parquet"
+    assert embed(file, "-o", out, "--chunk", "63") == 2
+    assert "the largest is 62" in capfd.readouterr().err
+    arguments: list[str | Path] = ["-o", out, "--chunk", "20,4", "--keep", "*", "--json", "--part-rows", "2"]
+    assert embed(file, *arguments) == 0
+    summary = json.loads(capfd.readouterr().out)
+    assert (summary["truncated"], summary["null"]) == (0, 1)
+    rows = pq.read_table(out).to_pylist()
+    assert list(rows[0]) == ["source_row", "chunk", "start", "end", "id", "text", "embedding"]
+    chunks = {number: [row for row in rows if row["source_row"] == number] for number in range(5)}
+    assert [len(found) for found in chunks.values()][1:3] == [1, 1]
+    assert (chunks[1][0]["start"], chunks[1][0]["embedding"]) == (None, None)
+    assert (chunks[4][0]["start"], chunks[4][0]["end"]) == (0, len("a river"))
+    with EmbedClient(model=MODEL) as client:
+        for number in (0, 3):
+            whole, found = texts[number] or "", chunks[number]
+            assert [row["chunk"] for row in found] == list(range(len(found)))
+            assert [row["id"] for row in found] == [number] * len(found)
+            assert [whole[row["start"] : row["end"]] for row in found] == [row["text"] for row in found]
+            assert len(found) > 5
+            assert max(client.tokenize([row["text"] for row in found], truncate=False).tokens) <= 20 + 2
+            covered = {at for row in found for at in range(row["start"], row["end"])}
+            assert all(at in covered or character.isspace() for at, character in enumerate(whole))
+            np.testing.assert_allclose(found[1]["embedding"], client.embed(found[1]["text"])[0], atol=2e-6)
 
 
 # Refusals
@@ -190,6 +222,14 @@ def test_a_summary_counts_what_happened(tmp_path: Path, capfd: pytest.CaptureFix
         (["corpus.strange", "-o", "o.npy"], "--format"),
         (["corpus.parquet", "-o", "o.npy", "--column", "id"], "is of the type int64"),
         (["corpus.jsonl", "-o", "o.npy", "--format", "parquet"], "is not a file of the format parquet"),
+        (["corpus.jsonl", "-o", "corpus.jsonl", "--overwrite"], "corpus.jsonl is an input, too"),
+        (["corpus.jsonl", "-o", "folder.npy", "--overwrite"], "folder.npy is a folder"),
+        (["corpus.jsonl", "-o", "o.npy", "--errors", "nowhere/e.jsonl"], "there is no such folder"),
+        (["taken.jsonl", "-o", "o.jsonl", "--keep", "*"], "the output has a column 'embedding' of its own"),
+        (["corpus.jsonl", "-o", "o.npy", "--chunk", "9"], "cannot say which chunk"),
+        (["corpus.jsonl", "-o", "o.npy", "--dimensions", "999"], "dimensions"),
+        (["corpus.jsonl", "-o", "o.npy", "--prompt-name", "nobody", "--on-error", "null"], "nobody"),
+        (["corpus.jsonl", "-o", "mine", "--overwrite"], "with other files than parts, such as letter.txt"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_sentence(
@@ -203,10 +243,16 @@ def test_what_cannot_be_done_is_said_in_a_sentence(
     written(tmp_path, "jsonl")
     written(tmp_path, "parquet")
     (tmp_path / "corpus.strange").write_text("a\n")
+    (tmp_path / "taken.jsonl").write_text('{"text":"a","embedding":1}\n')
+    (tmp_path / "folder.npy").mkdir()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").touch()
     assert embed(*arguments) == 2
     error = capfd.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+    assert (tmp_path / "mine" / "letter.txt").exists()
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_an_output_that_is_there_is_kept(tmp_path: Path) -> None:
@@ -230,10 +276,10 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return written(tmp_path_factory.mktemp("many"), "parquet", texts)
 
 
-def begin(file: Path, out: Path, *arguments: str) -> subprocess.Popen[bytes]:
+def begin(file: Path, out: Path, *arguments: str, stderr: int | None = None) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "embed_worker", "embed", str(file), "-o", str(out), "--model", MODEL]
     return subprocess.Popen(
-        [*command, "--part-rows", "500", "--keep", "*", *arguments], cwd=ROOT, stdout=subprocess.DEVNULL
+        [*command, "--part-rows", "500", "--keep", "*", *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=stderr
     )
 
 
@@ -269,7 +315,7 @@ def test_a_job_that_was_killed_goes_on_where_it_was(many: Path, whole: pa.Table,
         finished = hashes(tmp_path / "out.parquet.parts")
     process = begin(many, out)
     assert process.wait(DEADLINE_S) == 0
-    assert len(finished) >= 14
+    assert len(finished) >= 7
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parquet"]
     found = pq.read_table(out)
     assert found.schema.equals(whole.schema, check_metadata=True)
@@ -293,7 +339,44 @@ def test_a_job_that_was_interrupted_says_so_and_keeps_its_parts(number: int, man
     wait_for_parts(out, 2, process)
     process.send_signal(number)
     assert process.wait(DEADLINE_S) == 130
-    assert len(hashes(tmp_path / "out.parquet.parts")) >= 4
+    assert len(hashes(tmp_path / "out.parquet.parts")) >= 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for another process")
+def test_a_second_ctrl_c_waits_for_nobody(many: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.parquet"
+    with begin(many, out, stderr=subprocess.PIPE) as process:
+        wait_for_parts(out, 1, process)
+        for _ in range(50):
+            process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 130
+    assert b"Traceback" not in error
+
+
+SUMMARY = {"rows": 7, "failed": 0}
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_a_kill_behind_the_output_costs_nothing(is_folder: bool, tmp_path: Path) -> None:
+    job = Job(tmp_path / "out", ".npy")
+    job.begin({"model": "this"})
+    job.part(0).write_bytes(b"vectors")
+    with contextlib.suppress(ZeroDivisionError), job.finishing(SUMMARY):
+        job.move_folder() if is_folder else job.output.write_bytes(b"vectors")
+        raise ZeroDivisionError  # the kill
+    assert job.earlier_summary({"model": "another"}) is None
+    assert job.earlier_summary({"model": "this"}) == SUMMARY
+    left = [file.name for file in tmp_path.rglob("*")]
+    assert left == (["out", "part-000000.npy"] if is_folder else ["out"])
+
+
+def test_a_kill_before_the_output_is_no_end(tmp_path: Path) -> None:
+    job = Job(tmp_path / "out", ".npy")
+    job.begin({"model": "this"})
+    with contextlib.suppress(ZeroDivisionError), job.finishing(SUMMARY):
+        raise ZeroDivisionError  # the kill
+    assert job.earlier_summary({"model": "this"}) is None
 
 
 @pytest.fixture
@@ -316,6 +399,8 @@ def test_another_job_in_the_same_place_is_refused_by_what_is_different(
     again: list[str | Path] = ["-o", out, "--part-rows", "500", "--keep", "*"]
     assert embed(file, *again, "--dimensions", "4") == 2
     assert "dimensions was" in capfd.readouterr().err
+    assert embed(file, *again, "--chunk", "9") == 2
+    assert 'chunk was not given and is {"tokens":9,"overlap":0}' in capfd.readouterr().err
     assert embed(file, *again, "--column", "text", "--prompt-name", "query") in (1, 2)
     other = str(ROOT / "tests" / "models" / "e5-prefix")
     assert run_tool("embed", [str(file), *map(str, again), "--model", other, "-q"]) == 2
@@ -371,6 +456,6 @@ def test_a_full_disk_is_said_and_keeps_the_finished_parts(
     parts = tmp_path / "out.npy.parts"
     finished = hashes(parts)
     assert [name for name in finished if name.endswith(".npy")]
-    assert not list(parts.glob(".*"))
+    assert {file.suffix for file in parts.glob(".*")} == {".json"}
     assert embed(file, "-o", out, "--part-rows", "2") == 0
     assert len(np.load(out)) == len(TEXTS)
