@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks import measures
+from tests.benchmarks.bulk import bulk
 from tests.benchmarks.contestants import contestants, plain_tokenizer
 from tests.benchmarks.corpus import PROFILES, docstring_corpus, read_corpus
 
@@ -39,6 +40,7 @@ def main() -> None:
     steps: dict[str, Callable[[], Any]] = {
         "latency": lambda: measures.single_latency(short, options.singles),
         "concurrency": lambda: measures.concurrency(short[:1000], options.rounds),
+        "embed": lambda: bulk(short, options.rounds),
         "load": lambda: measures.latency_under_load(short, short[0]),
         "longest": lambda: measures.longest_texts(short[0]),
         "start": lambda: measures.start_up(2 * options.rounds + 1),
@@ -61,7 +63,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (5)")
     parser.add_argument("--singles", type=int, default=300, help="texts of the latency measure (300)")
     parser.add_argument("--memory-texts", type=int, default=10_000, help="texts after the first 10,000 (10,000)")
-    parser.add_argument("--only", help="some of throughput,latency,concurrency,load,longest,start,memory,idle")
+    parser.add_argument("--only", help="some of throughput,latency,concurrency,embed,load,longest,start,memory,idle")
     parser.add_argument("--output", type=Path, default=Path("bench-results"), help="folder of the results")
     return parser.parse_args()
 
