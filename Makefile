@@ -35,7 +35,7 @@ clients: $(VENV)/.installed-test
 	@if command -v go >/dev/null; then set -ex; cd examples/go; test -z "$$(gofmt -l .)"; \
 	  for system in linux darwin windows freebsd; do GOOS=$$system go vet ./...; done; \
 	  go build -o bin/conformance-adapter ./cmd/conformance-adapter; \
-	  race=; if command -v "$$(go env CC)" >/dev/null; then race=-race; fi; go test $$race -count=1 -parallel 8 ./...; \
+	  race=; if command -v "$$(go env CC)" >/dev/null; then race=-race; fi; go test $$race -count=1 -parallel 8 -timeout 30m ./...; \
 	else echo "clients: no go, so no Go client"; fi
 	@if command -v node >/dev/null; then set -ex; cd examples/node; \
 	  if npm ci --no-audit --no-fund; then npm run --silent types; \

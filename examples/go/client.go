@@ -63,10 +63,23 @@ func New(options Options) (*Client, error) {
 // Most models want different prompts for queries and for documents: [Client.EmbedQuery] and [Client.EmbedDocuments] use
 // them, Embed the model's default.
 func (c *Client) Embed(ctx context.Context, inputs []string, options *EmbedOptions) (*Embeddings, error) {
+	var o EmbedOptions
+	if options != nil {
+		o = *options
+	}
+	j, err := c.carryOut(ctx, inputs, o, nil)
+	if err != nil {
+		return nil, err
+	}
+	return j.result, nil
+}
+
+// carryOut has a job done, and returns it with its result.
+func (c *Client) carryOut(ctx context.Context, inputs []string, o EmbedOptions, tokenize *TokenizeOptions) (*job, error) {
 	if ctx.Err() != nil {
 		return nil, contextError(ctx)
 	}
-	j, pieces, err := newJob(inputs, options)
+	j, pieces, err := newJob(inputs, o, tokenize)
 	if err != nil {
 		return nil, err
 	}
@@ -91,10 +104,7 @@ func (c *Client) Embed(ctx context.Context, inputs []string, options *EmbedOptio
 		c.dispatch()
 		c.mu.Unlock()
 	}
-	if j.err != nil {
-		return nil, j.err
-	}
-	return j.result, nil
+	return j, j.err
 }
 
 // EmbedQuery embeds what is searched for: with the model's prompt "query", or with none where it has none. options must

@@ -21,7 +21,7 @@ func TestPiecesAreBoundedAndCoverTheCall(t *testing.T) {
 		given[i] = strings.Repeat("x", i%97*i%6151)
 	}
 	given[777] = strings.Repeat("x", 6<<20)
-	j, pieces, err := newJob(given, nil)
+	j, pieces, err := newJob(given, EmbedOptions{}, nil)
 	if err != nil || j.missing != len(pieces) {
 		t.Fatal(err)
 	}
@@ -66,13 +66,17 @@ func FuzzLines(f *testing.F) {
 	f.Add([]byte(`{"id":1,"status":"error","code":"c","message":"m","retryable":true,"index":0}`))
 	f.Add([]byte(`{"id":1,"status":"ok","protocol":1,"limits":{"max_inputs":4611686018427387904},"prompts":{"query":null}}`))
 	f.Add([]byte(`{"id":1,"status":"ok","count":4,"dimension":4611686018427387904,"embeddings_base64":"\u0041"}`))
+	f.Add([]byte(`{"id":1,"status":"ok","model":"m","fingerprint":"f","count":1,"tokens":[3],"truncated":[],"offsets":[[[0,1]]]}`))
 	f.Fuzz(func(t *testing.T, line []byte) {
 		m, err := parseLine(line)
 		if err != nil {
 			return
 		}
-		if a, err := m.answer(1, 0); err == nil && (len(a.vectors) != a.dimension || len(a.tokens) != 1) {
+		if a, err := m.vectors(1, 0, Float32); err == nil && (len(a.vectors) != a.dimension || len(a.tokens) != 1) {
 			t.Errorf("%d numbers of dimension %d", len(a.vectors), a.dimension)
+		}
+		if a, err := m.tokens([]string{"a"}, true); err == nil && (len(a.offsets) != 1 || len(a.tokens) != 1) {
+			t.Errorf("%v for %v tokens", a.offsets, a.tokens)
 		}
 		if refused, err := m.refusal(7, 1); err == nil && refused.Index != -1 && refused.Index != 7 {
 			t.Errorf("input %d", refused.Index)
@@ -121,8 +125,10 @@ func TestOptionsThatMeanNothingAreRefused(t *testing.T) {
 
 func TestWhatNoLineCanCarryIsRefused(t *testing.T) {
 	wrong, zero := "not \xff UTF-8", 0
-	for _, options := range []EmbedOptions{{Model: wrong}, {Prompt: &wrong}, {PromptName: &wrong}, {Dimensions: &zero}} {
-		if _, _, err := newJob([]string{"a"}, &options); err == nil || !utf8.ValidString(err.Error()) {
+	for _, options := range []EmbedOptions{
+		{Model: wrong}, {Prompt: &wrong}, {PromptName: &wrong}, {Dimensions: &zero}, {Precision: -1}, {Precision: 3},
+	} {
+		if _, _, err := newJob([]string{"a"}, options, nil); err == nil || !utf8.ValidString(err.Error()) {
 			t.Errorf("%+v: %v", options, err)
 		}
 	}
@@ -130,7 +136,7 @@ func TestWhatNoLineCanCarryIsRefused(t *testing.T) {
 
 func TestAListThatIsChangedAfterTheCallIsNotRead(t *testing.T) {
 	inputs := []string{"a"}
-	j, _, err := newJob(inputs, nil)
+	j, _, err := newJob(inputs, EmbedOptions{}, nil)
 	inputs[0] = "b" // a call that was cancelled may still be written
 	if err != nil || j.inputs[0] != "a" {
 		t.Error(err, j.inputs)

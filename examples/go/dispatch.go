@@ -122,7 +122,7 @@ func (c *Client) onLine(w *worker, line []byte) {
 	m, err := parseLine(line)
 	var a *answer
 	if p, dimension := c.wanted(w, m); err == nil && p != nil && !m.isError() {
-		a, err = m.answer(p.count(), dimension)
+		a, err = m.answerTo(p, dimension)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -158,6 +158,8 @@ func (c *Client) wanted(w *worker, m members) (*piece, int) {
 	switch {
 	case p == nil || p.job.over:
 		return nil, 0
+	case p.job.tokenize != nil:
+		return p, 0
 	case p.job.options.Dimensions != nil:
 		return p, *p.job.options.Dimensions
 	case p.job.options.Model == "" || p.job.options.Model == w.info.Model:

@@ -19,9 +19,12 @@ const (
 	mostTokens    = 512 // an input is truncated at the model's limit, and few models go further
 )
 
-// Embeddings are the vectors of one call, one for each input, in order.
+// Embeddings are the vectors of one call, one for each input, in order. One of Vectors, Float16 and Ubinary holds them:
+// that which EmbedOptions.Precision asked for.
 type Embeddings struct {
 	Vectors     []float32 // Count rows of Dimension numbers
+	Float16     []uint16  // Count rows of Dimension numbers, each the bits of an IEEE 754 half
+	Ubinary     []byte    // Count rows of (Dimension+7)/8 bytes: 1 where a number is above 0, the first number highest
 	Count       int
 	Dimension   int
 	Tokens      []int // of each input, before truncation
@@ -31,18 +34,26 @@ type Embeddings struct {
 }
 
 // Vector returns the vector of input i; it shares the memory of Vectors.
-func (e *Embeddings) Vector(i int) []float32 {
-	return e.Vectors[i*e.Dimension : (i+1)*e.Dimension : (i+1)*e.Dimension]
-}
+func (e *Embeddings) Vector(i int) []float32 { return row(e.Vectors, i, e.Dimension) }
 
-// job is one call of Embed. The client's lock guards what changes in it, until done is closed.
+// Float16Vector returns the vector of input i as bits of halves; it shares the memory of Float16.
+func (e *Embeddings) Float16Vector(i int) []uint16 { return row(e.Float16, i, e.Dimension) }
+
+// UbinaryVector returns the signs of the vector of input i, packed; it shares the memory of Ubinary.
+func (e *Embeddings) UbinaryVector(i int) []byte { return row(e.Ubinary, i, (e.Dimension+7)/8) }
+
+func row[T any](matrix []T, i, length int) []T { return matrix[i*length : (i+1)*length : (i+1)*length] }
+
+// job is one call of Embed or Tokenize. The client's lock guards what changes in it, until done is closed.
 type job struct {
 	inputs      []string // a copy of the list: the caller may go on before it has been written
 	options     EmbedOptions
-	hasDeadline bool // its own, so that its pieces need none
-	missing     int  // pieces without an answer
+	tokenize    *TokenizeOptions // nil for Embed; options has what the two share
+	hasDeadline bool             // its own, so that its pieces need none
+	missing     int              // pieces without an answer
 
 	result *Embeddings
+	tokens *Tokenization
 	err    error
 	over   bool
 	done   chan struct{}
@@ -59,11 +70,9 @@ type piece struct {
 }
 
 // newJob cuts a call into pieces of bounded cost; a call without inputs has one, too.
-func newJob(inputs []string, options *EmbedOptions) (*job, []*piece, error) {
-	j := &job{inputs: append([]string{}, inputs...), done: make(chan struct{})} // not nil: null is not a list
-	if options != nil {
-		j.options = *options
-	}
+func newJob(inputs []string, options EmbedOptions, tokenize *TokenizeOptions) (*job, []*piece, error) {
+	j := &job{options: options, tokenize: tokenize, done: make(chan struct{})}
+	j.inputs = append([]string{}, inputs...) // not nil: null is not a list
 	if err := j.options.check(); err != nil {
 		return nil, nil, err
 	}
@@ -95,6 +104,17 @@ func cost(input string) int { return specialTokens + min(len(input)/bytesPerToke
 
 func (p *piece) count() int { return p.stop - p.start }
 
+func (p *piece) inputs() []string { return p.job.inputs[p.start:p.stop] }
+
+// request is what asks the worker for it.
+func (p *piece) request(id int64) any {
+	j := p.job
+	if j.tokenize != nil {
+		return tokenizeRequest{id, "tokenize", p.inputs(), *j.tokenize}
+	}
+	return embedRequest{id, "embed", p.inputs(), j.options.Precision.format(), j.options}
+}
+
 // short tells whether a piece should not wait behind larger ones.
 func (p *piece) short() bool { return p.tokens <= shortTokens }
 
@@ -120,28 +140,53 @@ func (p *piece) stopTimer() {
 	}
 }
 
-// take puts the vectors of a piece in their place, and ends the job with the last of them.
+// take puts the vectors or the tokens of a piece in their place, and ends the job with the last of them.
 func (j *job) take(p *piece, a *answer) {
+	var truncated *[]int
+	if j.tokenize != nil {
+		truncated = j.takeTokens(p, a)
+	} else {
+		truncated = j.takeVectors(p, a)
+	}
+	for _, index := range a.truncated {
+		*truncated = append(*truncated, p.start+index)
+	}
+	if j.missing--; j.missing == 0 {
+		slices.Sort(*truncated)
+		j.settle(nil)
+	}
+}
+
+// takeVectors returns the list of the inputs that were cut, as takeTokens does.
+func (j *job) takeVectors(p *piece, a *answer) *[]int {
+	count := len(j.inputs)
 	if j.result == nil {
 		j.result = &Embeddings{
-			Vectors:     make([]float32, len(j.inputs)*a.dimension),
-			Count:       len(j.inputs),
+			Count:       count,
 			Dimension:   a.dimension,
-			Tokens:      make([]int, len(j.inputs)),
+			Tokens:      make([]int, count),
 			Truncated:   []int{},
 			Model:       a.model,
 			Fingerprint: a.fingerprint,
 		}
 	}
-	copy(j.result.Vectors[p.start*a.dimension:], a.vectors)
-	copy(j.result.Tokens[p.start:], a.tokens)
-	for _, index := range a.truncated {
-		j.result.Truncated = append(j.result.Truncated, p.start+index)
+	r := j.result
+	r.Vectors = put(r.Vectors, a.vectors, p, a.dimension)
+	r.Float16 = put(r.Float16, a.float16, p, a.dimension)
+	r.Ubinary = put(r.Ubinary, a.ubinary, p, (a.dimension+7)/8)
+	copy(r.Tokens[p.start:], a.tokens)
+	return &r.Truncated
+}
+
+// put copies the rows of a piece into the matrix of its job, which is made of the first; nil stays nil.
+func put[T any](matrix, rows []T, p *piece, length int) []T {
+	if matrix == nil && rows != nil {
+		matrix = make([]T, len(p.job.inputs)*length)
 	}
-	if j.missing--; j.missing == 0 {
-		slices.Sort(j.result.Truncated)
-		j.settle(nil)
+	if rows != nil {
+		copy(matrix[p.start*length:], rows)
 	}
+	return matrix
 }
 
 // settle ends a job; the first outcome counts.

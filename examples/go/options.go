@@ -130,7 +130,23 @@ type EmbedOptions struct {
 	Normalize *bool `json:"normalize,omitempty"`
 	// Truncate false makes an input over the model's limit an error instead of cutting it.
 	Truncate *bool `json:"truncate,omitempty"`
+	// Precision is how the vectors come: Float32, Float16 or Ubinary.
+	Precision Precision `json:"-"`
 }
+
+// Precision is what numbers vectors are made of. A database that stores halves or bits gets them from the worker, in half or
+// a thirty-second of the bytes.
+type Precision int
+
+const (
+	Float32 Precision = iota // into Embeddings.Vectors: the default
+	Float16                  // rounded to halves, into Embeddings.Float16
+	Ubinary                  // the signs, packed, into Embeddings.Ubinary
+)
+
+var precisionFormats = []string{Float32: "base64", Float16: "base64_float16", Ubinary: "base64_ubinary"}
+
+func (p Precision) format() string { return precisionFormats[p] }
 
 // check refuses what no line can carry, and what would leave the dimension of an answer open.
 func (o *EmbedOptions) check() error {
@@ -138,6 +154,10 @@ func (o *EmbedOptions) check() error {
 		if text != nil && !utf8.ValidString(*text) {
 			return &RequestError{Code: "invalid_request", Message: name + " is not UTF-8", Index: -1}
 		}
+	}
+	if o.Precision < 0 || int(o.Precision) >= len(precisionFormats) {
+		message := fmt.Sprintf("Precision is %d, none of Float32, Float16 and Ubinary", o.Precision)
+		return &RequestError{Code: "invalid_request", Message: message, Index: -1}
 	}
 	if o.Dimensions != nil && *o.Dimensions < 1 {
 		message := fmt.Sprintf("Dimensions is %d, not at least 1", *o.Dimensions)

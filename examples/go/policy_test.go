@@ -265,7 +265,7 @@ func TestPiecesAreThoseOfThePolicy(t *testing.T) {
 				inputs = append(inputs, strings.Repeat("x", repeated[1]))
 			}
 		}
-		_, pieces, err := newJob(inputs, nil)
+		_, pieces, err := newJob(inputs, EmbedOptions{}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

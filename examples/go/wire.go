@@ -58,6 +58,13 @@ type embedRequest struct {
 	EmbedOptions
 }
 
+type tokenizeRequest struct {
+	ID     int64    `json:"id"`
+	Method string   `json:"method"`
+	Inputs []string `json:"inputs"`
+	TokenizeOptions
+}
+
 type controlRequest struct {
 	ID     int64  `json:"id"`
 	Method string `json:"method"`
@@ -185,51 +192,79 @@ func (m members) limits() Limits {
 	return limits
 }
 
-// answer is a checked answer to an embed.
+// answer is a checked answer to an embed, with one of the three kinds of vectors, or to a tokenize.
 type answer struct {
 	model, fingerprint string
 	dimension          int
-	vectors            []float32 // of count rows
+	vectors            []float32 // of count rows, as the next two
+	float16            []uint16
+	ubinary            []byte
 	tokens, truncated  []int
+	offsets            [][][2]int
 }
 
-// answer reads an answer to count inputs; dimension is 0 where any will do. An error means that nothing of it may be used.
-func (m members) answer(count, dimension int) (*answer, error) {
+// answerTo reads an answer to a piece; dimension is 0 where any will do. An error means that nothing of it may be used.
+func (m members) answerTo(p *piece, dimension int) (*answer, error) {
+	if p.job.tokenize != nil {
+		return m.tokens(p.inputs(), p.job.tokenize.Offsets)
+	}
+	return m.vectors(p.count(), dimension, p.job.options.Precision)
+}
+
+// vectors reads an answer to an embed of count inputs.
+func (m members) vectors(count, dimension int, precision Precision) (*answer, error) {
 	var a answer
 	var told int
 	if err := errors.Join(
 		m.read("count", &told), m.read("dimension", &a.dimension), m.read("model", &a.model),
-		m.read("fingerprint", &a.fingerprint), m.read("tokens", &a.tokens), m.read("truncated", &a.truncated),
+		m.read("fingerprint", &a.fingerprint), m.counts(count, &a),
 	); err != nil {
 		return nil, err
 	}
 	switch {
-	case bytes.Contains(m["tokens"], []byte("null")) || bytes.Contains(m["truncated"], []byte("null")):
-		return nil, errors.New("a number that is null") // which would be read as 0
 	case told != count:
 		return nil, fmt.Errorf("an answer of %d vectors to %d inputs", told, count)
 	case a.dimension < 1 || a.dimension > maxDimension || dimension != 0 && a.dimension != dimension:
 		return nil, fmt.Errorf("vectors of dimension %d instead of %d", a.dimension, dimension)
+	}
+	var err error
+	switch numbers := uint64(count) * uint64(a.dimension); precision {
+	case Float16:
+		a.float16, err = float16s(m.matrix(2 * numbers))
+	case Ubinary:
+		a.ubinary, err = m.matrix(uint64(count) * uint64((a.dimension+7)/8))
+	default:
+		a.vectors, err = float32s(m.matrix(4 * numbers))
+	}
+	return &a, err
+}
+
+// counts reads the tokens of each input, and which were cut.
+func (m members) counts(count int, a *answer) error {
+	err := errors.Join(m.read("tokens", &a.tokens), m.read("truncated", &a.truncated))
+	switch {
+	case err != nil:
+		return err
+	case bytes.Contains(m["tokens"], []byte("null")) || bytes.Contains(m["truncated"], []byte("null")):
+		return errors.New("a number that is null") // which would be read as 0
 	case len(a.tokens) != count:
-		return nil, fmt.Errorf("%d token counts for %d inputs", len(a.tokens), count)
+		return fmt.Errorf("%d token counts for %d inputs", len(a.tokens), count)
 	}
 	for _, tokens := range a.tokens {
 		if tokens < 0 {
-			return nil, fmt.Errorf("an input of %d tokens", tokens)
+			return fmt.Errorf("an input of %d tokens", tokens)
 		}
 	}
 	for _, index := range a.truncated {
 		if index < 0 || index >= count {
-			return nil, fmt.Errorf("input %d of %d was truncated", index, count)
+			return fmt.Errorf("input %d of %d was truncated", index, count)
 		}
 	}
-	var err error
-	a.vectors, err = m.vectors(count, a.dimension)
-	return &a, err
+	return nil
 }
 
-// vectors decodes the matrix, whose size was checked to be one of this world.
-func (m members) vectors(count, dimension int) ([]float32, error) {
+// matrix decodes the bytes of all vectors, whose number was checked to be one of this world.
+func (m members) matrix(want uint64) ([]byte, error) {
 	encoded := []byte(m["embeddings_base64"])
 	if len(encoded) < 2 || encoded[0] != '"' {
 		return nil, errors.New("no embeddings_base64")
@@ -237,9 +272,8 @@ func (m members) vectors(count, dimension int) ([]float32, error) {
 	if encoded = encoded[1 : len(encoded)-1]; bytes.IndexByte(encoded, '\\') >= 0 { // JSON may escape what it likes
 		encoded = []byte(m.text("embeddings_base64"))
 	}
-	want := 4 * uint64(count) * uint64(dimension)
 	if bytes.ContainsAny(encoded, "\r\n") || uint64(base64.StdEncoding.DecodedLen(len(encoded))) < want {
-		return nil, fmt.Errorf("%d characters of vectors for %d x %d x 4 bytes", len(encoded), count, dimension)
+		return nil, fmt.Errorf("%d characters of vectors for %d bytes", len(encoded), want)
 	}
 	matrix := make([]byte, base64.StdEncoding.DecodedLen(len(encoded)))
 	length, err := base64.StdEncoding.Decode(matrix, encoded)
@@ -247,15 +281,32 @@ func (m members) vectors(count, dimension int) ([]float32, error) {
 		return nil, fmt.Errorf("embeddings_base64: %w", err)
 	}
 	if uint64(length) != want {
-		return nil, fmt.Errorf("%d bytes of vectors instead of %d x %d x 4", length, count, dimension)
+		return nil, fmt.Errorf("%d bytes of vectors instead of %d", length, want)
 	}
-	vectors := make([]float32, length/4)
+	return matrix[:length], nil
+}
+
+var errNotFinite = errors.New("a vector that is not finite")
+
+func float32s(matrix []byte, err error) ([]float32, error) {
+	vectors := make([]float32, len(matrix)/4)
 	for i := range vectors {
 		bits := binary.LittleEndian.Uint32(matrix[4*i:])
 		if bits&0x7f800000 == 0x7f800000 {
-			return nil, errors.New("a vector that is not finite")
+			return nil, errNotFinite
 		}
 		vectors[i] = math.Float32frombits(bits)
 	}
-	return vectors, nil
+	return vectors, err
+}
+
+func float16s(matrix []byte, err error) ([]uint16, error) {
+	vectors := make([]uint16, len(matrix)/2)
+	for i := range vectors {
+		vectors[i] = binary.LittleEndian.Uint16(matrix[2*i:])
+		if vectors[i]&0x7c00 == 0x7c00 {
+			return nil, errNotFinite
+		}
+	}
+	return vectors, err
 }

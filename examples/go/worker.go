@@ -184,7 +184,7 @@ func (w *worker) write(stdin *os.File, on events) {
 		}
 		line.Reset()
 		p := out.piece
-		encodeLine(&line, embedRequest{out.id, "embed", p.job.inputs[p.start:p.stop], "base64", p.job.options})
+		encodeLine(&line, p.request(out.id))
 		if line.Len()-1 > w.info.Limits.MaxLineBytes {
 			on.onTooLong(w, out.id, p, line.Len())
 			continue

@@ -53,6 +53,11 @@ const operations = {
     const { matrix, vectors, ...told } = await bridge.embed(inputs, { signal, promptName, timeoutMs, ...wanted });
     return { ...told, vectors_base64: Buffer.from(matrix.buffer).toString("base64") };
   },
+  async tokenize({ inputs, timeout_s: timeoutS, prompt_name: promptName, ...wanted }, signal) {
+    const timeoutMs = timeoutS === undefined ? undefined : timeoutS * 1000;
+    const told = await bridge.tokenize(inputs, { signal, promptName, timeoutMs, ...wanted });
+    return { ...told, count: told.tokens.length };
+  },
   async info(_, signal) {
     const { model, fingerprint, dimension, maxTokens, protocol, pid } = await bridge.info({ signal });
     return { model, fingerprint, dimension, max_tokens: maxTokens, protocol, pid };

@@ -82,8 +82,24 @@ export interface InfoOptions extends CallOptions {
   model?: string;
 }
 
+/**
+ * What numbers vectors are made of. "float16" rounds to halves: their bits in a Uint16Array, which
+ * `new Float16Array(vector.buffer, vector.byteOffset, vector.length)` reads where there is one. "ubinary" keeps the signs,
+ * packed: a bit for each number, 1 where it is above 0, the first number highest in its byte.
+ */
+export type Precision = "float32" | "float16" | "ubinary";
+
+/** The array that holds vectors of each precision. */
+export interface Matrices {
+  float32: Float32Array;
+  float16: Uint16Array;
+  ubinary: Uint8Array;
+}
+
 /** What a call of `embed` may ask for. What is left out is as the model's folder says. */
-export interface EmbedOptions extends CallOptions {
+export interface EmbedOptions<P extends Precision = "float32"> extends CallOptions {
+  /** How the vectors come. Default: "float32". */
+  precision?: P;
   /** The name of another model that the worker has loaded. */
   model?: string;
   /** One of the model's prompts, such as "query"; excludes `prompt`. */
@@ -99,21 +115,58 @@ export interface EmbedOptions extends CallOptions {
 }
 
 /** What `embedQuery` and `embedDocuments` may be given: they choose the prompt. */
-export type PromptedOptions = Omit<EmbedOptions, "prompt" | "promptName">;
+export type PromptedOptions<P extends Precision = "float32"> = Omit<EmbedOptions<P>, "prompt" | "promptName">;
 
 /** What `embedIter` may be given; `timeoutMs` counts for each block. */
-export interface EmbedIterOptions extends EmbedOptions {
+export interface EmbedIterOptions<P extends Precision = "float32"> extends EmbedOptions<P> {
   /** Inputs in one block. Default: 256. */
   blockInputs?: number;
 }
 
+/** What a call of `tokenize` may ask for. */
+export interface TokenizeOptions extends CallOptions {
+  /** The name of another model that the worker has loaded. */
+  model?: string;
+  /** One of the model's prompts, such as "query", whose tokens count; excludes `prompt`. */
+  promptName?: string;
+  /** A literal prefix of every input, whose tokens count. */
+  prompt?: string;
+  /** False cuts nothing: `truncated` is empty, and `offsets` go on to the end of each input. */
+  truncate?: boolean;
+  /** Whether to tell where in its input each token lies. */
+  offsets?: boolean;
+}
+
+/** The tokens of one call. */
+export interface Tokenization {
+  /** Of each text, as `embed` counts them: prompt and special tokens included, before truncation. */
+  tokens: number[];
+  /** The indexes of the inputs that `embed` would cut. */
+  truncated: number[];
+  /**
+   * Where they were asked for: for each input a range for each token of its own text, from where to where, in code
+   * points. `utf16Offsets` makes ranges for `slice` of them.
+   */
+  offsets?: [start: number, end: number][][];
+  model: string;
+  /** Names the vector space, and with it the tokenizer. */
+  fingerprint: string;
+}
+
+/**
+ * Turn ranges of code points of a text, such as `offsets[i]` of input i, into ranges of its UTF-16 units:
+ * `text.slice(start, end)` is what a range covers. The two are the same until an astral character, such as an emoji.
+ */
+export function utf16Offsets(text: string, offsets: readonly (readonly [number, number])[]): [start: number, end: number][];
+
 /** The vectors of one call, one for each input, in order. */
-export interface Embeddings {
+export interface Embeddings<Matrix = Float32Array> {
   /** The vectors; they share the memory of `matrix`. */
-  vectors: Float32Array[];
-  /** All of them: `count` rows of `dimension` numbers. */
-  matrix: Float32Array;
+  vectors: Matrix[];
+  /** All of them: `count` rows of `dimension` numbers, or of an eighth of the bytes, rounded up, for "ubinary". */
+  matrix: Matrix;
   count: number;
+  /** How many numbers a vector has, at any precision. */
   dimension: number;
   /** Of each text, before truncation. */
   tokens: number[];
@@ -167,19 +220,33 @@ export interface Stats {
 export class EmbedBridge {
   constructor(options?: EmbedBridgeOptions);
   /** Embed texts, with the model's default prompt. A large call is cut into pieces that travel ahead of each other. */
-  embed(inputs: readonly string[], options?: EmbedOptions): Promise<Embeddings>;
+  embed<P extends Precision = "float32">(
+    inputs: readonly string[],
+    options?: EmbedOptions<P>,
+  ): Promise<Embeddings<Matrices[P]>>;
   /** Embed what is searched for: with the model's prompt "query", or with none where it has none. */
-  embedQuery(inputs: readonly string[], options?: PromptedOptions): Promise<Embeddings>;
+  embedQuery<P extends Precision = "float32">(
+    inputs: readonly string[],
+    options?: PromptedOptions<P>,
+  ): Promise<Embeddings<Matrices[P]>>;
   /** Embed what is found: with the model's prompt "document", "passage" or "corpus", or with none. */
-  embedDocuments(inputs: readonly string[], options?: PromptedOptions): Promise<Embeddings>;
+  embedDocuments<P extends Precision = "float32">(
+    inputs: readonly string[],
+    options?: PromptedOptions<P>,
+  ): Promise<Embeddings<Matrices[P]>>;
   /**
    * Embed any number of texts, in blocks and in order. A few blocks are in flight while one is consumed, and no more of
    * `inputs` is read than that. To leave the loop withdraws them.
    */
-  embedIter(
+  embedIter<P extends Precision = "float32">(
     inputs: Iterable<string> | AsyncIterable<string>,
-    options?: EmbedIterOptions,
-  ): AsyncGenerator<Embeddings, void, undefined>;
+    options?: EmbedIterOptions<P>,
+  ): AsyncGenerator<Embeddings<Matrices[P]>, void, undefined>;
+  /**
+   * Count the tokens of texts as `embed` would, without a vector: so that a text can be cut at the model's limit,
+   * `maxTokens` of `info`. Cut into pieces, sent again and ended as `embed` is.
+   */
+  tokenize(inputs: readonly string[], options?: TokenizeOptions): Promise<Tokenization>;
   /** What the worker says of itself and of a model, as soon as it is ready: starts it early, too. */
   info(options?: InfoOptions): Promise<WorkerInfo>;
   /** Whether the worker answers; it does at once, also when it is busy. */

@@ -1,4 +1,4 @@
-/** @import { Embeddings, WorkerInfo } from "../index.js" */
+/** @import { Embeddings, Precision, Tokenization, WorkerInfo } from "../index.js" */
 /** @import { Sentence } from "./ends.js" */
 /** @import { EmbedBridgeError } from "./errors.js" */
 /** @import { Parameters, Settings } from "./options.js" */
@@ -8,9 +8,9 @@
 import { Call, later } from "./call.js";
 import { hung } from "./ends.js";
 import { closedError, requestError, timeoutError } from "./errors.js";
-import { Job } from "./job.js";
+import { EmbedJob, TokenizeJob } from "./job.js";
 import { Queue } from "./queue.js";
-import { decodeEmbeddings, decodeError, decodeInfo, encodeLine, isCount } from "./wire.js";
+import { decodeError, decodeInfo, encodeLine, isCount } from "./wire.js";
 
 export const LONGEST_DRAIN_MS = 15_000; // a supervised worker allows itself 10
 
@@ -52,15 +52,30 @@ export class Dispatcher {
 
   /**
    * @param {readonly string[]} inputs checked
+   * @param {{ precision: Precision, parameters: Parameters }} wanted
+   * @param {Waiting} waiting
+   * @returns {Promise<Embeddings<any>>}
+   */
+  embed(inputs, wanted, waiting) {
+    return this.#begin(waiting, (call) => this.#enqueue(new EmbedJob(call, inputs, wanted, this.#fingerprints)));
+  }
+
+  /**
+   * @param {readonly string[]} inputs checked
    * @param {Parameters} parameters
    * @param {Waiting} waiting
-   * @returns {Promise<Embeddings>}
+   * @returns {Promise<Tokenization>}
    */
-  embed(inputs, parameters, waiting) {
-    return this.#begin(waiting, (call) => {
-      for (const piece of new Job(call, inputs, parameters).pieces()) this.#queue.push(piece);
-      this.dispatch();
-    });
+  tokenize(inputs, parameters, waiting) {
+    return this.#begin(waiting, (call) =>
+      this.#enqueue(new TokenizeJob(call, inputs, parameters, this.#fingerprints)),
+    );
+  }
+
+  /** @param {EmbedJob | TokenizeJob} job */
+  #enqueue(job) {
+    for (const piece of job.pieces()) this.#queue.push(piece);
+    this.dispatch();
   }
 
   /**
@@ -172,7 +187,7 @@ export class Dispatcher {
   #send(worker, { limits }, piece) {
     const { job } = piece;
     const id = ++this.#lastId;
-    const request = { id, method: "embed", inputs: piece.inputs, encoding_format: "base64", ...job.parameters };
+    const request = { id, method: job.method, inputs: piece.inputs, ...job.parameters };
     const line = piece.count > limits.maxInputs ? undefined : encodeLine(request);
     const isLong = line === undefined || line.length - 1 > limits.maxLineBytes;
     if (isLong && piece.count > 1) {
@@ -237,7 +252,7 @@ export class Dispatcher {
     worker.health?.received(now());
     const piece = worker.pieces.get(id);
     if (piece) {
-      this.#onEmbedded(worker, id, piece, members);
+      this.#onAnswered(worker, id, piece, members);
     } else if (worker.questions.has(id)) {
       this.#onTold(worker, id, members);
     } // else: an answer to a cancel, a duplicate, or nobody's
@@ -249,10 +264,10 @@ export class Dispatcher {
    * @param {Piece} piece
    * @param {Members} members
    */
-  #onEmbedded(worker, id, piece, members) {
+  #onAnswered(worker, id, piece, members) {
     const { isOver, job } = piece;
     const refused = members.status === "error" && !isOver ? decodeError(members, piece.count) : undefined;
-    const answer = refused || isOver ? undefined : this.#checked(worker, piece, members);
+    const take = refused || isOver ? undefined : job.checked(piece, members, worker.info);
     worker.unload(id, piece);
     worker.health?.embedded(now());
     if (refused?.code === "shutting_down") {
@@ -263,30 +278,13 @@ export class Dispatcher {
       return;
     }
     piece.stopTimer?.();
-    if (answer) {
+    if (take) {
       worker.usefulSince ??= now();
-      job.take(piece, answer);
+      take();
     } else if (refused) {
       const { code, message, retryable, index } = refused;
       job.call.end(requestError(code, message, retryable, index === undefined ? undefined : piece.start + index));
     }
-  }
-
-  /**
-   * Compare an answer with what was asked for, and with what was promised.
-   * @param {Worker} worker
-   * @param {Piece} piece
-   * @param {Members} members
-   */
-  #checked({ info }, { job, count }, members) {
-    const { model: asked, dimensions } = job.parameters;
-    const isDefault = asked === undefined || asked === info?.model;
-    const answer = decodeEmbeddings(members, count, dimensions ?? (isDefault ? info?.dimension : job.space?.dimension));
-    if (asked === undefined && answer.model !== info?.model) throw new Error("an answer of another model");
-    const known = job.space?.fingerprint ?? this.#fingerprints.get(answer.model) ?? answer.fingerprint;
-    if (answer.fingerprint !== known) throw new Error("the fingerprint of another vector space");
-    this.#fingerprints.set(answer.model, known);
-    return answer;
   }
 
   /**

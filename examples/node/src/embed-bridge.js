@@ -1,6 +1,13 @@
 /** @import * as Declared from "../index.js" */
 import { checkedInputs } from "./job.js";
-import { DOCUMENT_PROMPTS, parametersOf, promptOf, QUERY_PROMPTS, withDefaults } from "./options.js";
+import {
+  DOCUMENT_PROMPTS,
+  embedParametersOf,
+  promptOf,
+  QUERY_PROMPTS,
+  tokenizeParametersOf,
+  withDefaults,
+} from "./options.js";
 import { Supervisor } from "./supervisor.js";
 
 const BLOCK_INPUTS = 256;
@@ -20,15 +27,24 @@ export class EmbedBridge {
 
   /**
    * @param {readonly string[]} inputs
-   * @param {Declared.EmbedOptions} options
+   * @param {Declared.EmbedOptions<any>} options
    */
   async embed(inputs, { signal, timeoutMs, ...wanted } = {}) {
-    return this.#supervisor.dispatcher.embed(checkedInputs(inputs), parametersOf(wanted), { signal, timeoutMs });
+    return this.#supervisor.dispatcher.embed(checkedInputs(inputs), embedParametersOf(wanted), { signal, timeoutMs });
   }
 
   /**
    * @param {readonly string[]} inputs
-   * @param {Declared.PromptedOptions} options
+   * @param {Declared.TokenizeOptions} options
+   */
+  async tokenize(inputs, { signal, timeoutMs, ...wanted } = {}) {
+    const parameters = tokenizeParametersOf(wanted);
+    return this.#supervisor.dispatcher.tokenize(checkedInputs(inputs), parameters, { signal, timeoutMs });
+  }
+
+  /**
+   * @param {readonly string[]} inputs
+   * @param {Declared.PromptedOptions<any>} options
    */
   async embedQuery(inputs, options = {}) {
     return this.#embedPrompted(checkedInputs(inputs), options, QUERY_PROMPTS);
@@ -36,7 +52,7 @@ export class EmbedBridge {
 
   /**
    * @param {readonly string[]} inputs
-   * @param {Declared.PromptedOptions} options
+   * @param {Declared.PromptedOptions<any>} options
    */
   async embedDocuments(inputs, options = {}) {
     return this.#embedPrompted(checkedInputs(inputs), options, DOCUMENT_PROMPTS);
@@ -44,24 +60,24 @@ export class EmbedBridge {
 
   /**
    * @param {readonly string[]} inputs
-   * @param {Declared.PromptedOptions} options
+   * @param {Declared.PromptedOptions<any>} options
    * @param {readonly string[]} names
    */
   async #embedPrompted(inputs, { signal, timeoutMs, ...wanted }, names) {
     for (const name of ["prompt", "promptName"]) {
       if (Object.hasOwn(wanted, name)) throw new TypeError(`${name} beside the prompt of the method`);
     }
-    const parameters = parametersOf(wanted);
+    const { parameters } = embedParametersOf(wanted);
     const startedAt = performance.now();
     const { prompts } = await this.#supervisor.dispatcher.info(parameters.model, { signal, timeoutMs });
-    const prompted = { ...parameters, ...parametersOf(promptOf(prompts, names)) };
+    const prompted = embedParametersOf({ ...wanted, ...promptOf(prompts, names) });
     const leftMs = timeoutMs === undefined ? undefined : Math.max(0, timeoutMs - (performance.now() - startedAt));
     return this.#supervisor.dispatcher.embed(inputs, prompted, { signal, timeoutMs: leftMs });
   }
 
   /**
    * @param {Iterable<string> | AsyncIterable<string>} inputs
-   * @param {Declared.EmbedIterOptions} options
+   * @param {Declared.EmbedIterOptions<any>} options
    */
   async *embedIter(inputs, { blockInputs = BLOCK_INPUTS, signal, ...options } = {}) {
     if (typeof inputs === "string") throw new TypeError("inputs must be many texts: this is one");
@@ -70,14 +86,14 @@ export class EmbedBridge {
     }
     const left = new AbortController();
     const both = signal ? AbortSignal.any([signal, left.signal]) : left.signal;
-    /** @type {Promise<Declared.Embeddings>[]} */
+    /** @type {Promise<Declared.Embeddings<any>>[]} */
     const ahead = [];
     try {
       for await (const block of blocksOf(inputs, blockInputs)) {
         const call = this.embed(block, { ...options, signal: both });
         call.catch(() => {}); // it is heard when its turn comes, or not at all
         ahead.push(call);
-        if (ahead.length > BLOCKS_AHEAD) yield await /** @type {Promise<Declared.Embeddings>} */ (ahead.shift());
+        if (ahead.length > BLOCKS_AHEAD) yield await /** @type {Promise<Declared.Embeddings<any>>} */ (ahead.shift());
       }
       for (const call of ahead) yield await call;
     } finally {

@@ -1,2 +1,3 @@
 export { EmbedBridge } from "./embed-bridge.js";
 export { EmbedBridgeError } from "./errors.js";
+export { utf16Offsets } from "./offsets.js";

@@ -1,8 +1,9 @@
 /** @import { Call } from "./call.js" */
 /** @import { Parameters } from "./options.js" */
-/** @import { Answer } from "./wire.js" */
-/** @import { Embeddings } from "../index.js" */
+/** @import { Answer, Members } from "./wire.js" */
+/** @import { Precision, Matrices, Tokenization, WorkerInfo } from "../index.js" */
 import { requestError } from "./errors.js";
+import { decodeEmbeddings, decodeTokens, PRECISIONS } from "./wire.js";
 
 // A piece is a second or two of work on a small machine: long enough to be batched well, short enough that a bulk call
 // neither outlives the time limit of its pieces in the worker's queue nor keeps others waiting.
@@ -73,22 +74,28 @@ export class Piece {
   }
 }
 
-/** One call of `embed`, and what has come back of it. */
-export class Job {
+/** A call of `embed` or `tokenize`, in pieces. */
+class Job {
+  #fingerprints;
   missing = 0; // pieces without an answer
-  /** @type {Omit<Embeddings, "vectors"> | undefined} */
-  #result;
+  /** @type {{ tokens: number[], truncated: number[] }} */
+  counts;
 
   /**
-   * @param {Call<Embeddings>} call
+   * @param {string} method
+   * @param {Call<any>} call
    * @param {readonly string[]} inputs
    * @param {Parameters} parameters
+   * @param {Map<string, string>} fingerprints by model: the vector spaces that were served
    */
-  constructor(call, inputs, parameters) {
+  constructor(method, call, inputs, parameters, fingerprints) {
+    this.#fingerprints = fingerprints;
+    this.method = method;
     this.call = call;
     this.inputs = inputs;
     this.parameters = parameters;
     this.sizes = inputs.map((input) => Buffer.byteLength(input));
+    this.counts = { tokens: new Array(inputs.length), truncated: [] };
   }
 
   /** Cut it into pieces of bounded cost; a call without inputs has one, too. */
@@ -103,37 +110,127 @@ export class Job {
     return pieces;
   }
 
-  /** What further answers must be of; undefined before the first. */
-  get space() {
-    return this.#result;
+  /**
+   * Check an answer to a piece: compare it with what was asked for, and with what was promised.
+   * @param {Piece} _piece
+   * @param {Members} _members
+   * @param {WorkerInfo | undefined} _info of the worker that answers
+   * @returns {() => void} what puts it in its place, and ends the call with the last of them
+   */
+  checked(_piece, _members, _info) {
+    throw new Error("every kind of call has its own answers");
   }
 
   /**
-   * Put the vectors of a piece in their place, and end the call with the last of them.
+   * Compare what answers with what was promised: two models, or two states of one, must not be mixed.
+   * @param {{ model: string, fingerprint: string }} answer
+   * @param {WorkerInfo | undefined} info
+   */
+  sameSpace({ model, fingerprint }, info) {
+    if (this.parameters.model === undefined && model !== info?.model) throw new Error("an answer of another model");
+    const known = this.#fingerprints.get(model) ?? fingerprint;
+    if (fingerprint !== known) throw new Error("the fingerprint of another vector space");
+    this.#fingerprints.set(model, known);
+  }
+
+  /**
+   * Put what was counted of a piece in its place; return whether that was the last of them.
+   * @param {Piece} piece
+   * @param {{ tokens: number[], truncated: number[] }} part
+   */
+  isLast({ start }, { tokens, truncated }) {
+    for (const [index, number] of tokens.entries()) this.counts.tokens[start + index] = number;
+    for (const index of truncated) this.counts.truncated.push(start + index);
+    if (--this.missing > 0) return false;
+    this.counts.truncated.sort((a, b) => a - b);
+    return true;
+  }
+}
+
+export class EmbedJob extends Job {
+  #precision;
+  /** @type {{ matrix: Matrices[Precision], dimension: number, model: string, fingerprint: string } | undefined} */
+  #space; // since the first answer
+
+  /**
+   * @param {Call<any>} call
+   * @param {readonly string[]} inputs
+   * @param {{ precision: Precision, parameters: Parameters }} wanted
+   * @param {Map<string, string>} fingerprints
+   */
+  constructor(call, inputs, { precision, parameters }, fingerprints) {
+    super("embed", call, inputs, parameters, fingerprints);
+    this.#precision = precision;
+  }
+
+  /**
+   * @override
+   * @param {Piece} piece
+   * @param {Members} members
+   * @param {WorkerInfo | undefined} info
+   */
+  checked(piece, members, info) {
+    const { model: asked, dimensions } = this.parameters;
+    const isDefault = asked === undefined || asked === info?.model;
+    const wanted = dimensions ?? (isDefault ? info?.dimension : this.#space?.dimension);
+    const answer = decodeEmbeddings(members, piece.count, wanted, this.#precision);
+    this.sameSpace(answer, info);
+    if (this.#space && this.#space.fingerprint !== answer.fingerprint) throw new Error("vectors of two spaces");
+    return () => this.#take(piece, answer);
+  }
+
+  /**
    * @param {Piece} piece
    * @param {Answer} answer
    */
-  take(piece, { matrix, dimension, tokens, truncated, model, fingerprint }) {
-    const count = this.inputs.length;
-    this.#result ??= {
-      matrix: new Float32Array(count * dimension),
-      count,
-      dimension,
-      tokens: new Array(count),
-      truncated: [],
-      model,
-      fingerprint,
-    };
-    const result = this.#result;
-    result.matrix.set(matrix, piece.start * dimension);
-    for (const [index, number] of tokens.entries()) result.tokens[piece.start + index] = number;
-    for (const index of truncated) result.truncated.push(piece.start + index);
-    if (--this.missing > 0) return;
-    result.truncated.sort((a, b) => a - b);
-    const vectors = Array.from({ length: count }, (_, row) =>
-      result.matrix.subarray(row * dimension, (row + 1) * dimension),
-    );
-    this.call.end(undefined, { vectors, ...result });
+  #take(piece, { matrix: rows, dimension, model, fingerprint, ...counts }) {
+    const { matrix: Matrix, rowLength } = PRECISIONS[this.#precision];
+    const [count, length] = [this.inputs.length, rowLength(dimension)];
+    this.#space ??= { matrix: new Matrix(count * length), dimension, model, fingerprint };
+    const { matrix } = this.#space;
+    matrix.set(rows, piece.start * length);
+    if (!this.isLast(piece, counts)) return;
+    const vectors = Array.from({ length: count }, (_, row) => matrix.subarray(row * length, (row + 1) * length));
+    this.call.end(undefined, { vectors, count, ...this.#space, ...this.counts });
+  }
+}
+
+export class TokenizeJob extends Job {
+  /** @type {Tokenization["offsets"]} */
+  #offsets;
+
+  /**
+   * @param {Call<Tokenization>} call
+   * @param {readonly string[]} inputs
+   * @param {Parameters} parameters
+   * @param {Map<string, string>} fingerprints
+   */
+  constructor(call, inputs, parameters, fingerprints) {
+    super("tokenize", call, inputs, parameters, fingerprints);
+    if (parameters.offsets) this.#offsets = new Array(inputs.length);
+  }
+
+  /**
+   * @override
+   * @param {Piece} piece
+   * @param {Members} members
+   * @param {WorkerInfo | undefined} info
+   */
+  checked(piece, members, info) {
+    const part = decodeTokens(members, piece.inputs, this.#offsets !== undefined);
+    this.sameSpace(part, info);
+    return () => this.#take(piece, part);
+  }
+
+  /**
+   * @param {Piece} piece
+   * @param {Tokenization} part
+   */
+  #take(piece, { offsets = [], model, fingerprint, ...counts }) {
+    const all = this.#offsets;
+    for (const [index, ranges] of offsets.entries()) if (all) all[piece.start + index] = ranges;
+    if (!this.isLast(piece, counts)) return;
+    this.call.end(undefined, { ...this.counts, ...(all && { offsets: all }), model, fingerprint });
   }
 }
 

@@ -1,5 +1,6 @@
-/** @import { EmbedBridgeOptions } from "../index.js" */
+/** @import { EmbedBridgeOptions, Precision } from "../index.js" */
 import { requestError } from "./errors.js";
+import { PRECISIONS } from "./wire.js";
 
 const NO_DEFAULTS = /** @type {const} */ (["cwd", "onStderr"]);
 
@@ -75,23 +76,51 @@ const PARAMETERS = {
   truncate: ["truncate", "boolean"],
 };
 
+/** @type {Record<string, [string, string]>} */
+const TOKENIZE_PARAMETERS = {
+  model: ["model", "string"],
+  promptName: ["prompt_name", "string"],
+  prompt: ["prompt", "string"],
+  truncate: ["truncate", "boolean"],
+  offsets: ["offsets", "boolean"],
+};
+
 /**
  * What a call asks for, as the wire names it.
  * @typedef {{ model?: string, prompt_name?: string, prompt?: string, dimensions?: number, normalize?: boolean,
- *   truncate?: boolean }} Parameters
+ *   truncate?: boolean, encoding_format?: string, offsets?: boolean }} Parameters
  */
 
 /**
- * Check what a call asks for, and name it as the wire does.
+ * Check what a call of `embed` asks for, and name it as the wire does.
+ * @param {{ precision?: Precision }} options
+ */
+export function embedParametersOf({ precision = "float32", ...wanted }) {
+  if (!Object.hasOwn(PRECISIONS, precision)) {
+    throw new TypeError(`precision must be one of ${Object.keys(PRECISIONS).join(", ")}`);
+  }
+  const { format: encoding_format } = PRECISIONS[precision];
+  return { precision, parameters: { encoding_format, ...parametersOf("embed", PARAMETERS, wanted) } };
+}
+
+/**
+ * Check what a call of `tokenize` asks for, and name it as the wire does.
+ * @param {object} wanted
+ */
+export const tokenizeParametersOf = (wanted) => parametersOf("tokenize", TOKENIZE_PARAMETERS, wanted);
+
+/**
+ * @param {string} method
+ * @param {Record<string, [string, string]>} known
  * @param {object} wanted
  * @returns {Parameters}
  */
-export function parametersOf(wanted) {
+function parametersOf(method, known, wanted) {
   /** @type {Record<string, unknown>} */
   const parameters = {};
   for (const [name, value] of Object.entries(wanted)) {
-    const [wireName, type] = PARAMETERS[name] && Object.hasOwn(PARAMETERS, name) ? PARAMETERS[name] : [];
-    if (!wireName) throw new TypeError(`embed has no option ${name}`);
+    const [wireName, type] = known[name] && Object.hasOwn(known, name) ? known[name] : [];
+    if (!wireName) throw new TypeError(`${method} has no option ${name}`);
     if (value === undefined) continue;
     if (typeof value !== type) throw new TypeError(`${name} must be a ${type}`);
     if (type === "number" && !(Number.isSafeInteger(value) && value > 0)) {

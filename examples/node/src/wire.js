@@ -1,4 +1,4 @@
-/** @import { WorkerInfo } from "../index.js" */
+/** @import { Precision, Matrices, Tokenization, WorkerInfo } from "../index.js" */
 import { endianness } from "node:os";
 
 // The wire: one JSON object a line. docs/protocol.md is the whole of it. What decodes throws an Error that says what is
@@ -103,9 +103,41 @@ function decodeLimits(told) {
 }
 
 /**
+ * How vectors travel, by the names of the option `precision`.
+ * @type {{ [P in Precision]: {
+ *   format: string, matrix: new (length: number) => Matrices[P], numberBytes: number,
+ *   rowLength: (dimension: number) => number, swap?: (bytes: Buffer) => Buffer, isFinite: (value: number) => boolean } }}
+ */
+export const PRECISIONS = {
+  float32: {
+    format: "base64",
+    matrix: Float32Array,
+    numberBytes: 4,
+    rowLength: (dimension) => dimension,
+    swap: (bytes) => bytes.swap32(),
+    isFinite: Number.isFinite,
+  },
+  float16: {
+    format: "base64_float16",
+    matrix: Uint16Array,
+    numberBytes: 2,
+    rowLength: (dimension) => dimension,
+    swap: (bytes) => bytes.swap16(),
+    isFinite: (bits) => (bits & 0x7c00) !== 0x7c00,
+  },
+  ubinary: {
+    format: "base64_ubinary",
+    matrix: Uint8Array,
+    numberBytes: 1,
+    rowLength: (dimension) => Math.ceil(dimension / 8),
+    isFinite: () => true,
+  },
+};
+
+/**
  * A checked answer to an `embed`.
  * @typedef {object} Answer
- * @property {Float32Array} matrix
+ * @property {Matrices[Precision]} matrix
  * @property {number} dimension
  * @property {number[]} tokens
  * @property {number[]} truncated
@@ -118,42 +150,100 @@ function decodeLimits(told) {
  * @param {Members} members
  * @param {number} count of the inputs
  * @param {number} [wanted] the dimension of the vectors; undefined where any will do
+ * @param {Precision} [precision]
  * @returns {Answer}
  */
-export function decodeEmbeddings(members, count, wanted) {
-  const { dimension, tokens, truncated, model, fingerprint, embeddings_base64: encoded } = members;
+export function decodeEmbeddings(members, count, wanted, precision = "float32") {
+  const { dimension, model, fingerprint, embeddings_base64: encoded } = members;
   if (members.count !== count || !isDimension(dimension) || dimension !== (wanted ?? dimension)) {
     throw new Error(`${shown(members.count)} x ${shown(dimension)} instead of ${count} x ${wanted}`);
   }
   if (!isText(model) || !isText(fingerprint)) throw new Error("no model or no fingerprint");
+  const { tokens, truncated } = decodeCounts(members, count);
+  return { matrix: decodeMatrix(encoded, count, dimension, precision), dimension, tokens, truncated, model, fingerprint };
+}
+
+/**
+ * Read the tokens of each input, and which were cut.
+ * @param {Members} members
+ * @param {number} count
+ */
+function decodeCounts({ tokens, truncated }, count) {
   if (!isListOf(tokens, isCount) || tokens.length !== count) {
     throw new Error("tokens that are not one number for each input");
   }
   if (!isListOf(truncated, (index) => isCount(index) && index < count)) {
     throw new Error("truncated that are not indexes of inputs");
   }
-  return { matrix: decodeMatrix(encoded, count * dimension), dimension, tokens, truncated, model, fingerprint };
+  return { tokens, truncated };
 }
 
 /**
  * @param {unknown} encoded
- * @param {number} length
+ * @param {number} count
+ * @param {number} dimension
+ * @param {Precision} precision
  */
-function decodeMatrix(encoded, length) {
-  const bytes = 4 * length;
+function decodeMatrix(encoded, count, dimension, precision) {
+  const { matrix: Matrix, numberBytes, rowLength, swap, isFinite } = PRECISIONS[precision];
+  const length = count * rowLength(dimension);
+  const bytes = numberBytes * length;
   // Node skips what is not base64, so that there would be fewer bytes than the length of the text promises; and it takes
   // the other alphabet. The length is compared before anything is allocated.
   const isWhole = isText(encoded) && encoded.length === 4 * Math.ceil(bytes / 3) && !/[-_]/.test(encoded);
-  if (!isWhole) throw new Error(`vectors that are not ${length} x 4 bytes in base64`);
+  if (!isWhole) throw new Error(`vectors that are not ${bytes} bytes in base64`);
   // Into the array's own memory: Buffer.from(text, "base64") may begin where no Float32Array can.
-  const matrix = new Float32Array(length);
+  const matrix = new Matrix(length);
   const memory = Buffer.from(matrix.buffer);
   if (memory.write(encoded, "base64") !== bytes || Buffer.byteLength(encoded, "base64") !== bytes) {
     throw new Error("vectors that are not base64");
   }
-  if (endianness() === "BE") memory.swap32();
-  if (!matrix.every(Number.isFinite)) throw new Error("a vector that is not finite");
+  if (endianness() === "BE") swap?.(memory);
+  if (!matrix.every(isFinite)) throw new Error("a vector that is not finite");
   return matrix;
+}
+
+/**
+ * Read an answer to `tokenize`.
+ * @param {Members} members
+ * @param {readonly string[]} inputs
+ * @param {boolean} hasOffsets
+ * @returns {Tokenization}
+ */
+export function decodeTokens(members, inputs, hasOffsets) {
+  const { count, model, fingerprint, offsets } = members;
+  if (count !== inputs.length) throw new Error(`${shown(count)} instead of ${inputs.length}`);
+  if (!isText(model) || !isText(fingerprint)) throw new Error("no model or no fingerprint");
+  const counts = { model, fingerprint, ...decodeCounts(members, inputs.length) };
+  if (!hasOffsets) return counts;
+  if (!Array.isArray(offsets) || offsets.length !== inputs.length) {
+    throw new Error("offsets that are not one list for each input");
+  }
+  for (const [index, ranges] of offsets.entries()) {
+    const length = codePointsIn(/** @type {string} */ (inputs[index]));
+    if (!(Array.isArray(ranges) && ranges.every((range) => isRange(range, length)))) {
+      throw new Error(`offsets of input ${index} that are not ranges of it`);
+    }
+  }
+  return { ...counts, offsets };
+}
+
+/**
+ * Ranges may overlap, and may be empty.
+ * @param {unknown} range
+ * @param {number} length of the text
+ */
+function isRange(range, length) {
+  if (!isListOf(range, isCount) || range.length !== 2) return false;
+  const [start, end] = /** @type {[number, number]} */ (/** @type {unknown} */ (range));
+  return start <= end && end <= length;
+}
+
+/** @param {string} text well formed */
+function codePointsIn(text) {
+  let lowHalves = 0;
+  for (let unit = 0; unit < text.length; unit++) if ((text.charCodeAt(unit) & 0xfc00) === 0xdc00) lowHalves++;
+  return text.length - lowHalves;
 }
 
 /** @type {(value: unknown) => value is number} */

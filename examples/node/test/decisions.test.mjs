@@ -4,16 +4,17 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { later } from "../src/call.js";
-import { Job, PIECE_BYTES, PIECE_TOKENS } from "../src/job.js";
+import { PIECE_BYTES, PIECE_TOKENS, TokenizeJob } from "../src/job.js";
 import { withDefaults } from "../src/options.js";
 import { Queue } from "../src/queue.js";
-import { decodeEmbeddings, decodeError, decodeInfo, decodeLine } from "../src/wire.js";
+import { utf16Offsets } from "../src/offsets.js";
+import { decodeEmbeddings, decodeError, decodeInfo, decodeLine, decodeTokens } from "../src/wire.js";
 import { LineBuffer } from "../src/worker.js";
 
 test("pieces are bounded and cover the call", () => {
   const texts = Array.from({ length: 30_000 }, (_, index) => "x".repeat(((index % 97) * index) % 6151));
   texts[777] = "x".repeat(6 * 2 ** 20);
-  const job = new Job({}, texts, {});
+  const job = new TokenizeJob({}, texts, {}, new Map());
   const pieces = job.pieces();
   assert.equal(job.missing, pieces.length);
   let next = 0;
@@ -168,6 +169,58 @@ test("answers that do not fit are refused", () => {
         `${JSON.stringify(wrong)} ${dimension}`,
       );
     }
+  }
+});
+
+test("halves and signs are decoded, and have lengths of their own", () => {
+  const halves = { ...answer, dimension: 9, embeddings_base64: Buffer.alloc(36, "\x00\x3c").toString("base64") };
+  assert.deepEqual(decodeEmbeddings(halves, 2, 9, "float16").matrix, new Uint16Array(18).fill(0x3c00));
+  const signs = { ...answer, dimension: 9, embeddings_base64: "gIB/gA==" };
+  assert.deepEqual(decodeEmbeddings(signs, 2, 9, "ubinary").matrix, new Uint8Array([0x80, 0x80, 0x7f, 0x80]));
+  for (const [precision, encoded] of [
+    ["float16", signs.embeddings_base64],
+    ["ubinary", "gIB/"],
+    ["ubinary", "gIB/gIA="],
+    ["ubinary", halves.embeddings_base64],
+    ["float16", Buffer.alloc(36, "\x00\x7c").toString("base64")], // infinite
+    ["float16", Buffer.alloc(36, "\x01\xfe", "latin1").toString("base64")], // not a number
+  ]) {
+    assert.throws(() => decodeEmbeddings({ ...signs, embeddings_base64: encoded }, 2, 9, precision), encoded);
+  }
+});
+
+test("tokens are counted, and lie in their text", () => {
+  const inputs = ["a 🎈b", ""];
+  const offsets = [[[0, 1], [2, 3], [2, 3], [3, 4]], [[0, 0]]];
+  const told = { model: "m", fingerprint: "f", count: 2, tokens: [6, 2], truncated: [], offsets };
+  assert.deepEqual(decodeTokens(told, inputs, true).offsets, offsets);
+  assert.equal(decodeTokens(told, inputs, false).offsets, undefined);
+  assert.deepEqual(
+    utf16Offsets(inputs[0], offsets[0]).map(([start, end]) => inputs[0].slice(start, end)),
+    ["a", "🎈", "🎈", "b"],
+  );
+  for (const wrong of [
+    { tokens: [6] },
+    { count: 1 },
+    { count: undefined },
+    { model: 7 },
+    { truncated: [2] },
+    { offsets: undefined },
+    { offsets: null },
+    { offsets: [[]] },
+    { offsets: [[], null] },
+    { offsets: [[], [[0, 1]]] }, // there is no text
+    { offsets: [[[0, 5]], []] },
+    { offsets: [[[-1, 1]], []] },
+    { offsets: [[[1, 0]], []] },
+    { offsets: [[[0.5, 1]], []] },
+    { offsets: [[["0", 1]], []] },
+    { offsets: [[[0, null]], []] },
+    { offsets: [[[0]], []] },
+    { offsets: [[[0, 1, 2]], []] },
+    { fingerprint: undefined },
+  ]) {
+    assert.throws(() => decodeTokens({ ...told, ...wrong }, inputs, true), JSON.stringify(wrong));
   }
 });
 

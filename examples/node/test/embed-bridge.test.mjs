@@ -170,6 +170,51 @@ describe("vectors", { concurrency: 8 }, () => {
   test("answers in small pieces are put together", () => using(["--slow-write=97:0.0001"], {}, assertEmbeds));
 });
 
+describe("tokens", { concurrency: 8 }, () => {
+  test("a large call is cut and joined in order, and survives a death", () =>
+    using(once("--kill-after=2", "--max-inputs=700"), {}, async (bridge) => {
+      const inputs = Array.from({ length: 5000 }, (_, index) => "é ".repeat(index % 7));
+      inputs[3] = inputs[4000] = "word ".repeat(600);
+      for (const offsets of [true, false]) {
+        const found = await bridge.tokenize(inputs, { offsets });
+        assert.deepEqual(found.truncated, [3, 4000]);
+        assert.deepEqual(
+          found.tokens,
+          inputs.map((text, index) => (text.length > 100 ? 602 : 2 + (index % 7))),
+        );
+        assert.equal(found.offsets?.length, offsets ? 5000 : undefined);
+        assert.deepEqual(found.offsets?.[9] ?? [[0, 1], [2, 3]], [[0, 1], [2, 3]]);
+        assert.equal(found.model, "fake-model");
+      }
+      assert.equal(bridge.stats().restarts, 1);
+    }));
+
+  test("wrong arguments are found before anything is sent", () =>
+    using([], {}, async (bridge) => {
+      for (const options of [{ dimensions: 3 }, { offsets: 1 }, { precision: "float16" }]) {
+        await assert.rejects(bridge.tokenize(["a"], options), TypeError);
+      }
+      for (const precision of ["int8", "toString", 7]) await assert.rejects(bridge.embed(["a"], { precision }), TypeError);
+    }));
+
+  test("vectors come at the precision that is asked for", () =>
+    using(["--max-inputs=30"], {}, async (bridge) => {
+      const exact = await bridge.embed(numbered(100), { dimensions: 7 });
+      const halves = await bridge.embed(numbered(100), { dimensions: 7, precision: "float16" });
+      const signs = await bridge.embedQuery(numbered(100), { dimensions: 7, precision: "ubinary" });
+      assert.deepEqual([halves.dimension, halves.matrix.length, signs.dimension, signs.matrix.length], [7, 700, 7, 100]);
+      for (const [row, vector] of exact.vectors.entries()) {
+        const bits = Array.from(vector, (number) => (number > 0 ? "1" : "0"));
+        assert.equal(signs.vectors[row][0], parseInt(bits.join("") + "0", 2));
+        const signBits = Array.from(halves.vectors[row], (half) => half >> 15);
+        assert.deepEqual(
+          signBits,
+          Array.from(vector, (number) => Number(number < 0)),
+        );
+      }
+    }));
+});
+
 describe("errors of requests", { concurrency: 8 }, () => {
   test("an error answer is the call's error", () =>
     using(["--error-after=1:inference_failed"], {}, async (bridge) => {

@@ -32,5 +32,5 @@ test("a strict program in TypeScript runs", { skip: !existsSync(TSC) && "no Type
   writeFileSync(program, ts.transpileModule(source, { compilerOptions }).outputText);
   const fake = JSON.stringify([PYTHON, "-m", "bridge_client.testing.fake_worker"]);
   const told = execFileSync(process.execPath, [program, fake, ROOT], { encoding: "utf8" });
-  assert.deepEqual(JSON.parse(told), [8, 4, 2, 8, 3, "request", 0]);
+  assert.deepEqual(JSON.parse(told), [8, 4, 2, 8, 3, "request", 0, 8, 1, [5], ["a", "😀", "b"]]);
 });

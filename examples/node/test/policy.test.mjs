@@ -140,7 +140,7 @@ describe("the policy", { skip: !existsSync(FILE) && "outside of its repository" 
   test("pieces are those of the policy", () => {
     each("pieces", ({ input_bytes: sizes = [], input_repeated: repeated = sizes.map((size) => [1, size]), pieces }, name) => {
       const inputs = repeated.flatMap(([count, size]) => new Array(count).fill("x".repeat(size)));
-      const cut = new job.Job({}, inputs, {}).pieces();
+      const cut = new job.TokenizeJob({}, inputs, {}, new Map()).pieces();
       assert.deepEqual(
         cut.map(({ start, stop }) => [start, stop]),
         pieces,

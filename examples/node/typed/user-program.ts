@@ -1,8 +1,8 @@
 // What a TypeScript user writes, under --strict: `npm run types` checks it, and `npm test` runs it.
 // The comments that expect errors fail the check when there is none.
 
-import { EmbedBridge, EmbedBridgeError } from "embed-bridge";
-import type { Embeddings, ErrorKind, Stats, WorkerInfo } from "embed-bridge";
+import { EmbedBridge, EmbedBridgeError, utf16Offsets } from "embed-bridge";
+import type { Embeddings, ErrorKind, Stats, Tokenization, WorkerInfo } from "embed-bridge";
 import type * as Declared from "../index.js";
 import * as Code from "../src/index.js";
 
@@ -17,6 +17,10 @@ const info: WorkerInfo = await bridge.info({ timeoutMs: 60_000 });
 const query: Embeddings = await bridge.embedQuery(["text 0"], { dimensions: 4, signal: AbortSignal.timeout(60_000) });
 const documents = await bridge.embedDocuments(["text 1", "text 2"] as const);
 const first: Float32Array | undefined = documents.vectors[0];
+const { vectors: halves }: { vectors: Uint16Array[] } = await bridge.embed(["text 0"], { precision: "float16" });
+const signs: Embeddings<Uint8Array> = await bridge.embedQuery(["text 0"], { precision: "ubinary" });
+const found: Tokenization = await bridge.tokenize(["a 😀 b"], { offsets: true, truncate: false });
+const words = utf16Offsets("a 😀 b", found.offsets?.[0] ?? []).map(([start, end]) => "a 😀 b".slice(start, end));
 let blocks = 0;
 async function* read(): AsyncGenerator<string> {
   for (let number = 0; number < 5; number++) yield `text ${number}`;
@@ -35,6 +39,13 @@ try {
 const stats: Stats = bridge.stats();
 
 export function neverCalled(): void {
+  // @ts-expect-error: signs are bytes
+  const wrong: Float32Array[] = signs.vectors;
+  // @ts-expect-error: a precision that there is not
+  void bridge.embed(["a"], { precision: "int8" });
+  // @ts-expect-error: tokens have no dimensions
+  void bridge.tokenize(["a"], { dimensions: 3 });
+  void wrong;
   // @ts-expect-error: one text is no list
   void bridge.embed("text");
   // @ts-expect-error: the old name
@@ -47,4 +58,4 @@ export function neverCalled(): void {
   void new EmbedBridge({ drainS: 1 });
 }
 
-console.log(JSON.stringify([info.dimension, query.dimension, documents.count, first?.length, blocks, kind, stats.restarts]));
+console.log(JSON.stringify([info.dimension, query.dimension, documents.count, first?.length, blocks, kind, stats.restarts, halves[0]?.length, signs.matrix.length, found.tokens, words]));

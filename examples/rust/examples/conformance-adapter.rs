@@ -7,13 +7,14 @@ use std::error::Error as StdError;
 use std::ffi::OsString;
 use std::io::{self, BufRead, Write};
 use std::iter;
+use std::ops::Range;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use base64::engine::general_purpose::STANDARD;
 use base64::Engine as _;
-use embed_bridge::{Canceller, EmbedBridge, Embeddings, Error, Options, Parameters};
+use embed_bridge::{Canceller, EmbedBridge, Embeddings, Error, Options, Parameters, Precision, Tokenization};
 use serde::Deserialize;
 use serde_json::{json, Value};
 
@@ -27,7 +28,7 @@ struct Call {
     arguments: Value,
 }
 
-/// What an `embed` may hold beside `call` and `op`.
+/// What an `embed` or a `tokenize` may hold beside `call` and `op`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Embed {
@@ -39,6 +40,8 @@ struct Embed {
     prompt_name: Option<String>,
     prompt: Option<String>,
     truncate: Option<bool>,
+    precision: Option<String>,
+    offsets: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -59,11 +62,21 @@ fn main() -> Result<(), Box<dyn StdError>> {
         }
         let Call { number: call, op, target, arguments } = serde_json::from_str(&line)?;
         match op.as_str() {
-            "embed" => match begin(&bridge, arguments) {
+            "embed" => match asked(arguments)
+                .and_then(|(inputs, parameters)| bridge.submit(inputs, parameters).map_err(|error| failure(&error)))
+            {
                 Ok(pending) => {
                     cancellers.insert(call, pending.canceller());
                     threads
                         .push(thread::spawn(move || say(call, pending.wait().map(|embeddings| outcome(&embeddings)))));
+                }
+                Err(failure) => print(call, failure),
+            },
+            "tokenize" => match asked(arguments) {
+                Ok((inputs, parameters)) => {
+                    let pending = bridge.tokenize_async(inputs, parameters);
+                    cancellers.insert(call, pending.canceller());
+                    threads.push(thread::spawn(move || say(call, pending.wait().map(|found| tokens(&found)))));
                 }
                 Err(failure) => print(call, failure),
             },
@@ -90,7 +103,7 @@ fn main() -> Result<(), Box<dyn StdError>> {
     Ok(())
 }
 
-fn begin(bridge: &EmbedBridge, arguments: Value) -> Result<embed_bridge::Pending, Value> {
+fn asked(arguments: Value) -> Result<(Vec<String>, Parameters), Value> {
     let invalid =
         |message: String| json!({"ok": false, "error": "invalid_argument", "retryable": false, "message": message});
     let embed: Embed = serde_json::from_value(arguments).map_err(|error| invalid(error.to_string()))?;
@@ -108,7 +121,14 @@ fn begin(bridge: &EmbedBridge, arguments: Value) -> Result<embed_bridge::Pending
     parameters.prompt_name = embed.prompt_name;
     parameters.prompt = embed.prompt;
     parameters.truncate = embed.truncate;
-    bridge.submit(inputs, parameters).map_err(|error| failure(&error))
+    parameters.offsets = embed.offsets.unwrap_or(false);
+    parameters.precision = match embed.precision.as_deref() {
+        None | Some("float32") => Precision::Float32,
+        Some("float16") => Precision::Float16,
+        Some("ubinary") => Precision::Ubinary,
+        Some(other) => return Err(invalid(format!("no precision {other:?}"))),
+    };
+    Ok((inputs, parameters))
 }
 
 fn ask(bridge: &EmbedBridge, op: &str) -> Result<Value, Error> {
@@ -129,12 +149,27 @@ fn ask(bridge: &EmbedBridge, op: &str) -> Result<Value, Error> {
 }
 
 fn outcome(embeddings: &Embeddings) -> Value {
-    let bytes: Vec<u8> = embeddings.vectors.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let mut bytes = embeddings.ubinary.clone(); // one of the three
+    bytes.extend(embeddings.vectors.iter().flat_map(|value| value.to_le_bytes()));
+    bytes.extend(embeddings.float16.iter().flat_map(|bits| bits.to_le_bytes()));
     json!({
         "count": embeddings.len(), "dimension": embeddings.dimension, "vectors_base64": STANDARD.encode(bytes),
         "tokens": embeddings.tokens, "truncated": embeddings.truncated,
         "model": embeddings.model, "fingerprint": embeddings.fingerprint,
     })
+}
+
+fn tokens(found: &Tokenization) -> Value {
+    let mut told = json!({
+        "count": found.tokens.len(), "tokens": found.tokens, "truncated": found.truncated,
+        "model": found.model, "fingerprint": found.fingerprint,
+    });
+    if found.offsets.len() == found.tokens.len() {
+        let ranges =
+            |ranges: &Vec<Range<usize>>| ranges.iter().map(|range| [range.start, range.end]).collect::<Vec<_>>();
+        told["offsets"] = found.offsets.iter().map(ranges).collect();
+    }
+    told
 }
 
 fn failure(error: &Error) -> Value {

@@ -13,6 +13,8 @@ use crate::parameters::Parameters;
 use crate::pending::Pending;
 use crate::promise::Promise;
 use crate::supervisor::Shared;
+use crate::text_call::Promised;
+use crate::tokenization::Tokenization;
 
 /// A worker that is kept alive: spawned at once, supervised, restarted.
 ///
@@ -80,11 +82,7 @@ impl EmbedBridge {
 
     /// Begin an embedding, however much is waiting already: the wait for the outcome is the wait for room.
     pub fn embed_async(&self, inputs: Vec<String>, parameters: Parameters) -> Pending {
-        self.begin(inputs, parameters, false).unwrap_or_else(|error| {
-            let promise = Promise::default();
-            promise.settle(Err(error), &mut Vec::new());
-            Pending::new(&self.shared, 0, Arc::new(promise))
-        })
+        self.begin_anyway(inputs, parameters, Promised::Vectors)
     }
 
     /// Begin an embedding, unless too much is waiting already.
@@ -92,12 +90,57 @@ impl EmbedBridge {
     /// # Errors
     /// [`Error::QueueFull`] if too much is waiting; otherwise only what is known already, such as [`Error::Closed`].
     pub fn submit(&self, inputs: Vec<String>, parameters: Parameters) -> Result<Pending, Error> {
-        self.begin(inputs, parameters, true)
+        self.begin(inputs, parameters, Promised::Vectors, true)
     }
 
-    fn begin(&self, inputs: Vec<String>, parameters: Parameters, is_bounded: bool) -> Result<Pending, Error> {
-        let call = self.shared.embed(inputs, parameters, is_bounded)?;
-        Ok(Pending::new(&self.shared, call.number, Arc::clone(&call.promise)))
+    fn begin<T>(
+        &self,
+        inputs: Vec<String>,
+        parameters: Parameters,
+        promised: fn(Arc<Promise<T>>) -> Promised,
+        is_bounded: bool,
+    ) -> Result<Pending<T>, Error> {
+        let promise = Arc::default();
+        let number = self.shared.begin(inputs, parameters, promised(Arc::clone(&promise)), is_bounded)?;
+        Ok(Pending::new(&self.shared, number, promise))
+    }
+
+    fn begin_anyway<T>(
+        &self,
+        inputs: Vec<String>,
+        parameters: Parameters,
+        promised: fn(Arc<Promise<T>>) -> Promised,
+    ) -> Pending<T> {
+        self.begin(inputs, parameters, promised, false).unwrap_or_else(|error| {
+            let promise = Promise::default();
+            promise.settle(Err(error), &mut Vec::new());
+            Pending::new(&self.shared, 0, Arc::new(promise))
+        })
+    }
+
+    // Tokens
+
+    /// Count the tokens of any number of texts as [`embed`](EmbedBridge::embed) would, without a vector: so that a text
+    /// can be cut at the model's limit, [`Info::max_tokens`]. It is cut into requests, sent again and ended as an
+    /// embedding is.
+    ///
+    /// # Errors
+    /// As [`embed`](EmbedBridge::embed).
+    pub fn tokenize<S: AsRef<str>>(&self, inputs: &[S]) -> Result<Tokenization, Error> {
+        self.tokenize_with(inputs, Parameters::new())
+    }
+
+    /// Do as [`tokenize`](EmbedBridge::tokenize), with parameters: see [`Parameters::offsets`].
+    ///
+    /// # Errors
+    /// As [`embed`](EmbedBridge::embed).
+    pub fn tokenize_with<S: AsRef<str>>(&self, inputs: &[S], parameters: Parameters) -> Result<Tokenization, Error> {
+        self.tokenize_async(inputs.iter().map(|text| text.as_ref().to_owned()).collect(), parameters).wait()
+    }
+
+    /// Do as [`tokenize_with`](EmbedBridge::tokenize_with), without blocking.
+    pub fn tokenize_async(&self, inputs: Vec<String>, parameters: Parameters) -> Pending<Tokenization> {
+        self.begin_anyway(inputs, parameters, Promised::Tokens)
     }
 
     // The worker

@@ -4,17 +4,17 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::embed_call::EmbedCall;
 use crate::error::{Error, ErrorCode};
 use crate::info::Limits;
 use crate::policy::{BYTES_PER_TOKEN, CHUNK_BYTES, CHUNK_TOKENS, MOST_TOKENS, SHORT_TOKENS, SPECIAL_TOKENS};
+use crate::text_call::TextCall;
 use crate::wire;
 
 const LINE_OVERHEAD_BYTES: usize = 512; // everything in a line but its inputs, its prompt and its model
 
 #[derive(Clone)]
 pub(crate) struct Chunk {
-    pub call: Arc<EmbedCall>,
+    pub call: Arc<TextCall>,
     pub range: Range<usize>,
     pub tokens: usize, // estimated
     pub bytes: usize,
@@ -25,7 +25,7 @@ pub(crate) struct Chunk {
 
 impl Chunk {
     /// All inputs of a call as one chunk, to be cut when the worker's limits are known.
-    pub(crate) fn whole(call: Arc<EmbedCall>) -> Chunk {
+    pub(crate) fn whole(call: Arc<TextCall>) -> Chunk {
         let range = 0..call.inputs.len();
         let mut chunk =
             Chunk { call, range, tokens: 0, bytes: 0, lone_deaths: 0, is_isolated: false, first_sent: None };
@@ -108,10 +108,12 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::parameters::Parameters;
+    use crate::text_call::Promised;
 
     /// Cut all inputs into chunks.
     pub(crate) fn chunks(texts: Vec<String>, limits: &Limits) -> Vec<Chunk> {
-        let call = Arc::new(EmbedCall::new(1, texts, Parameters::new(), Duration::ZERO));
+        let call =
+            Arc::new(TextCall::new(1, texts, Parameters::new(), Promised::Vectors(Arc::default()), Duration::ZERO));
         let (mut chunks, mut rest) = (Vec::new(), Some(Chunk::whole(call)));
         while let Some(chunk) = rest {
             let (first, others) = chunk.cut(limits, usize::MAX).expect("no text is too long");
@@ -136,7 +138,7 @@ pub(crate) mod tests {
             for chunk in chunks {
                 assert!(chunk.tokens <= CHUNK_TOKENS && chunk.range.len() <= limits.max_inputs);
                 let mut line = Vec::new();
-                wire::Request::Embed { call: chunk.call, range: chunk.range, role_prompt: None }
+                wire::Request::Texts { call: chunk.call, range: chunk.range, role_prompt: None }
                     .encode(u64::MAX, &mut line);
                 assert!(line.len() <= limits.max_line_bytes);
             }

@@ -56,7 +56,6 @@
 
 mod bridge;
 mod chunk;
-mod embed_call;
 mod embeddings;
 mod error;
 mod exit;
@@ -73,6 +72,8 @@ mod policy_cases;
 mod process;
 mod promise;
 mod supervisor;
+mod text_call;
+mod tokenization;
 mod wire;
 mod worker;
 
@@ -82,5 +83,6 @@ pub use error::{Error, ErrorCode};
 pub use exit::{Cause, Exit};
 pub use info::{Info, Limits};
 pub use options::Options;
-pub use parameters::Parameters;
+pub use parameters::{Parameters, Precision};
 pub use pending::{Canceller, Pending};
+pub use tokenization::{byte_ranges, Tokenization};

@@ -24,12 +24,50 @@ pub struct Parameters {
     pub prompt_name: Option<String>,
     /// A literal prefix.
     pub prompt: Option<String>,
-    /// `Some(false)` makes a text over the model's limit an error.
+    /// `Some(false)` makes a text over the model's limit an error of an embedding, and has a tokenization tell of the
+    /// whole of it.
     pub truncate: Option<bool>,
+    /// How vectors come.
+    pub precision: Precision,
+    /// Have a tokenization tell where in its input each token lies.
+    pub offsets: bool,
     /// For the whole call, waiting included. Without it, [`Options::request_timeout`](crate::Options::request_timeout)
     /// counts for each chunk of it.
     pub timeout: Option<Duration>,
     pub(crate) role: Option<Role>,
+}
+
+/// What numbers vectors are made of. A database that stores halves or bits gets them from the worker, in half or a
+/// thirty-second of the bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Precision {
+    /// Into [`Embeddings::vectors`](crate::Embeddings::vectors).
+    #[default]
+    Float32,
+    /// Rounded to halves, into [`Embeddings::float16`](crate::Embeddings::float16).
+    Float16,
+    /// The signs alone, into [`Embeddings::ubinary`](crate::Embeddings::ubinary).
+    Ubinary,
+}
+
+impl Precision {
+    /// Return its name on the wire.
+    pub(crate) fn format(self) -> &'static str {
+        match self {
+            Precision::Float32 => "base64",
+            Precision::Float16 => "base64_float16",
+            Precision::Ubinary => "base64_ubinary",
+        }
+    }
+
+    /// Return how many numbers hold a vector of so many dimensions.
+    pub(crate) fn row_length(self, dimension: usize) -> usize {
+        match self {
+            Precision::Float32 | Precision::Float16 => dimension,
+            Precision::Ubinary => dimension / 8 + usize::from(dimension % 8 > 0),
+        }
+    }
 }
 
 /// What the inputs are, for a model that tells queries and documents apart.
@@ -107,6 +145,18 @@ impl Parameters {
     #[must_use]
     pub fn truncate(self, truncate: bool) -> Parameters {
         Parameters { truncate: Some(truncate), ..self }
+    }
+
+    /// Set [`precision`](Parameters::precision).
+    #[must_use]
+    pub fn precision(self, precision: Precision) -> Parameters {
+        Parameters { precision, ..self }
+    }
+
+    /// Set [`offsets`](Parameters::offsets).
+    #[must_use]
+    pub fn offsets(self, offsets: bool) -> Parameters {
+        Parameters { offsets, ..self }
     }
 
     /// Set [`timeout`](Parameters::timeout).

@@ -39,8 +39,13 @@ type call struct {
 	Inputs   []string `json:"inputs"`
 	TimeoutS *float64 `json:"timeout_s"`
 	Target   int      `json:"target"`
+
+	Precision string `json:"precision"`
+	Offsets   bool   `json:"offsets"`
 	embedbridge.EmbedOptions
 }
+
+var precisions = map[string]embedbridge.Precision{"float16": embedbridge.Float16, "ubinary": embedbridge.Ubinary}
 
 type outcome map[string]any
 
@@ -148,15 +153,32 @@ func (a *adapter) begin(line []byte) {
 func (a *adapter) carryOut(ctx context.Context, c call) (outcome, error) {
 	switch c.Op {
 	case "embed":
+		c.EmbedOptions.Precision = precisions[c.Precision]
 		embeddings, err := a.client.Embed(ctx, c.Inputs, &c.EmbedOptions)
 		if err != nil {
 			return nil, err
 		}
 		return outcome{
 			"ok": true, "count": embeddings.Count, "dimension": embeddings.Dimension,
-			"vectors_base64": encode(embeddings.Vectors), "tokens": embeddings.Tokens, "truncated": embeddings.Truncated,
+			"vectors_base64": encode(embeddings), "tokens": embeddings.Tokens, "truncated": embeddings.Truncated,
 			"model": embeddings.Model, "fingerprint": embeddings.Fingerprint,
 		}, nil
+	case "tokenize":
+		options := embedbridge.TokenizeOptions{
+			Model: c.Model, PromptName: c.PromptName, Prompt: c.Prompt, Truncate: c.Truncate, Offsets: c.Offsets,
+		}
+		found, err := a.client.Tokenize(ctx, c.Inputs, &options)
+		if err != nil {
+			return nil, err
+		}
+		told := outcome{
+			"ok": true, "count": len(found.Tokens), "tokens": found.Tokens, "truncated": found.Truncated,
+			"model": found.Model, "fingerprint": found.Fingerprint,
+		}
+		if c.Offsets {
+			told["offsets"] = found.Offsets
+		}
+		return told, nil
 	case "info":
 		info, err := a.client.Info(ctx)
 		return outcome{
@@ -218,10 +240,13 @@ func failure(err error) outcome {
 	return told
 }
 
-func encode(vectors []float32) string {
-	raw := make([]byte, 4*len(vectors))
-	for i, value := range vectors {
-		binary.LittleEndian.PutUint32(raw[4*i:], math.Float32bits(value))
+func encode(embeddings *embedbridge.Embeddings) string {
+	raw := embeddings.Ubinary // one of the three
+	for _, value := range embeddings.Vectors {
+		raw = binary.LittleEndian.AppendUint32(raw, math.Float32bits(value))
+	}
+	for _, bits := range embeddings.Float16 {
+		raw = binary.LittleEndian.AppendUint16(raw, bits)
 	}
 	return base64.StdEncoding.EncodeToString(raw)
 }

@@ -56,22 +56,21 @@ impl Shared {
         current.health.received(now);
         // Nobody waits for a late, a repeated or an unknown id.
         let Some((id, awaited)) = answer.id().and_then(|id| Some((id, current.in_flight.get(&id)?))) else { return };
-        let Awaited::Embed(chunk, info) = awaited else { return inner.on_control(id, &answer, line, now) };
+        let Awaited::Texts(chunk, info) = awaited else { return inner.on_control(id, &answer, line, now) };
         if !answer.is_ok() {
             return inner.on_failure(id, &answer, now);
         }
         let (call, range, info) = (Arc::clone(&chunk.call), chunk.range.clone(), Arc::clone(info));
         drop(inner);
         // Without the lock: this may be megabytes.
-        let dimension = call.parameters.dimensions.unwrap_or(info.dimension);
-        let vectors = (!call.is_over()).then(|| answer.vectors(range.len(), dimension, &info)).transpose();
+        let part = (!call.is_over()).then(|| answer.part(&call, range.clone(), &info)).transpose();
         let mut inner = self.lock();
         // A worker that was given up meanwhile has no answers: its chunks are waiting again.
         if inner.trusted(number).is_none() {
             return;
         }
-        let vectors = match vectors {
-            Ok(vectors) => vectors,
+        let part = match part {
+            Ok(part) => part,
             Err(why) => return inner.ignore_output(&format!("an answer that does not fit: {why}"), now),
         };
         if inner.settle(id, now).is_none() {
@@ -82,8 +81,8 @@ impl Shared {
         inner.dispatch(now);
         drop(inner);
         let mut wakers = Vec::new();
-        if let Some(vectors) = vectors {
-            call.take(range, vectors, &info, &mut wakers);
+        if let Some(part) = part {
+            call.take(range, part, &info, &mut wakers);
         }
         wakers.into_iter().for_each(Waker::wake);
     }
@@ -131,7 +130,7 @@ impl Inner {
 
     fn on_failure(&mut self, id: u64, answer: &Answer<'_>, now: Instant) {
         let inputs = match self.current.as_ref().and_then(|current| current.in_flight.get(&id)) {
-            Some(Awaited::Embed(chunk, _)) => chunk.range.len(),
+            Some(Awaited::Texts(chunk, _)) => chunk.range.len(),
             _ => return,
         };
         let failure = match answer.failure(inputs) {

@@ -8,34 +8,36 @@ use super::generation::{Awaited, Model};
 use super::queue::{Call, Wanted};
 use super::{Inner, Shared};
 use crate::chunk::Chunk;
-use crate::embed_call::EmbedCall;
 use crate::error::Error;
 use crate::info::Info;
 use crate::parameters::Parameters;
 use crate::promise::Promise;
+use crate::text_call::{Promised, TextCall};
 
 impl Shared {
-    /// Begin an embedding; `is_bounded` refuses it while too much is waiting.
-    pub(crate) fn embed(
+    /// Begin a call with texts and return its number; `is_bounded` refuses it while too much is waiting.
+    pub(crate) fn begin(
         &self,
         inputs: Vec<String>,
         parameters: Parameters,
+        promised: Promised,
         is_bounded: bool,
-    ) -> Result<Arc<EmbedCall>, Error> {
+    ) -> Result<u64, Error> {
+        promised.check(&parameters)?;
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
-        let call = Arc::new(EmbedCall::new(number, inputs, parameters, self.options.request_timeout));
+        let call = Arc::new(TextCall::new(number, inputs, parameters, promised, self.options.request_timeout));
         let chunk = Chunk::whole(Arc::clone(&call));
         let mut inner = self.lock();
         inner.refusal()?;
         if is_bounded && inner.is_full(call.bytes) {
             return Err(Error::QueueFull);
         }
-        let wanted = Wanted::Vectors(Arc::clone(&call));
+        let wanted = Wanted::Texts(Arc::clone(&call));
         inner.begin(number, wanted, call.deadline, call.timeout);
         inner.calls.count_unsent(number, 1, 0);
         inner.queue.push_back(chunk);
         inner.dispatch(Instant::now());
-        Ok(call)
+        Ok(number)
     }
 
     /// Ask what the worker says of itself and a model, once it is ready; it may have to load the model.
@@ -109,7 +111,7 @@ impl Inner {
     fn sent_pieces(&self) -> impl Iterator<Item = &Chunk> {
         let in_flight = self.current.iter().flat_map(|current| current.in_flight.values());
         let sent = in_flight.filter_map(|awaited| match awaited {
-            Awaited::Embed(chunk, _) => Some(chunk),
+            Awaited::Texts(chunk, _) => Some(chunk),
             _ => None,
         });
         let waiting = self.case.isolated.iter().chain(&self.queue.again).chain(&self.parked);

@@ -104,7 +104,7 @@ impl Inner {
         self.calls.count_unsent(number, 0, 1);
         let next_check = current.health.next_check(true, &self.options);
         let deadline = chunk.deadline().unwrap_or(next_check);
-        self.send(Awaited::Embed(chunk, info));
+        self.send(Awaited::Texts(chunk, info));
         self.wake_by(deadline.min(next_check));
     }
 
@@ -115,7 +115,7 @@ impl Inner {
             Awaited::LoadModel(model) => Request::LoadModel { model: model.clone() },
             Awaited::Ping(_) => Request::Ping,
             Awaited::Cancel(target) => Request::Cancel { target: *target },
-            Awaited::Embed(chunk, info) => Request::Embed {
+            Awaited::Texts(chunk, info) => Request::Texts {
                 call: Arc::clone(&chunk.call),
                 range: chunk.range.clone(),
                 role_prompt: role_prompt(chunk, info),

@@ -20,7 +20,7 @@ pub(super) enum Awaited {
     /// A ping of the bridge itself, or of a host's call.
     Ping(Option<u64>),
     Cancel(u64),
-    Embed(Chunk, Arc<Info>),
+    Texts(Chunk, Arc<Info>),
 }
 
 /// A further model of this process.
@@ -98,10 +98,10 @@ impl Generation {
 
     /// Take a chunk that was answered out of what is in flight.
     pub(super) fn settle(&mut self, id: u64, now: Instant) -> Option<Chunk> {
-        if !matches!(self.in_flight.get(&id), Some(Awaited::Embed(..))) {
+        if !matches!(self.in_flight.get(&id), Some(Awaited::Texts(..))) {
             return None;
         }
-        let Some(Awaited::Embed(chunk, _)) = self.in_flight.remove(&id) else { return None };
+        let Some(Awaited::Texts(chunk, _)) = self.in_flight.remove(&id) else { return None };
         self.requests -= 1;
         self.bytes -= chunk.bytes;
         self.bulk_tokens -= if chunk.is_short() { 0 } else { chunk.tokens };

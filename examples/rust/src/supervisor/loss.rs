@@ -23,7 +23,7 @@ impl Inner {
         let mut chunks = Vec::new();
         for awaited in mem::take(&mut current.in_flight).into_values() {
             match awaited {
-                Awaited::Embed(chunk, _) => chunks.push(chunk),
+                Awaited::Texts(chunk, _) => chunks.push(chunk),
                 Awaited::Ping(Some(number)) => self.asks.push_back(number),
                 _ => {}
             }

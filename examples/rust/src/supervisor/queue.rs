@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use super::generation::Generation;
 use crate::chunk::Chunk;
-use crate::embed_call::EmbedCall;
 use crate::error::Error;
 use crate::info::Info;
 use crate::promise::Promise;
+use crate::text_call::TextCall;
 
 const FEW: usize = 64;
 
@@ -72,7 +72,7 @@ pub(super) struct Call {
 }
 
 pub(super) enum Wanted {
-    Vectors(Arc<EmbedCall>),
+    Texts(Arc<TextCall>),
     Info { promise: Arc<Promise<Info>>, model: Option<String>, is_to_load: bool },
     Pong(Arc<Promise<()>>),
 }
@@ -80,14 +80,14 @@ pub(super) enum Wanted {
 impl Call {
     pub(super) fn fail(&self, error: Error, wakers: &mut Vec<Waker>) {
         match &self.wanted {
-            Wanted::Vectors(call) => call.promise.settle(Err(error), wakers),
+            Wanted::Texts(call) => call.promised.fail(error, wakers),
             Wanted::Info { promise, .. } => promise.settle(Err(error), wakers),
             Wanted::Pong(promise) => promise.settle(Err(error), wakers),
         };
     }
 
     fn bytes(&self) -> usize {
-        if let Wanted::Vectors(call) = &self.wanted {
+        if let Wanted::Texts(call) = &self.wanted {
             call.bytes
         } else {
             0
@@ -165,7 +165,7 @@ impl Calls {
 
     /// Return the calls that have something unsent, in the order in which they were made.
     pub(super) fn unsent(&self) -> Vec<u64> {
-        let is_unsent = |call: &Call| call.unsent > 0 || !matches!(call.wanted, Wanted::Vectors(_));
+        let is_unsent = |call: &Call| call.unsent > 0 || !matches!(call.wanted, Wanted::Texts(_));
         let mut numbers: Vec<u64> =
             self.by_number.iter().filter(|(_, call)| is_unsent(call)).map(|(number, _)| *number).collect();
         numbers.sort_unstable();
