@@ -109,7 +109,8 @@ class Lanes:
             is_alone = self._answers.in_flight == 1 and self._busy < self._lanes and not more_lines
             if is_alone and task.model is not None and self._queue.is_for(task):
                 self._busy += 1
-                self._is_reading = False  # whoever does it tells another thread, see `_hand_over`
+                self._is_reading = False
+                self._queue.changed.notify()
                 return True, task
             self._queue.expect(task)
             if task.model is not None:
@@ -177,7 +178,6 @@ class Lanes:
                 case EmbedTask():
                     finished = self._embed(work)
                 case Task():
-                    self._hand_over()
                     finished = self._prepare(Chunk(work, *work.next_chunk()))
                 case Batch():
                     finished = self._run_batch(work)
@@ -233,9 +233,7 @@ class Lanes:
         if len(texts) > 1 and not self._queue.is_one_batch(texts):  # longer than it looked
             with self._answers.lock:
                 self._queue.add_rows(task, 0, texts)
-            self._hand_over()
             return []
-        self._hand_over()
         task.first_run_s = self._clock()
         # Looked at without the lock: it only decides how many cores are used.
         exclusive = self._answers.in_flight == 1
@@ -250,15 +248,6 @@ class Lanes:
             self._metrics.count_batch(len(texts), padded_tokens)
             task.vectors, task.last_run_s = vectors, self._clock()
             return [task] if self._answers.claim(task, None) else []
-
-    def _hand_over(self) -> None:
-        """Let another thread read.
-
-        It wants the interpreter lock, and had better get it when this one runs a batch without it: before, both would
-        wait for each other. A small text is tokenised by then, which a `ping` may well wait for.
-        """
-        with self._queue.changed:
-            self._queue.changed.notify()
 
     def _tokenize(self, task: Task, first: int, inputs: Sequence[str]) -> list[TokenizedText] | None:
         """Tokenise texts, of which `first` is the index of the first; None where their task is over."""
