@@ -1,4 +1,4 @@
-"""Recipes of docs/engines.md for libraries of one machine: datasets, Dask, polars and DuckDB."""
+"""Recipes of docs/engines.md for libraries of one machine: datasets, Dask, polars, DuckDB and Daft."""
 
 from __future__ import annotations
 
@@ -40,10 +40,9 @@ def test_datasets_maps_in_two_processes(expected: Any, tmp_path: Path, monkeypat
 def test_datasets_says_which_row_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     datasets = pytest.importorskip("datasets", reason="datasets is not there: make integrations")
-    rows = datasets.Dataset.from_dict({"text": [*TEXTS, "too long " * 400]})
-    strict = EmbedBatch(MODEL, dimensions=10**6)
-    with pytest.raises(RequestError, match="invalid_request"):
-        rows.map(strict, batched=True, batch_size=64, num_proc=2)
+    rows = datasets.Dataset.from_dict({"text": [*TEXTS, "x" * (2**20 + 1)]})  # more than a worker takes
+    with pytest.raises(RequestError, match="input_too_long"):  # not a hang: it came back through a pickle
+        rows.map(EmbedBatch(MODEL), batched=True, batch_size=64, num_proc=2)
 
 
 def test_dask_maps_partitions(expected: Any) -> None:
@@ -76,3 +75,19 @@ def test_duckdb_calls_it_from_sql(expected: Any) -> None:
         "SELECT text FROM rows ORDER BY list_cosine_distance(embed(text), embed('text number 7')) LIMIT 1"
     ).fetchall()
     assert nearest == [("text number 7",)]
+
+
+def test_daft_adds_a_column(expected: Any) -> None:
+    daft = pytest.importorskip("daft", reason="Daft is not there: make integrations")
+    pa = pytest.importorskip("pyarrow")
+    embed = EmbedBatch(MODEL)
+    dimension = expected.shape[1]
+
+    @daft.func.batch(return_dtype=daft.DataType.fixed_size_list(daft.DataType.float32(), dimension))  # type: ignore[untyped-decorator, unused-ignore]
+    def vectors(texts: Any) -> Any:
+        return embed(pa.table({"text": texts.to_arrow()}))["embedding"].combine_chunks()
+
+    frame = daft.from_pydict({"text": [*TEXTS, None]})
+    found = frame.with_column("embedding", vectors(frame["text"])).to_arrow()["embedding"].to_pylist()
+    assert found.pop() is None
+    np.testing.assert_allclose(np.array(found, np.float32), expected, atol=2e-5)

@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("java") is None, reason="there is no Java for Spark"),
 ]
 
-ROWS = 20_000
+ROWS = 50_000
 
 
 @pytest.fixture(scope="module")
