@@ -31,6 +31,7 @@ from bridge_client.calls import EmbedKeywords
 from embed_worker import __version__
 
 _SOME_FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
+_PATIENCE_S = 3600.0  # nobody waits for an answer: a machine that others have slows a corpus down and no more
 _PART_ROWS = 8192
 _PART_TEXTS = 512  # of the rows of a part where each becomes some chunks
 _DTYPES = ("float32", "float16")
@@ -113,7 +114,8 @@ def run(args: argparse.Namespace, model: str, worker_args: Sequence[str]) -> int
         worker_args: The worker's options that decide about the model.
     """
     try:
-        with _interruptible(), EmbedClient(ClientOptions(model=model, worker_args=tuple(worker_args))) as client:
+        options = ClientOptions(model=model, worker_args=tuple(worker_args), request_timeout_s=_PATIENCE_S)
+        with _interruptible(), EmbedClient(options) as client:
             if args.output is None:
                 return _print_vectors(client, args)
             return _embed_corpus(client, args)

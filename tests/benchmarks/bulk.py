@@ -15,6 +15,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
+from bridge_client.bulk.arrow_parts import ArrowParts
+from bridge_client.bulk.parts import Form, JsonlParts, NpyParts, Output, Rows
 from tests.benchmarks.contestants import ROOT
 
 _LINE_ROWS = 64
@@ -32,7 +37,8 @@ def bulk(texts: list[str], rounds: int) -> dict[str, Any]:
 
     Returns:
         `rows_per_s` and `cpu_s` (both median) of each; `vs_pipe` and `vs_client`: the command's speed ÷ theirs, as the
-        median over the rounds, and `cpu_vs_pipe`, `cpu_vs_client` the same with processor time.
+        median over the rounds, and `cpu_vs_pipe`, `cpu_vs_client` the same with processor time; `bytes_per_row` of the
+        vectors on disk.
     """
     seconds: dict[str, list[float]] = {"command": [], "client": [], "pipe": []}
     cpu: dict[str, list[float]] = {name: [] for name in seconds}
@@ -60,13 +66,29 @@ def bulk(texts: list[str], rounds: int) -> dict[str, Any]:
                 cpu[name].append(
                     after.children_user + after.children_system - before.children_user - before.children_system
                 )
+        sizes = _bytes_per_row(np.load(Path(folder) / "0.npy"), Path(folder))
     return {
         "rows": len(texts),
+        "bytes_per_row": sizes,
         "rows_per_s": {name: round(len(texts) / statistics.median(times), 1) for name, times in seconds.items()},
         "cpu_s": {name: round(statistics.median(times), 2) for name, times in cpu.items()},
         **{f"vs_{name}": _ratio(seconds[name], seconds["command"]) for name in ("pipe", "client")},
         **{f"cpu_vs_{name}": _ratio(cpu[name], cpu["command"]) for name in ("pipe", "client")},
     }
+
+
+def _bytes_per_row(vectors: Any, folder: Path) -> dict[str, float]:
+    """Write the vectors in every form that `embed` has, and say what a row takes."""
+    sizes = {}
+    for dtype in ("float32", "float16"):
+        rows = Rows(vectors=vectors.astype(dtype), has_vector=np.ones(len(vectors), np.bool_), columns={})
+        forms: dict[str, Form] = {"npy": NpyParts(), "jsonl": JsonlParts()}
+        for output in (Output.ARROW, Output.PARQUET):
+            forms[output] = ArrowParts(pa.schema([]), {}, output, is_folder=True)
+        for name, form in forms.items():
+            form.write(rows, folder / "part")
+            sizes[f"{name} {dtype}"] = round((folder / "part").stat().st_size / len(vectors), 1)
+    return sizes
 
 
 def _ratio(theirs: list[float], ours: list[float]) -> float:
