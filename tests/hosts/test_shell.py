@@ -20,7 +20,10 @@ README = (ROOT / "README.md").read_text("utf-8")
 SECTION = README[README.index("## Debugging from a shell") :].split("\n## ")[0]
 LINES: list[str] = re.findall(r"^\$ (.*)$", SECTION, re.MULTILINE)
 
-pytestmark = pytest.mark.skipif(shutil.which("bash") is None or sys.platform == "win32", reason="there is no bash")
+pytestmark = [
+    pytest.mark.skipif(shutil.which("bash") is None or sys.platform == "win32", reason="there is no bash"),
+    pytest.mark.timeout(6 * WAIT_S),
+]
 
 
 def beginning(start: str) -> str:
@@ -43,7 +46,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def tour(environment: dict[str, str]) -> dict[str, str]:
     """What each line printed, when all were run one after the other; nothing may go to standard error."""
     script = ROOT / "examples" / "shell" / "tour.sh"
-    done = subprocess.run(["bash", str(script)], env=environment, capture_output=True, text=True, timeout=WAIT_S)
+    # A dozen workers start, one after the other.
+    done = subprocess.run(["bash", str(script)], env=environment, capture_output=True, text=True, timeout=5 * WAIT_S)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     said: dict[str, str] = {}
     for part in re.split(r"^\$ ", done.stdout, flags=re.MULTILINE)[1:]:
