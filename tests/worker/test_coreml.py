@@ -35,6 +35,7 @@ from embed_worker.accelerators.coreml.cache import Entry, ProofState, ProofVerdi
 from embed_worker.accelerators.coreml.child import ChildFailedError, ChildRunner, ChildTask, StoppedError
 from embed_worker.accelerators.coreml.environment import CoremlEnvironment, unsupported_reason
 from embed_worker.accelerators.coreml.shapes import SHAPES, Shape, is_worth, shape_for
+from embed_worker.accelerators.coreml.static_session import PlacementUnknownError, StaticSession
 from embed_worker.config import CoremlPrecision, CoremlUnits, ModelOptions, RuntimeOptions
 from embed_worker.errors import ConfigError, ModelError
 from embed_worker.inference.backend import Backend
@@ -208,6 +209,12 @@ def test_rule_01_what_the_gate_refuses_runs_on_the_cpu_with_the_reason(
 @pytest.mark.parametrize("changes", [{}, {"macos": "14.0"}, {"macos": "26.1"}, {"onnxruntime": "1.28.0"}])
 def test_rule_01_the_gate_lets_pass_what_can_be_proved(changes: dict[str, Any]) -> None:
     assert unsupported_reason(replace(MAC, **changes)) is None
+
+
+def test_a_runtime_that_cannot_say_where_a_graph_runs_is_told_by_its_version(tmp_path: Path) -> None:
+    session = StaticSession(tmp_path, provider=CPU, options={}, dimensions={}, factory=lambda *_, **__: object())
+    with pytest.raises(PlacementUnknownError, match=r"onnxruntime 1\.24\.1 and newer, and this is \d"):
+        session.placement()
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="on a Mac the gate may be open")

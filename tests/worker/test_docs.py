@@ -80,3 +80,11 @@ def test_the_links_of_the_readme_lead_somewhere() -> None:
         assert (ROOT / target).exists(), target
     for path in re.findall(r"`((?:embed_worker|bridge_client|docs|models|tests|examples)/[\w./-]*)`", readme):
         assert (ROOT / path).exists(), path
+
+
+def test_the_index_has_a_line_for_every_page() -> None:
+    lines = (ROOT / "docs" / "README.md").read_text("utf-8").splitlines()
+    listed = [match[1] for line in lines if (match := re.match(r"- \[.+?\]\((.+?)\): .+\.$", line))]
+    assert len(listed) == len([line for line in lines if line.startswith("- ")])
+    assert all((ROOT / "docs" / target).exists() for target in listed)
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"} <= set(listed)

@@ -15,7 +15,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from embed_worker.serving.scheduler import Row, Scheduler
 
 BUDGET = 64
-MAX_BATCHES = 10_000
 
 
 @dataclass(eq=False)
@@ -208,7 +207,6 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler: Scheduler[Job] = Scheduler(batch_tokens=BUDGET)
         self.waiting: dict[Job, dict[int, int]] = {}
         self.opened = 0
-        self.rounds_without_the_oldest = 0
 
     @rule(model=st.sampled_from("ab"), expected=st.integers(0, 2 * BUDGET))
     def open(self, model: str, expected: int) -> None:

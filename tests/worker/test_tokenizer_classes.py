@@ -21,7 +21,6 @@ from tests.worker.harness import ROOT
 
 RIGHT = json.loads((ROOT / "tests/reference/tokenizers.json").read_bytes())
 LIMIT = RIGHT["limit"]
-NO_LIMIT = 1000
 
 
 def name_of(variant: dict[str, Any]) -> str:

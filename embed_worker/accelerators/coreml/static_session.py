@@ -13,6 +13,8 @@ import numpy as np
 from embed_worker.inference import ort
 from embed_worker.inference.pooling import Float32
 
+_TELLS_PLACEMENT = "1.24.1"  # before, only a profile of a run told it, after the run
+
 
 @dataclass(frozen=True, slots=True)
 class Subgraph:
@@ -68,8 +70,16 @@ class StaticSession:
         return {node.name: tuple(node.shape) for node in self._session.get_inputs()}
 
     def placement(self) -> list[Subgraph]:
-        """Return what really runs where; `get_providers` only tells what was registered."""
-        entries = self._session.get_provider_graph_assignment_info()
+        """Return what really runs where; `get_providers` only tells what was registered.
+
+        Raises:
+            PlacementUnknownError: This onnxruntime cannot say.
+        """
+        try:
+            entries = self._session.get_provider_graph_assignment_info()
+        except AttributeError as error:
+            needed = f"where a graph runs is told by onnxruntime {_TELLS_PLACEMENT} and newer"
+            raise PlacementUnknownError(f"{needed}, and this is {ort.runtime_version()}") from error
         return [Subgraph(entry.ep_name, len(entry.get_nodes())) for entry in entries]
 
     def run(self, feeds: Mapping[str, Float32]) -> Float32:
@@ -90,6 +100,10 @@ class StaticSession:
         if self._lock.acquire(timeout=timeout_s):
             self._session = None
             self._lock.release()
+
+
+class PlacementUnknownError(Exception):
+    """The runtime is too old to say which provider runs what."""
 
 
 class SessionClosedError(Exception):

@@ -1,0 +1,129 @@
+"""The files that a forge reads are well-formed, and what they run is there."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.release.versions import ROOT
+
+GITHUB = ROOT / ".github"
+MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
+
+pytestmark = pytest.mark.skipif(not GITHUB.is_dir(), reason="an sdist has no .github")
+
+
+def read(path: Path) -> Any:
+    return yaml.safe_load(path.read_text("utf-8"))
+
+
+def workflow(name: str) -> dict[Any, Any]:
+    document = read(GITHUB / "workflows" / name)
+    assert isinstance(document, dict)
+    return document
+
+
+def steps() -> list[tuple[str, dict[str, Any]]]:
+    return [
+        (f"{path.name}, {name}", step)
+        for path in sorted((GITHUB / "workflows").iterdir())
+        for name, job in read(path)["jobs"].items()
+        for step in job["steps"]
+    ]
+
+
+def targets() -> set[str]:
+    return set(re.findall(r"^([a-z0-9-]+):", MAKEFILE, re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", ["ci.yml", "release.yml"])
+def test_a_workflow_has_what_a_forge_asks_for(name: str) -> None:
+    document = workflow(name)
+    # YAML 1.1 reads the key `on` as a boolean.
+    assert document.keys() - {"concurrency"} == {"name", True, "permissions", "jobs"}
+    assert document["permissions"] == {"contents": "read"}
+    for job, content in document["jobs"].items():
+        assert {"runs-on", "steps"} <= content.keys(), job
+        needs = content.get("needs", [])
+        assert set([needs] if isinstance(needs, str) else needs) <= document["jobs"].keys(), job
+        for step in content["steps"]:
+            assert ("uses" in step) != ("run" in step), (job, step)
+
+
+def test_actions_are_pinned_by_a_tag_that_dependabot_moves() -> None:
+    for where, step in steps():
+        if "uses" in step:
+            assert re.fullmatch(r"[\w.-]+/[\w./-]+@(v\d+|release/v\d+)", step["uses"]), (where, step["uses"])
+    ecosystems = {update["package-ecosystem"] for update in read(GITHUB / "dependabot.yml")["updates"]}
+    assert "github-actions" in ecosystems
+
+
+def test_what_the_steps_run_is_there() -> None:
+    for where, step in steps():
+        command, folder = step.get("run", ""), ROOT / step.get("working-directory", ".")
+        assert folder.is_dir() or step["working-directory"] == "dist", where
+        for target in re.findall(r"\bmake ([a-z-]+)", command):
+            assert target in targets(), (where, target)
+        for path in re.findall(r"\b(?:tests|examples)/[\w./-]+|(?<= )\.ci/\w+", command):
+            assert (ROOT / path.rstrip("/")).exists(), (where, path)
+        for module in re.findall(r"-m ((?:tests|bridge_client|embed_worker)[\w.]*)", command):
+            path = ROOT / module.replace(".", "/")
+            assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), (where, module)
+
+
+def test_a_release_is_tested_on_every_system_before_anything_is_published() -> None:
+    jobs = workflow("release.yml")["jobs"]
+    matrix = jobs["test"]["strategy"]["matrix"]
+    assert {runner.split("-")[0] for runner in matrix["runner"]} == {"ubuntu", "macos", "windows"}
+    assert all("checkout" not in step.get("uses", "") for step in jobs["test"]["steps"])
+    for job in ("pypi", "crate", "npm"):
+        assert jobs[job]["needs"] == "test"
+        assert jobs[job]["permissions"]["id-token"] == "write"
+    assert set(jobs["release"]["needs"]) == {"pypi", "crate", "npm"}
+    classifiers = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["classifiers"]
+    pythons = [name.rsplit(" ", 1)[1] for name in classifiers if re.search(r":: 3\.\d+$", name)]
+    assert matrix["python"] == pythons
+
+
+def test_no_step_names_a_secret() -> None:
+    for path in (GITHUB / "workflows").iterdir():
+        assert "secrets." not in path.read_text("utf-8"), path.name
+
+
+@pytest.mark.parametrize("path", sorted((GITHUB / "ISSUE_TEMPLATE").glob("*.yml")), ids=lambda path: path.name)
+def test_an_issue_template_asks_something(path: Path) -> None:
+    form = read(path)
+    if path.name == "config.yml":
+        assert form == {"blank_issues_enabled": True}
+        return
+    assert {"name", "description", "body"} <= form.keys()
+    fields = [field for field in form["body"] if field["type"] != "markdown"]
+    assert all({"id", "attributes"} <= field.keys() for field in fields)
+    assert any(field.get("validations", {}).get("required") for field in fields)
+
+
+def test_the_hooks_are_the_tools_of_make_lint() -> None:
+    (repository,) = read(ROOT / ".pre-commit-config.yaml")["repos"]
+    assert repository["repo"] == "local"
+    entries = [hook["entry"] for hook in repository["hooks"]]
+    assert [entry.split()[0] for entry in entries] == [
+        ".venv/bin/ruff",
+        ".venv/bin/ruff",
+        ".venv/bin/mypy",
+        ".venv/bin/python",
+    ]
+    for path in re.findall(r"tests/\S+", " ".join(entries)):
+        assert (ROOT / path).exists()
+
+
+def test_every_target_is_phony_and_has_its_line_in_the_help() -> None:
+    explained = set(re.findall(r"^([a-z0-9-]+):.*## \S", MAKEFILE, re.MULTILINE))
+    phony = re.search(r"^\.PHONY: ((?:.*\\\n)*.*)$", MAKEFILE, re.MULTILINE)
+    assert phony
+    assert targets() == explained == set(phony[1].replace("\\", "").split())
+    assert {"demo", "test", "clients", "integrations"} <= explained
