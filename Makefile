@@ -10,7 +10,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 EXTRAS := --extra test --extra mlx --extra openvino
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage clients integrations lint fmt bench bench-environments soak floor constraints package \
+.PHONY: help demo test coverage clients integrations lint fmt bench bench-environments soak floor constraints package deploy-check \
   windows arm64 reference real-models clean
 
 help: ## this list
@@ -89,12 +89,18 @@ floor: $(FLOOR)/.installed ## the tests with the lowest dependencies: ARGS choos
 constraints: $(FLOOR)/bin/uv ## tested versions with their hashes, for every system: constraints.txt
 	$(FLOOR)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
 	  --no-emit-index-url --custom-compile-command "make constraints" $(EXTRAS) --extra release pyproject.toml -o constraints.txt
+	$(FLOOR)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url \
+	  --custom-compile-command "make constraints" -c constraints.txt pyproject.toml -o examples/deploy/requirements.txt
 
 package: $(VENV)/bin/python ## sdist and wheel in dist/, as a release publishes them
 	$(BIN)/python $(PIP) -e ".[release]"
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist
 	$(BIN)/twine check --strict dist/*
+
+# The Dockerfile's steps without a container daemon, and the unit: Debian, root.
+deploy-check: ## examples/deploy, as far as a machine without a container daemon can
+	bash tests/platforms/deploy.sh
 
 # Windows under Wine and 64-bit ARM under qemu, on Debian as root: see CONTRIBUTING.md. ARGS chooses suites.
 windows: ## the suites on Windows programs under Wine: Debian, root
