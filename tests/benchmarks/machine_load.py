@@ -51,8 +51,17 @@ def about() -> dict[str, Any]:
         "cores": available_cores(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
         "system": f"{platform.system()} {platform.release().partition('-')[0]}",
-        "niceness": os.nice(0),
+        "niceness": _niceness(),
     }
+
+
+def _niceness() -> int:
+    """The session's where the kernel shares cores out by sessions (autogroup): `nice` alone does nothing there."""
+    group = Path("/proc/self/autogroup")
+    is_grouped = Path("/proc/sys/kernel/sched_autogroup_enabled")
+    if is_grouped.exists() and is_grouped.read_text("ascii").strip() == "1" and group.exists():
+        return int(group.read_text("ascii").split()[-1])
+    return os.nice(0)
 
 
 def processor_flags() -> frozenset[str]:

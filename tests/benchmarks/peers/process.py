@@ -10,13 +10,13 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from embed_worker import __version__
 from tests.benchmarks.contestants import Worker
 from tests.benchmarks.peers.roster import Entry, runtime_library
 from tests.benchmarks.peers.serve import Settings
@@ -89,7 +89,7 @@ class OurWorker:
     def facts(self) -> Mapping[str, str]:
         self._worker.send({"id": 0, "method": "info"})
         info = self._worker.receive()
-        return {"embed-bridge": version("embed-bridge"), "precision": str(info.get("precision"))}
+        return {"embed-bridge": __version__, "precision": str(info.get("precision"))}
 
     def close(self) -> None:
         self._worker.close()
