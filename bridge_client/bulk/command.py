@@ -225,9 +225,7 @@ def _embed_corpus(client: EmbedClient, args: argparse.Namespace) -> int:
         if (summary := job.earlier_summary(asked)) is None or args.overwrite:
             _refuse_existing(output, job, is_folder=is_folder, is_overwriting=args.overwrite)
             job.begin(asked)
-            progress = Progress(
-                corpus.total, corpus.unit, lambda: client.stats().restarts, is_quiet=args.quiet or args.json
-            )
+            progress = Progress(corpus.total, lambda: client.stats().restarts, is_quiet=args.quiet or args.json)
             with progress.shown() as on_progress:
                 pipeline = Pipeline(
                     job,

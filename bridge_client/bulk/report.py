@@ -22,7 +22,6 @@ class Progress:
     def __init__(
         self,
         total: int | None,
-        unit: str,
         restarts: Callable[[], int],
         *,
         is_quiet: bool,
@@ -31,14 +30,12 @@ class Progress:
         """Set up.
 
         Args:
-            total: How much there is to read, in `unit`; None where nobody knows.
-            unit: `rows` or `B`.
+            total: How much there is to read, in rows or bytes; None where nobody knows.
             restarts: How often the worker was restarted.
             is_quiet: Show nothing.
             clock: Monotonic seconds.
         """
         self._total = total
-        self._unit = unit
         self._restarts = restarts
         self._is_quiet = is_quiet or sys.stderr is None
         self._is_terminal = not self._is_quiet and sys.stderr.isatty()

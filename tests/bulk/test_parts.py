@@ -37,8 +37,9 @@ def small_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.usefixtures("small_files")
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: type(form).__name__ + form.suffix)
-def test_a_part_without_room_is_a_sentence_and_leaves_nothing(form: Form, small_files: None, tmp_path: Path) -> None:
+def test_a_part_without_room_is_a_sentence_and_leaves_nothing(form: Form, tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="cannot be written: File too large"):
         form.write(ROWS, tmp_path / "part")
     assert not list(tmp_path.iterdir())

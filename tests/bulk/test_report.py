@@ -28,7 +28,7 @@ def shown(
     """Show a job that an earlier run brought to 2,000 of 10,000 rows, and that goes on with 100 rows a second."""
     screen, now = Screen(is_terminal=is_terminal), [0.0]
     monkeypatch.setattr(sys, "stderr", screen)
-    progress = report.Progress(total, "rows", lambda: 3, is_quiet=is_quiet, clock=lambda: now[0])
+    progress = report.Progress(total, lambda: 3, is_quiet=is_quiet, clock=lambda: now[0])
     with progress.shown() as update:
         for second in range(71):
             now[0] = 5.0 + second  # the worker starts meanwhile

@@ -41,7 +41,8 @@ ELSEWHERE = {
     r"python -m bridge_client\.testing\.conformance|cd \.\./\.\. ": "tests/conformance/test_conformance.py",
     r"go |npm |EMBED_BRIDGE_PYTHON=|cargo |yes \| head -5 \| cargo": "`make clients` builds and tests them",
     r"llm ": "tests/integrations/test_llm.py",
-    r"docker |docker compose ": "no container daemon may be expected where the tests run",
+    r"\.venv/bin/|pre-commit ": "a contributor's own; `make lint` and `make test` run the same tools",
+    r"(.*\| )?docker ": "no container daemon may be expected where the tests run",
 }
 
 # Python blocks that are not run here; the number counts the blocks of its page.
@@ -107,6 +108,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
     (folder / "shards").mkdir()
     pq.write_table(pa.table({"id": [1, 2, 3], "body": texts}), folder / "shards" / "0.parquet")
+    pq.write_table(pa.table({"text": [text * 500 for text in texts]}), folder / "books.parquet")
     np.save(folder / "old.npy", np.eye(3, 384, dtype=np.float32))
     for name, program in {"embed-worker": "embed_worker", "embed-lockstep": "bridge_client.lockstep"}.items():
         wrapper = folder / "bin" / name

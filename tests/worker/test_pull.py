@@ -561,9 +561,9 @@ def test_an_unknown_repository_and_an_unknown_revision_are_named(hub: FakeHub, t
     assert "no revision 'v9'" in refusal(hub, target, revision="v9")
 
 
-def test_an_unknown_short_name_lists_the_known_ones(hub: FakeHub, target: Path) -> None:
+def test_an_unknown_short_name_says_what_lists_the_known_ones(hub: FakeHub, target: Path) -> None:
     message = refusal(hub, target, "tinny")
-    assert "all-MiniLM-L6-v2" in message
+    assert "`embed-worker models`" in message
     assert "`org/name`" in message
     assert hub.requests == []
 
