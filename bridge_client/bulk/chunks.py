@@ -208,7 +208,8 @@ class _Plan:
         most = begin + limit
         if most >= self._count:
             return begin, self._count
-        end = self._latest(self._words, max(reached, begin + (limit - 1) // 2), most)
+        # A chunk no longer than the overlap would leave the next one nothing to repeat.
+        end = self._latest(self._words, max(reached, begin + max((limit - 1) // 2, self._size.overlap)), most)
         if end is None:
             end = self._latest(self._places, reached, most)
         if end is None:  # one character has more

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bridge_client.bulk.chunks import Chunker, ChunkSize, Tokens
@@ -80,6 +80,7 @@ def test_chunks_cover_overlap_and_fit(
             assert later >= end
 
 
+@example(text="AAAA AAAAA", overlap=4)
 @given(text=TEXTS, overlap=st.integers(0, 4))
 def test_the_overlap_is_what_was_asked_for_or_goes_back_to_a_word(text: str, overlap: int) -> None:
     size = ChunkSize(8, overlap)

@@ -35,7 +35,7 @@ PROVED_ELSEWHERE = {
     "S4": ("a quantised graph", "tests/worker/test_engine.py", "test_batch_invariance_is_measured_and_a_graph"),
     "S6": ("a broken descriptor", LIFECYCLE, "test_a_read_error_is_not_an_end_of_input"),
     "S7": ("ten seconds", SERVER, "test_a_bounded_drain_answers_the_rest_with_shutting_down"),
-    "S16": ("the inside of the worker", SERVER, "test_a_short_request_overtakes_a_long_one"),
+    "S18": ("what is refused before input", "tests/worker/test_cli.py", "test_what_cannot_be_meant_is_usage"),
     "E13": ("a failed allocation", SERVER, "test_out_of_memory_answers_every_live_request_and_exits_with_75"),
     "E14": (
         "a runtime that fails",
@@ -44,6 +44,11 @@ PROVED_ELSEWHERE = {
     ),
     "X70": ("a bug", SERVER, "test_a_reader_that_meets_a_bug_ends_the_worker_instead_of_hanging_it"),
     "X75": ("a failed allocation", SERVER, "test_out_of_memory_answers_every_live_request_and_exits_with_75"),
+    "T5": (
+        "a folder with a chat template",
+        "tests/worker/test_tokenize.py",
+        "test_a_text_that_its_template_changes_has_no_ranges_but_is_counted",
+    ),
     "V2": ("a promise of later versions", "docs/protocol.md", "Adding members, methods or codes does not change it"),
 }
 
