@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -15,24 +17,72 @@ from bridge_client.testing.conformance.transcript import TRANSCRIPTS
 from tests.worker.harness import ROOT, WAIT_S, lines_of, parse_answer
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+def built(kind: str, folder: Path) -> Path:
+    command = [sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", str(folder)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=WAIT_S)
-    (file,) = folder.glob("*.whl")
+    (file,) = folder.iterdir()
     return file
 
 
-def test_the_wheel_holds_the_packages_and_the_default_model(wheel: Path) -> None:
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built("wheel", tmp_path_factory.mktemp("wheel"))
+
+
+def test_the_wheel_holds_the_packages_and_the_default_model_and_nothing_else(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
+    (info,) = {name.split("/")[0] for name in names if ".dist-info/" in name}
     assert {
         "embed_worker/__main__.py",
         "embed_worker/py.typed",
+        "bridge_client/py.typed",
+        "embed_worker/models/known_models.toml",
+        "embed_worker/models/references/all-MiniLM-L6-v2.json",
         "embed_worker/models/all-MiniLM-L6-v2/onnx/model.onnx",
         "embed_worker/models/all-MiniLM-L6-v2/manifest.json",
+        "bridge_client/testing/conformance/policy.json",
+        "bridge_client/testing/conformance/hostile.json",
+        f"{info}/licenses/LICENSE",
     } <= names
-    assert not [name for name in names if name.startswith(("tests/", "docs/", "examples/"))]
+    assert {name.split("/")[0] for name in names} == {"embed_worker", "bridge_client", info}
+    assert not [name for name in names if "/test_" in name or "__pycache__" in name]
+
+
+def test_the_wheel_holds_every_file_of_the_packages(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for package in ("embed_worker", "bridge_client"):
+        files = [path for path in (ROOT / package).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+        assert {path.relative_to(ROOT).as_posix() for path in files} <= names
+
+
+def test_the_description_stands_alone(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        description = archive.read(name).decode().split("\n\n", 1)[1]
+    assert description.startswith("# embed-bridge")
+    # A package index has none of the repository's files, so a link to one and a picture would be dead.
+    assert re.findall(r"\]\(|<img|<a |^\[[^]]+\]: ", description, re.MULTILINE) == []
+
+
+def test_the_source_archive_holds_what_builds_and_tests_it(tmp_path: Path) -> None:
+    with tarfile.open(built("sdist", tmp_path)) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {
+        "LICENSE",
+        "README.md",
+        "CHANGELOG.md",
+        "SECURITY.md",
+        "constraints.txt",
+        "docs/package.md",
+        "docs/protocol.md",
+        "embed_worker/__init__.py",
+        "models/all-MiniLM-L6-v2/onnx/model.onnx",
+        "tests/walls.py",
+        "tests/models/bert-mean/onnx/model.onnx",
+        "examples/rust/Cargo.toml",
+    } <= names
+    unwanted = ("examples/rust/target/", "examples/go/bin/", "examples/node/node_modules/", ".venv")
+    assert not [name for name in names if name.startswith(unwanted) or "__pycache__" in name]
 
 
 @pytest.fixture(scope="module")
