@@ -5,6 +5,7 @@ No I/O, no threads, no clock; `chunks.py` says when which of it happens.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn, TypedDict
@@ -259,15 +260,16 @@ def _lengths(members: Mapping[str, Any], count: int, served: Served) -> tuple[li
     return tokens, truncated
 
 
-def _ranges(told: object, length: int) -> NDArray[np.int64]:
+def _ranges(told: Any, length: int) -> NDArray[np.int64]:
     """Return the ranges of the tokens of a text of so many code points."""
     try:
         found = np.array(told)
     except ValueError:
         _refuse("`offsets` are not pairs")
-    if not found.size:
+    if told == []:
         return np.zeros((0, 2), np.int64)
-    if found.dtype.kind not in "iu" or found.ndim != 2 or found.shape[1] != 2:
+    # By their types in JSON: numpy takes true among integers for 1.
+    if found.ndim != 2 or found.shape[1] != 2 or set(map(type, itertools.chain.from_iterable(told))) != {int}:
         _refuse("`offsets` are not pairs of integers")
     if found.min() < 0 or found.max() > length or (found[:, 0] > found[:, 1]).any():
         _refuse("`offsets` are not ranges of the input")

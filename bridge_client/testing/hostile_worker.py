@@ -1,7 +1,7 @@
 """A worker gone mad: `python -m bridge_client.testing.hostile_worker [--start ID]`, as conformance/hostile.json says.
 
-The first text of an `embed` names the case of `answers` that is played; with `--start` the process plays a case of
-`starts` and answers every `embed` rightly. An id is the case's name, and ` #n` behind it where it has several values.
+The first text of a request names the case that is played; with `--start` the process plays a case of `starts` and answers
+every `embed` rightly. An id is the case's name, and ` #n` behind it where it has several values.
 Vectors are of 8 numbers, the first of them 1 and the others 0.
 """
 
@@ -21,6 +21,7 @@ Case: TypeAlias = dict[str, Any]
 
 DIMENSION = 8
 VECTOR = (1.0, *[0.0] * (DIMENSION - 1))
+_ANSWERS = ("answers", "tokenize", "precision")
 TABLE = Path(__file__).parent / "conformance" / "hostile.json"
 
 
@@ -38,7 +39,7 @@ class HostileWorker:
 
     def __init__(self, start: Case | None) -> None:
         self._start = start
-        self._answers = dict(cases("answers"))
+        self._answers = {name: case for section in _ANSWERS for name, case in cases(section)}
         self._micro_batches = 0
 
     def run(self) -> int:
@@ -53,11 +54,12 @@ class HostileWorker:
             match request["method"]:
                 case "info":
                     self._play(start, members | _info())
-                case "embed":
+                case "embed" | "tokenize" as method:
                     inputs = request["inputs"]
                     self._micro_batches += 1
                     played = self._answers[inputs[0]] if self._start is None else {}
-                    self._play(played, members | _answer(len(inputs)))
+                    right = _tokens(len(inputs)) if method == "tokenize" else _vectors(request)
+                    self._play(played, members | right)
                 case "ping":
                     _write(_line(members | {"message": "pong", "micro_batches": self._micro_batches}))
                 case _:
@@ -105,16 +107,32 @@ def _info() -> dict[str, Any]:
     }
 
 
-def _answer(count: int) -> dict[str, Any]:
+def _vectors(request: dict[str, Any]) -> dict[str, Any]:
+    count = len(request["inputs"])
+    row = {
+        "base64_float16": struct.pack(f"<{DIMENSION}e", *VECTOR),
+        "base64_ubinary": b"\x80",
+    }.get(request["encoding_format"], struct.pack(f"<{DIMENSION}f", *VECTOR))
     return {
         "model": "hostile",
         "fingerprint": "00000000000000aa",
         "dimension": DIMENSION,
         "count": count,
-        "embeddings_base64": base64.b64encode(struct.pack(f"<{DIMENSION}f", *VECTOR) * count).decode("ascii"),
+        "embeddings_base64": base64.b64encode(row * count).decode("ascii"),
         "tokens": [1] * count,
         "truncated": [],
         "timing_ms": {"queue": 0.0, "tokenize": 0.0, "inference": 0.0, "total": 0.0},
+    }
+
+
+def _tokens(count: int) -> dict[str, Any]:
+    return {
+        "model": "hostile",
+        "fingerprint": "00000000000000aa",
+        "count": count,
+        "tokens": [1] * count,
+        "truncated": [],
+        "offsets": [[[0, 1]]] * count,
     }
 
 

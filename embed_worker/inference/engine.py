@@ -173,10 +173,6 @@ class Engine:
             raise ModelError(f"the model {self.plan.name!r} {problem}")
         return vectors
 
-    def are_usable(self, vectors: Float32) -> NDArray[np.bool_]:
-        """Return which vectors are finite and have a length: (B, D) → (B,)."""
-        return are_usable(vectors)
-
     def new_matrix(self, rows: int) -> Float32:
         """Make room for the vectors of a request: (rows, dimension) float32, not filled."""
         return np.empty((rows, self.dimension), np.float32)

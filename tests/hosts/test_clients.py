@@ -16,6 +16,7 @@ import pytest
 from bridge_client import BridgeError, EmbedClient
 from bridge_client.testing import fake_client, fake_command, fake_vector, hostile_worker
 from bridge_client.testing.conformance import adapter as python_adapter
+from bridge_client.testing.conformance.matrices import read_matrix
 from bridge_client.testing.processes import is_there, send_signal
 from tests.client.conftest import wait_until
 from tests.hosts.adapters import CLIENTS, Adapter, matrix_of, why_not
@@ -129,8 +130,10 @@ STARTS_AT_ONCE = 4
 def complaint_about(case: hostile_worker.Case, outcome: dict[str, Any]) -> str:
     """Return what is wrong with the end of a call, if something is."""
     if outcome["ok"]:
-        expected = [list(hostile_worker.VECTOR)] * case.get("inputs", 1)
-        end = "ok" if matrix_of(outcome).tolist() == expected else "other vectors"
+        vector = hostile_worker.VECTOR
+        if case.get("precision") == "ubinary":
+            vector = tuple(1.0 if number > 0 else -1.0 for number in vector)
+        end = "ok" if read_matrix(outcome).rows == (vector,) * case.get("inputs", 1) else "other vectors"
     else:
         end = outcome["code"] if outcome["error"] == "request" else outcome["error"]
     return "" if end in case["then"] else f"{end} instead of {' or '.join(case['then'])}: {outcome.get('message')}"
@@ -148,6 +151,36 @@ def test_a_hostile_answer_ends_its_call_as_the_table_says(language: str) -> None
             complaints[name] = complaint_about(case, outcome)
         adapter.finish()
     assert {name: why for name, why in complaints.items() if why} == {}
+
+
+@all_languages
+def test_a_hostile_answer_in_fewer_bits_ends_its_call_as_the_table_says(language: str) -> None:
+    complaints = {}
+    with Adapter(CLIENTS[language], HOSTILE_WORKER, max_restarts=10_000, **HOSTILE_OPTIONS) as adapter:
+        for name, case in hostile_worker.cases("precision"):
+            inputs = [name] * case.get("inputs", 1)
+            outcome = adapter.wait(adapter.begin("embed", inputs=inputs, precision=case["precision"]))
+            complaints[name] = complaint_about(case, outcome)
+        adapter.finish()
+    assert {name: why for name, why in complaints.items() if why} == {}
+
+
+@all_languages
+def test_a_hostile_answer_to_tokenize_ends_its_call_as_the_table_says(language: str) -> None:
+    ends = {}
+    with Adapter(CLIENTS[language], HOSTILE_WORKER, max_restarts=10_000, **HOSTILE_OPTIONS) as adapter:
+        for name, case in hostile_worker.cases("tokenize"):
+            count = case.get("inputs", 1)
+            outcome = adapter.wait(adapter.begin("tokenize", inputs=[name] * count, offsets=True))
+            if outcome["ok"]:
+                ranges = case["value"][0] if case.get("member") == "offsets" else [[0, 1]]
+                end = "ok" if outcome["offsets"] == [ranges] * count else f"other offsets: {outcome['offsets']}"
+            else:
+                end = outcome["code"] if outcome["error"] == "request" else outcome["error"]
+            if end not in case["then"]:
+                ends[name] = f"{end} instead of {' or '.join(case['then'])}: {outcome.get('message')}"
+        adapter.finish()
+    assert ends == {}
 
 
 @all_languages
