@@ -1,7 +1,7 @@
 """A worker gone mad: `python -m bridge_client.testing.hostile_worker [--start ID]`, as conformance/hostile.json says.
 
-The first text of a request names the case that is played; with `--start` the process plays a case of `starts` and answers
-every `embed` rightly. An id is the case's name, and ` #n` behind it where it has several values.
+The first text of a request names the case that is played; with `--start` the process plays a case of `starts` and
+answers every `embed` rightly. An id is the case's name, and ` #n` behind it where it has several values.
 Vectors are of 8 numbers, the first of them 1 and the others 0.
 """
 
