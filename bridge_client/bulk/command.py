@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,9 @@ from bridge_client.calls import EmbedKeywords
 from embed_worker import __version__
 
 _SOME_FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
-_PATIENCE_S = 3600.0  # nobody waits for an answer: a machine that others have slows a corpus down and no more
+# Nobody waits for an answer: a machine that others have slows a corpus down and no more. A worker that has embedded for
+# a second has been worth its start, however often it is killed; one that never does is not tried for long.
+_PATIENT = ClientOptions(request_timeout_s=3600.0, restart_budget=10, restart_forgive_s=1.0, backoff_max_s=1.0)
 _PART_ROWS = 8192
 _PART_TEXTS = 512  # of the rows of a part where each becomes some chunks
 _DTYPES = ("float32", "float16")
@@ -114,7 +116,7 @@ def run(args: argparse.Namespace, model: str, worker_args: Sequence[str]) -> int
         worker_args: The worker's options that decide about the model.
     """
     try:
-        options = ClientOptions(model=model, worker_args=tuple(worker_args), request_timeout_s=_PATIENCE_S)
+        options = replace(_PATIENT, model=model, worker_args=tuple(worker_args))
         with _interruptible(), EmbedClient(options) as client:
             if args.output is None:
                 return _print_vectors(client, args)

@@ -22,10 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bridge_client import EmbedClient
+from bridge_client import ClientOptions, EmbedClient
 from bridge_client.bulk.job import Job
 from embed_worker.__main__ import run_tool
-from tests.worker.harness import ROOT
+from tests.worker.harness import ROOT, worker_of
 
 MODEL = str(ROOT / "tests" / "models" / "bert-mean")
 RAIN = "rain on a hill"
@@ -322,6 +322,27 @@ def test_a_job_that_was_killed_goes_on_where_it_was(many: Path, whole: pa.Table,
     assert found["id"].equals(whole["id"])
     assert found["text"].equals(whole["text"])
     assert_vectors_equal(found, whole)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="children are read from /proc")
+def test_a_worker_that_is_killed_again_and_again_costs_no_more_than_its_restarts(
+    many: Path, whole: pa.Table, tmp_path: Path
+) -> None:
+    """More often than a client puts up with when it serves questions."""
+    out = tmp_path / "out.parquet"
+    process = begin(many, out, "--part-rows", "200")
+    killed: set[int | None] = {None}
+    for kill in range(int(ClientOptions().restart_budget) + 4):
+        wait_for_parts(out, 1 + 5 * kill, process)
+        until = time.monotonic() + DEADLINE_S
+        while (worker := worker_of(process.pid)) in killed and time.monotonic() < until:
+            time.sleep(0.005)
+        assert worker is not None
+        assert worker not in killed
+        os.kill(worker, signal.SIGKILL)
+        killed.add(worker)
+    assert process.wait(DEADLINE_S) == 0
+    assert_vectors_equal(pq.read_table(out), whole)
 
 
 def assert_vectors_equal(found: pa.Table, expected: pa.Table) -> None:

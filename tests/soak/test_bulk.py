@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.worker.harness import ROOT
+from tests.worker.harness import ROOT, worker_of
 
 pytestmark = [
     pytest.mark.soak,
@@ -97,23 +97,6 @@ def memory_of(pid: int) -> dict[str, int]:
         return {}
     found = {name: rest.split() for name, _, rest in (line.partition(":") for line in lines)}
     return {name: int(found[name][0]) * 1024 for name in ("VmRSS", "VmHWM")} if "VmRSS" in found else {}
-
-
-def worker_of(pid: int) -> int | None:
-    """Return the process that embeds for a command."""
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        for task in Path(f"/proc/{pid}/task").iterdir():  # a child belongs to the thread that started it
-            children += (task / "children").read_text().split()
-    except OSError:
-        return None
-    for child in children:
-        try:
-            if b"embed_worker" in Path(f"/proc/{child}/cmdline").read_bytes():
-                return int(child)
-        except OSError:
-            continue
-    return None
 
 
 def hashes(folder: Path) -> dict[str, str]:

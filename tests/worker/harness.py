@@ -145,6 +145,23 @@ def run_worker(
     return done.returncode, answers, done.stderr.decode()
 
 
+def worker_of(pid: int) -> int | None:
+    """Return the worker that a process has started, where /proc tells; None where there is none now."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        for task in Path(f"/proc/{pid}/task").iterdir():  # a child belongs to the thread that started it
+            children += (task / "children").read_text().split()
+    except OSError:
+        return None
+    for child in children:
+        try:
+            if b"embed_worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+                return int(child)
+        except OSError:
+            continue
+    return None
+
+
 def lines_of(*messages: dict[str, Any]) -> bytes:
     return b"".join(json.dumps(message).encode() + b"\n" for message in messages)
 
