@@ -112,7 +112,7 @@ class Listener:
             self.on_invalid_output(generation.process, f"standard output holds something else than answers: {why}")
             return
         if generation.invalid_lines == 1:
-            generation.invalid_line = printable(line[:_QUOTED].decode("utf-8", "replace"))
+            generation.invalid_line = printable(line[:_QUOTED].strip().decode("utf-8", "replace"))
             what = "worker %d printed something else than an answer: %s"
             self._callbacks.log(_log, logging.WARNING, what, generation.process.number, why)
         with self._pool.changing():

@@ -56,15 +56,15 @@ def ask(requests: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def show(request: dict[str, Any], answer: dict[str, Any]) -> None:
-    print(f"→ {json.dumps(request)}")
-    print(f"← {json.dumps(shortened(answer), ensure_ascii=False)}\n")
+    print(f"--> {json.dumps(request)}")
+    print(f"<-- {json.dumps(shortened(answer))}\n")
 
 
 def shortened(answer: dict[str, Any]) -> dict[str, Any]:
     """Keep what fits on a screen: the first three numbers of each vector, and no histograms."""
     kept = {name: value for name, value in answer.items() if name not in ("limits", "prompts")}
     if "embeddings" in kept:
-        kept["embeddings"] = [[*(round(x, 4) for x in vector[:3]), "…"] for vector in kept["embeddings"]]
+        kept["embeddings"] = [[*(round(x, 4) for x in vector[:3]), "..."] for vector in kept["embeddings"]]
     if "metrics" in kept:
         kept["metrics"] = {name: value for name, value in kept["metrics"].items() if name != "histograms"}
     return kept

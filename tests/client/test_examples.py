@@ -24,7 +24,8 @@ def run(name: str, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, str(ROOT / "examples" / name), *arguments],
         cwd=ROOT,
-        env=NO_SETTINGS | {"PYTHONPATH": str(ROOT)},
+        # A pipe of Windows takes only what its code page has.
+        env=NO_SETTINGS | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"},
         capture_output=True,
         text=True,
         timeout=WAIT_S,
@@ -34,8 +35,8 @@ def run(name: str, *arguments: str) -> str:
 
 
 def test_the_demo_ends_with_metrics_that_have_counted_what_it_did() -> None:
-    last = next(line for line in run("demo.py").splitlines() if line.startswith('← {"id": "bye"'))
-    metrics = json.loads(last.removeprefix("← "))["metrics"]
+    last = next(line for line in run("demo.py").splitlines() if line.startswith('<-- {"id": "bye"'))
+    metrics = json.loads(last.removeprefix("<-- "))["metrics"]
     assert (metrics["requests"], metrics["texts"]) == ({"ok": 2, "invalid_request": 1}, 4)
     assert metrics["tokens"] == 33
     assert metrics["micro_batches"] > 0

@@ -30,6 +30,7 @@ from bridge_client.testing import fake_client, fake_command
 from bridge_client.testing.processes import freeze, is_there, send_signal, status_of
 from tests.client.conftest import WAIT_S, wait_until
 from tests.client.test_client import expected
+from tests.patience import PATIENCE
 
 QUICK = ClientOptions(backoff_initial_s=0.01, timing=Timing(drain_s=0.3, terminate_s=0.3))
 IMPATIENT = ClientOptions(
@@ -126,7 +127,8 @@ def test_a_worker_that_refuses_info_and_stays_is_tried_again_only_if_that_can_he
 
 
 def test_a_start_that_hangs_is_killed() -> None:
-    options = ClientOptions(start_timeout_s=0.2, restart_budget=1)
+    # Not too soon for a slow machine: a process killed while it is made leaves its pipes to the console helper of Wine.
+    options = ClientOptions(start_timeout_s=0.4 * PATIENCE, restart_budget=1)
     with fake_client(options, start_delay=3600.0) as client:
         with pytest.raises(CircuitOpenError):
             client.embed(["a"])

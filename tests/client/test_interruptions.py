@@ -243,7 +243,6 @@ def slow_handler() -> Iterator[Any]:
     logger.setLevel(level)
 
 
-@posix
 def test_a_log_handler_holds_up_no_answer_and_may_call_the_client(slow_handler: Any) -> None:
     with fake_client(QUICK, poison="bad", say="of a library") as client:
         slow_handler.client = client
@@ -378,9 +377,8 @@ def test_close_needs_no_thread_of_the_loop() -> None:
 # Ends that are not what they seem -----------------------------------------------------------------------------------
 
 
-@posix
 def test_a_start_that_takes_too_long_quotes_what_came_instead_of_an_answer() -> None:
-    command = (sys.executable, "-c", "import time; print('Welcome to my shell', flush=True); time.sleep(3600)")
+    command = (sys.executable, "-c", "import time; print('Welcome to my shell\\r', flush=True); time.sleep(3600)")
     options = ClientOptions(worker_command=command, start_timeout_s=math.inf, restart_budget=1, timing=QUICK.timing)
     with EmbedClient(options) as client:
         slot = client._core._pool.slots[0]

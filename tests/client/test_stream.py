@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -26,7 +25,6 @@ from bridge_client.testing import fake_client
 from tests.client.conftest import WAIT_S
 from tests.client.test_client import expected
 
-posix = pytest.mark.skipif(sys.platform == "win32", reason="the fake worker dies of POSIX signals")
 QUICK = ClientOptions(backoff_initial_s=0.01, restart_budget=1000)
 
 
@@ -48,7 +46,6 @@ def check(texts: list[Any], vectors: np.ndarray, bad: set[int]) -> None:
     assert np.array_equal(vectors[good], expected(*(texts[row] for row in good)))
 
 
-@posix
 def test_one_poisoned_text_among_six_thousand_costs_one_row() -> None:
     texts = [f"text {number}" for number in range(6000)]
     texts[4321] = "a poison text"

@@ -15,20 +15,18 @@ from bridge_client.testing.conformance.checks import BrokenRule, check_answer, c
 from bridge_client.testing.conformance.patterns import mismatch
 from bridge_client.testing.conformance.run import Report, Target, play
 from bridge_client.testing.conformance.transcript import TranscriptError, read_transcript
+from bridge_client.testing.processes import status_of
 from tests.conformance.test_conformance import FAKE_WORKER, ROOT, TRANSCRIPTS
-from tests.patience import WAIT_S
-
-posix = pytest.mark.skipif(sys.platform == "win32", reason="the fake worker dies of POSIX signals")
+from tests.patience import PATIENCE, WAIT_S
 
 
-def played(name: str, *command: str, timeout_s: float = 20.0) -> Report:
+def played(name: str, *command: str, timeout_s: float = 20.0 * PATIENCE) -> Report:
     return play(TRANSCRIPTS[name], Target(command=command, timeout_s=timeout_s))
 
 
 # Wrong workers and wrong clients ----------------------------------------------------------------------------------
 
 
-@posix
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
@@ -45,7 +43,7 @@ def played(name: str, *command: str, timeout_s: float = 20.0) -> Report:
         ("--unknown-ids", "id is 45"),
         ("--protocol=2", "protocol is 2"),
         ("--exit-after=4:3", "exit status 3"),
-        ("--kill-after=4", "exit status -9"),
+        ("--kill-after=4", f"exit status {status_of('KILL')}"),
         ("--fail-start=78", "exit status 78"),
     ],
 )
@@ -56,14 +54,12 @@ def test_a_worker_with_a_fault_fails(fault: str, words: str) -> None:
     assert report.heading
 
 
-@posix
 @pytest.mark.parametrize("fault", ["--hang-after=0", "--ignore-eof", "--stop-reading-after=1"])
 def test_no_worker_can_hold_up_the_suite(fault: str) -> None:
     report = played("worker-essentials", *FAKE_WORKER, fault, timeout_s=0.3)
     assert (report.result, "0.3 s" in report.why) == ("failed", True)
 
 
-@posix
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -79,7 +75,8 @@ def test_no_worker_can_hold_up_the_suite(fault: str) -> None:
     ],
 )
 def test_a_naive_client_fails(name: str, words: str) -> None:
-    patience_s = 1.0 if words in ("nothing came", "end_of_input") else 20.0  # what these wait for does not come
+    # What these wait for does not come.
+    patience_s = PATIENCE * (1.0 if words in ("nothing came", "end_of_input") else 20.0)
     report = played(name, sys.executable, str(ROOT / "tests/conformance/naive_adapter.py"), timeout_s=patience_s)
     assert report.result == "failed"
     assert mismatch({"$regex": words}, report.why, {}) is None
@@ -306,7 +303,6 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@posix
 def test_the_command_tells_people_and_programs_and_its_status_tells_scripts() -> None:
     done = run("worker", "--only", "worker-ess*", "--", *FAKE_WORKER)
     assert (done.returncode, done.stderr) == (0, "")
