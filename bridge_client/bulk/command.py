@@ -259,7 +259,7 @@ def _embed_corpus(client: EmbedClient, args: argparse.Namespace) -> int:
                     job.move_folder()
                 else:
                     form.join([job.part(number) for number in range(pipeline.parts)], output, dimension)
-    _report(summary, args)
+    _report(summary, args, kind)
     return _SOME_FAILED if summary["failed"] else 0
 
 
@@ -378,9 +378,11 @@ def _write_errors(file: Path, errors: Sequence[RowError]) -> None:
             out.write(orjson.dumps(error, option=orjson.OPT_APPEND_NEWLINE))
 
 
-def _report(summary: dict[str, Any], args: argparse.Namespace) -> None:
+def _report(summary: dict[str, Any], args: argparse.Namespace, kind: Output) -> None:
     if args.json:
         print(json.dumps(summary))
     elif not args.quiet:
         names = ("rows", "unique", "null", "failed", "truncated", "tokens", "seconds", "restarts", "fingerprint")
         print(f"{summary['output']}: " + ", ".join(f"{name} {summary[name]}" for name in names))
+        if kind is Output.PARQUET and summary["null"] + summary["failed"]:
+            print("rows without a vector are null, which pyarrow can read from version 26 on, DuckDB and polars always")

@@ -106,6 +106,14 @@ def test_rows_keep_their_order_and_their_nulls_in_every_format(
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([f"corpus.{form}", out.name])
 
 
+def test_who_reads_a_null_vector_in_parquet_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, told = written(tmp_path, "jsonl"), []
+    for name, texts in (("null.parquet", file), ("null.npy", file), ("all.parquet", written(tmp_path, "txt"))):
+        assert run_tool("embed", [str(texts), "-o", str(tmp_path / name), "--model", MODEL]) == 0
+        told.append("pyarrow can read from version 26 on" in capsys.readouterr().out)
+    assert told == [True, False, False]
+
+
 def test_a_parquet_file_says_what_its_vectors_are(tmp_path: Path) -> None:
     out = tmp_path / "out.parquet"
     assert embed(written(tmp_path, "parquet"), "-o", out, "--keep", "id", "--query", "--dimensions", "8") == 0

@@ -191,7 +191,7 @@ def assert_readable(out: Path, rows: int) -> None:
     else:
         duckdb = importlib.import_module("duckdb")
         query = f"select count(*), count(embedding), sum(id), min(len(embedding)) from read_parquet('{files}')"
-        counts = duckdb.sql(query).fetchone()
+        (counts,) = duckdb.sql(query).fetchall()
         assert counts[:3] == (rows, rows - nulls, rows * (rows - 1) // 2)
         print(f"DuckDB {duckdb.__version__} read {counts}")
     if importlib.util.find_spec("pandas") is None:
