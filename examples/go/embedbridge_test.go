@@ -1,5 +1,3 @@
-//go:build unix
-
 package embedbridge
 
 import (
@@ -17,7 +15,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -34,6 +31,19 @@ func python() string {
 		return path
 	}
 	return "python3"
+}
+
+// newFile names a file that is not there yet, and is gone after the test. Not in t.TempDir, which Wine cannot remove.
+func newFile(t *testing.T) string {
+	t.Helper()
+	file, err := os.CreateTemp("", "embed-bridge-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = file.Close()
+	_ = os.Remove(file.Name())
+	t.Cleanup(func() { _ = os.Remove(file.Name()) })
+	return file.Name()
 }
 
 // start makes a client of a fake worker with these faults, and closes it after the test.
@@ -65,7 +75,7 @@ func start(t *testing.T, options Options, faults ...string) *Client {
 
 // once limits the faults to the first process.
 func once(t *testing.T, faults ...string) []string {
-	return append(faults, "--processes=1", "--count-file="+filepath.Join(t.TempDir(), "processes"))
+	return append(faults, "--processes=1", "--count-file="+newFile(t))
 }
 
 func within(t *testing.T) context.Context {
@@ -86,7 +96,7 @@ func texts(count int) []string {
 // askPython returns the vectors of the fake worker, on a way without this client.
 func askPython(texts []string) ([]float32, error) {
 	const program = "import json, sys; from bridge_client.testing import fake_vector; " +
-		"print(json.dumps([x for text in json.load(sys.stdin) for x in fake_vector(text)]))"
+		"print(json.dumps([x for text in json.load(sys.stdin.buffer) for x in fake_vector(text)]))"
 	told, _ := json.Marshal(texts)
 	command := exec.Command(python(), "-c", program)
 	command.Env = append(os.Environ(), "PYTHONPATH="+root)
@@ -143,7 +153,7 @@ func until(t *testing.T, what string, condition func() bool) {
 	}
 }
 
-func isAlive(pid int) bool { return syscall.Kill(pid, 0) == nil }
+const isWindows = runtime.GOOS == "windows" // where a process is killed without its children
 
 // Vectors -----------------------------------------------------------------------------------------------------------
 
@@ -372,7 +382,7 @@ func TestAWorkerThatIsAboutToLeaveGetsNothingNew(t *testing.T) {
 	if client.Stats().Ready {
 		t.Error("it may get something new")
 	}
-	until(t, "the worker leaves", func() bool { return syscall.Kill(client.Stats().PID, syscall.SIGKILL) == nil })
+	until(t, "the worker leaves", func() bool { return sigkill(client.Stats().PID) })
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}
@@ -442,10 +452,10 @@ func TestADeathAtEveryAttemptIsOneClearError(t *testing.T) {
 		t.Run(each.flag, func(t *testing.T) {
 			t.Parallel()
 			// A worker of its own for each attempt answers nothing.
-			client := start(t, each.options(), strings.Replace(each.flag, "=1", "=0", 1), "--say=the last words")
+			client := start(t, each.options(), strings.Replace(each.flag, "=1", "=0", 1), "--say=the last\rwords")
 			_, err := client.Embed(within(t), texts(3), nil)
 			var death *WorkerError
-			if !errors.Is(err, each.kind) || !errors.As(err, &death) || death.StderrTail != "the last words" || death.Process == nil {
+			if !errors.Is(err, each.kind) || !errors.As(err, &death) || death.StderrTail != "the last\nwords" || death.Process == nil {
 				t.Error(err)
 			}
 			until(t, "the next worker is ready", func() bool { return client.Stats().Restarts == 2 })
@@ -503,7 +513,7 @@ func killUnderLoad(t *testing.T, client *Client, kills int, embed func(caller in
 		until(t, "calls succeed", func() bool { return succeeded.Load() >= before+50 })
 		until(t, "a worker is there", func() bool {
 			stats := client.Stats()
-			return stats.Ready && syscall.Kill(stats.PID, syscall.SIGKILL) == nil
+			return stats.Ready && sigkill(stats.PID)
 		})
 		until(t, "it is replaced", func() bool { return client.Stats().Restarts > kill })
 	}
@@ -579,7 +589,7 @@ func TestIdleTimeIsNoSlowness(t *testing.T) {
 
 func TestAGrandchildThatHoldsThePipesHoldsNothingUp(t *testing.T) {
 	t.Parallel()
-	pidFile := filepath.Join(t.TempDir(), "pid")
+	pidFile := newFile(t)
 	const program = "import os, subprocess, sys; " +
 		"child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(3600)'], start_new_session=True); " +
 		"open(sys.argv[1], 'w').write(str(child.pid)); os._exit(78)"
@@ -587,7 +597,7 @@ func TestAGrandchildThatHoldsThePipesHoldsNothingUp(t *testing.T) {
 	if _, err := client.Info(within(t)); !errors.Is(err, ErrWorkerStart) {
 		t.Error(err)
 	}
-	_ = syscall.Kill(readPID(t, pidFile), syscall.SIGKILL)
+	sigkill(readPID(t, pidFile))
 }
 
 func readPID(t *testing.T, path string) int {
@@ -609,8 +619,11 @@ func assertDies(t *testing.T, pid int) {
 }
 
 func TestAGrandchildDiesWithItsWorker(t *testing.T) {
+	if isWindows {
+		t.Skip("a process of Windows is killed without its children")
+	}
 	t.Parallel()
-	pidFile := filepath.Join(t.TempDir(), "pid")
+	pidFile := newFile(t)
 	client := start(t, Options{}, once(t, "--grandchild="+pidFile, "--kill-after=0")...)
 	assertEmbeds(t, client)
 	assertDies(t, readPID(t, pidFile))
@@ -682,7 +695,7 @@ func TestACommandThatIsNotThereIsAStartError(t *testing.T) {
 
 func TestTheCircuitOpensWhenTheBudgetIsSpentAndClosesAgain(t *testing.T) {
 	t.Parallel()
-	count := "--count-file=" + filepath.Join(t.TempDir(), "processes")
+	count := "--count-file=" + newFile(t)
 	client := start(t, Options{RestartBudget: 3, HalfOpenAfter: time.Hour}, "--fail-start=1", "--processes=3", count)
 	_, err := client.Embed(within(t), texts(1), nil)
 	var open *CircuitOpenError
@@ -703,10 +716,14 @@ func TestTheCircuitOpensWhenTheBudgetIsSpentAndClosesAgain(t *testing.T) {
 
 func TestAWorkerThatIsNotReadyInTimeIsReplaced(t *testing.T) {
 	t.Parallel()
-	client := start(t, Options{StartTimeout: 50 * time.Millisecond, RestartBudget: 2}, "--start-delay=3600")
+	limit := 50 * time.Millisecond
+	if isWindows { // not while the process is made: that leaves its pipes to the console helper of Wine
+		limit = 2 * time.Second
+	}
+	client := start(t, Options{StartTimeout: limit, RestartBudget: 2}, "--start-delay=3600")
 	_, err := client.Embed(within(t), texts(1), nil)
 	var open *CircuitOpenError
-	if !errors.As(err, &open) || !errors.Is(open.Last, ErrWorkerStart) || open.Last.Detail != "not ready after 50ms" {
+	if !errors.As(err, &open) || !errors.Is(open.Last, ErrWorkerStart) || open.Last.Detail != "not ready after "+limit.String() {
 		t.Error(err)
 	}
 	if restarts := client.Stats().Restarts; restarts != 1 {
@@ -716,7 +733,7 @@ func TestAWorkerThatIsNotReadyInTimeIsReplaced(t *testing.T) {
 
 func TestAnotherModelAfterARestartIsRefusedForGood(t *testing.T) {
 	t.Parallel()
-	client := start(t, Options{}, "--change-model", "--kill-after=1", "--count-file="+filepath.Join(t.TempDir(), "processes"))
+	client := start(t, Options{}, "--change-model", "--kill-after=1", "--count-file="+newFile(t))
 	assertEmbeds(t, client)
 	for range 2 {
 		if _, err := client.Embed(within(t), texts(1), nil); !errors.Is(err, ErrModelChanged) {
@@ -764,13 +781,20 @@ func TestCloseReapsTheWorkerAndWhateverItLeft(t *testing.T) {
 	} {
 		t.Run(strings.Join(each.stubborn, ""), func(t *testing.T) {
 			t.Parallel()
-			pidFile := filepath.Join(t.TempDir(), "pid")
-			client := start(t, each.patience, append(each.stubborn, "--grandchild="+pidFile)...)
+			pidFile := newFile(t)
+			faults := each.stubborn
+			if !isWindows {
+				faults = append(faults, "--grandchild="+pidFile)
+			}
+			client := start(t, each.patience, faults...)
 			info, err := client.Info(within(t))
 			if err != nil {
 				t.Fatal(err)
 			}
-			grandchild := readPID(t, pidFile)
+			grandchild := 0
+			if !isWindows {
+				grandchild = readPID(t, pidFile)
+			}
 			var closers sync.WaitGroup
 			for range 2 {
 				closers.Add(1)
@@ -785,7 +809,9 @@ func TestCloseReapsTheWorkerAndWhateverItLeft(t *testing.T) {
 			if isAlive(info.PID) { // a zombie would be
 				t.Error("the worker is not reaped")
 			}
-			assertDies(t, grandchild)
+			if !isWindows {
+				assertDies(t, grandchild)
+			}
 			if _, err := client.Embed(within(t), texts(1), nil); !errors.Is(err, ErrClosed) {
 				t.Error(err)
 			}
@@ -948,38 +974,6 @@ func TestAGroupIsOnlySignalledWhileItsWorkerIsNotReaped(t *testing.T) {
 	}
 }
 
-func TestAHostThatReapsAnyChildLosesNothing(t *testing.T) {
-	client := start(t, Options{}, once(t, "--kill-after=1")...) // not parallel: it would steal the others' ends
-	done := make(chan struct{})
-	var thief sync.WaitGroup
-	thief.Add(1)
-	go func() {
-		defer thief.Done()
-		for {
-			var status syscall.WaitStatus
-			_, _ = syscall.Wait4(-1, &status, syscall.WNOHANG, nil)
-			select {
-			case <-done:
-				return
-			case <-time.After(time.Millisecond):
-			}
-		}
-	}()
-	for range 3 {
-		if _, err := client.Embed(within(t), texts(3), nil); err != nil {
-			t.Error(err)
-		}
-	}
-	if client.Stats().Restarts != 1 {
-		t.Errorf("%+v", client.Stats())
-	}
-	if err := client.Close(); err != nil { // it is gone, though nobody knows its end
-		t.Error(err)
-	}
-	close(done)
-	thief.Wait()
-}
-
 func TestAStartThatIsTooLateQuotesWhatWasOnThePipe(t *testing.T) {
 	t.Parallel()
 	const program = "import sys, time; sys.stdout.write('Downloading 100%'); sys.stdout.flush(); time.sleep(3600)"
@@ -1077,7 +1071,7 @@ func TestShutdownEndsWithItsContext(t *testing.T) {
 		}
 	case <-within(t).Done():
 		t.Error("it waits for the worker")
-		_ = syscall.Kill(info.PID, syscall.SIGKILL)
+		sigkill(info.PID)
 	}
 }
 
@@ -1178,6 +1172,9 @@ func TestNoHostileAnswerIsAPanicAHangOrASuccess(t *testing.T) {
 // The module --------------------------------------------------------------------------------------------------------
 
 func TestTheModuleCanBeUsedByReplaceAndByAWorkspace(t *testing.T) {
+	if _, err := exec.LookPath("go"); err != nil {
+		t.Skip("the tests were built elsewhere: there is no go here")
+	}
 	t.Parallel()
 	here, err := os.Getwd()
 	if err != nil {

@@ -346,5 +346,9 @@ func (t *tail) setPartial(line []byte) {
 func (t *tail) String() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return string(bytes.ToValidUTF8(bytes.TrimSpace(append(slices.Clone(t.kept), t.partial...)), []byte("?")))
+	said := bytes.TrimSpace(append(slices.Clone(t.kept), t.partial...))
+	for _, end := range []string{"\r\n", "\r"} { // of Windows, and of a progress bar
+		said = bytes.ReplaceAll(said, []byte(end), []byte("\n"))
+	}
+	return string(bytes.ToValidUTF8(said, []byte("?")))
 }

@@ -55,4 +55,5 @@ start_desktop() {
 }
 
 # A Unix *file* reaches a Windows program as an invalid handle: its standard descriptors must be pipes or the null device.
-windows_python() { nice -n 5 wine 'C:\Python312\python.exe' "$@" </dev/null 2>&1 | cat; }
+# It may leave a console helper behind, which holds the pipe: whoever calls this waits for the program and not for its pipe.
+windows_python() { nice -n 5 wine 'C:\Python312\python.exe' "$@" </dev/null > >(cat) 2>&1; }

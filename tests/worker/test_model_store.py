@@ -110,6 +110,9 @@ def test_what_is_not_loaded_says_whether_it_could_be(store: Store, tmp_path: Pat
     with pytest.raises(ModelNotFoundError, match=r"'nowhere' is not loaded$"):
         store.store.find("nowhere")
     for wanted, meant in (("First", "first"), ("sekond", "second")):
+        if (tmp_path / wanted).exists():  # the file system ignores case: it is the same folder
+            assert store.store.find(wanted).name == meant
+            continue
         with pytest.raises(ModelNotFoundError, match=rf"; did you mean `{meant}`"):
             store.store.find(wanted)
 

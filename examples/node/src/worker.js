@@ -304,7 +304,7 @@ export class Worker {
     const exitCode = this.pid === undefined ? null : this.#child.exitCode; // else a system error's number
     const cause = causeOf(exitCode, signalCode);
     const { kind, detail, isPermanent = false, blamesInput = false } = meaningOf(cause, this.killedFor, !!this.info);
-    const stderrTail = this.#stderrTail.toString().trim();
+    const stderrTail = this.#stderrTail.toString().replace(/\r\n?/g, "\n").trim(); // of Windows, or of a progress bar
     const parts = [
       MESSAGES[/** @type {keyof MESSAGES} */ (kind)],
       detail,
