@@ -75,8 +75,8 @@ build_rust() { # outside Wine's drive, so that the next run finds what this one 
   local target=$work/rust-target release=$work/rust-target/x86_64-pc-windows-gnu/release
   rm -f "$release"/deps/*.exe "$release"/examples/*.exe
   $(cat "$work/cargo") build --quiet --release --locked --all-targets --target x86_64-pc-windows-gnu --target-dir "$target"
-  # Tests know the checkout, and a folder for scratch, by the paths that they were built at.
-  mkdir -p "$drive$drive" "$drive$target/tmp" && ln -sfn "$drive/embed-bridge" "$drive$drive/embed-bridge"
+  # Tests know the checkout by the path that they were built at.
+  mkdir -p "$drive$drive" && ln -sfn "$drive/embed-bridge" "$drive$drive/embed-bridge"
   mkdir -p target/release/examples target/release/tests
   cp "$release"/examples/{conformance-adapter,vector-store}.exe target/release/examples/
   # A crate's own tests, by the names that cargo gives them: NAME-HASH.exe.

@@ -188,9 +188,10 @@ mod system {
             self.0.wait().ok()
         }
 
-        /// Windows has no such request but the end of input, which the worker has.
-        #[allow(clippy::unused_self)]
-        pub(crate) fn terminate(&self) {}
+        /// Windows has no such request but the end of input, which the worker has: one that stays is ended.
+        pub(crate) fn terminate(&self) {
+            self.kill();
+        }
 
         pub(crate) fn kill(&self) {
             let _ = self.0.kill();

@@ -1,7 +1,5 @@
 //! Everything at once: many threads, calls of all sizes, time-outs, withdrawn calls, guilty texts and killed workers.
 
-#![cfg(unix)]
-
 mod support;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

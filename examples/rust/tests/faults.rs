@@ -1,7 +1,5 @@
 //! What the bridge makes of a worker that misbehaves in every way that the fake worker knows.
 
-#![cfg(unix)]
-
 mod support;
 
 use std::future::Future;
@@ -270,8 +268,10 @@ fn too_many_failures_open_the_circuit_until_the_next_attempt() {
 
 #[test]
 fn a_worker_that_is_not_ready_in_time_is_killed() {
+    // Not while the process is made: that leaves its pipes to the console helper of Wine.
+    let start_timeout = if cfg!(windows) { 20 * MOMENT } else { MOMENT };
     let options = but(fake(&["--start-delay=3600"]), |options| {
-        (options.start_timeout, options.restart_budget) = (MOMENT, 1.0);
+        (options.start_timeout, options.restart_budget) = (start_timeout, 1.0);
     });
     let error = spawn(options).info().expect_err("never ready");
     let exit = error.exit().expect("how it ended");
@@ -324,17 +324,21 @@ fn close_ends_a_worker_that_does_not_want_to() {
 #[test]
 fn dropping_the_bridge_kills_and_reaps_and_ends_every_call() {
     let grandchild = count_file();
-    let faults = ["--latency=3600", "--ignore-eof", "--ignore-term", "--grandchild", path(&grandchild)];
+    let mut faults = vec!["--latency=3600", "--ignore-eof", "--ignore-term"];
+    if cfg!(unix) {
+        faults.extend(["--grandchild", path(&grandchild)]); // a process of Windows is killed without its children
+    }
     let bridge = spawn(but(fake(&faults), |options| options.drain = Duration::from_secs(3600)));
     let worker = pid(&bridge);
     let call = bridge.submit(vec!["never".into()], Parameters::new()).expect("room");
     within_bounds("the end of drop()", move || drop(bridge));
     assert!(!exists(worker), "it must be reaped");
     assert_eq!(call.wait().expect_err("closed").kind(), "closed");
-    wait_until("the grandchild is gone, too", || !is_running(pid_in(&grandchild)));
+    wait_until("the grandchild is gone, too", || cfg!(windows) || !is_running(pid_in(&grandchild)));
 }
 
 #[test]
+#[cfg_attr(windows, ignore = "a process of Windows is killed without its children")]
 fn what_a_dead_worker_has_left_behind_does_not_hold_up_the_next() {
     let grandchild = count_file();
     let bridge = spawn(impatient(fake_at_first(&["--kill-after=0", "--grandchild", path(&grandchild)])));

@@ -1,7 +1,5 @@
 //! A worker gone mad: each call ends, with the error of the table that all clients share or with the right vectors.
 
-#![cfg(unix)]
-
 mod support;
 
 use std::time::Duration;

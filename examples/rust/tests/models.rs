@@ -1,14 +1,12 @@
 //! Further models of one worker, and the prompts of each: with the real worker and small models.
 
-#![cfg(unix)]
-
 mod support;
 
 use std::fs;
 use std::path::Path;
 
 use embed_bridge::{EmbedBridge, Error, ErrorCode, Options, Parameters};
-use support::{but, fake, kill, path, pid, real_with, small_models, spawn, vector};
+use support::{but, fake, kill, path, pid, real_with, scratch, small_models, spawn, vector};
 
 fn small(model: &str) -> Options {
     let folder = small_models();
@@ -78,7 +76,7 @@ fn queries_and_documents_get_the_prompts_of_their_model_or_none() {
 
 #[test]
 fn a_model_without_a_prompt_for_queries_does_not_get_its_default_one_for_them() {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("no-query");
+    let folder = scratch().join("no-query");
     let _ = fs::remove_dir_all(&folder);
     copy(&small_models().join("extra-prompt-options"), &folder);
     let config = r#"{"prompts": {"document": "Text: "}, "default_prompt_name": "document"}"#;

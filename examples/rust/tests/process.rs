@@ -2,17 +2,14 @@
 //!
 //! Some tests need a host of their own, which is this program again with one ignored test.
 
-#![cfg(unix)]
-
 mod support;
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
-use embed_bridge::{Cause, Error, Options, Parameters};
-use support::{but, count_file, fake, interpreter, is_running, kill, path, pid, pid_in, spawn, vector, wait_until};
+use embed_bridge::{Options, Parameters};
+use support::{but, fake, interpreter, is_running, pid, spawn, vector, wait_until};
 
 /// Start a host: an ignored test of this program, behind a command that has its own idea of signals.
 fn host(launcher: &[OsString], test: &str) -> Child {
@@ -25,7 +22,8 @@ fn host(launcher: &[OsString], test: &str) -> Child {
 
 /// Put a launcher before the worker that stays for as long as the worker does.
 fn launched(mut options: Options) -> Options {
-    let launcher = ["sh", "-c", "\"$@\"; exit $?", "sh"].map(OsString::from);
+    let script = "import subprocess, sys; sys.exit(subprocess.call(sys.argv[1:]))";
+    let launcher = [interpreter(), "-c".into(), script.into()];
     options.command = launcher.into_iter().chain(options.command).collect();
     options
 }
@@ -58,74 +56,6 @@ fn a_host_with_a_call_in_flight() {
 }
 
 #[test]
-fn a_host_that_ignores_the_end_of_its_children_sees_deaths_and_believes_no_status_zero() {
-    // Ignored signals are inherited through exec.
-    let script =
-        "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])";
-    let launcher = [interpreter(), "-c".into(), script.into()];
-    let mut host = host(&launcher, "a_host_that_ignores_sigchld");
-    assert_eq!(said(&mut host, "ended:"), "well");
-    assert!(host.wait().expect("its end").success());
-}
-
-#[test]
-#[ignore = "a host that another test starts with SIGCHLD ignored"]
-fn a_host_that_ignores_sigchld() {
-    let options = but(fake(&["--kill-after=0:SEGV"]), |options| options.replay = false);
-    let bridge = spawn(options);
-    let Err(Error::WorkerDied(exit)) = bridge.embed(&["lost"]) else { panic!("a death") };
-    assert_eq!((exit.status, exit.cause), (None, Cause::Exited), "the system has thrown the status away");
-    drop(bridge);
-    println!("\nended: well"); // not reached after a failed assertion
-}
-
-#[test]
-fn a_host_that_waits_for_any_child_loses_no_call() {
-    let mut host = host(&[], "a_host_that_waits_for_any_child");
-    assert_eq!(said(&mut host, "ended:"), "well");
-    assert!(host.wait().expect("its end").success());
-}
-
-#[test]
-#[ignore = "a host that another test starts: it takes the statuses of all its children"]
-fn a_host_that_waits_for_any_child() {
-    let bridge = spawn(fake(&["--latency=0.01"]));
-    std::thread::spawn(|| loop {
-        let _ = rustix::process::wait(rustix::process::WaitOptions::empty());
-    });
-    for round in 1..=5 {
-        let call = bridge.submit(vec!["text".into()], Parameters::new()).expect("room");
-        assert!(kill(pid(&bridge)));
-        assert_eq!(call.wait().expect("vectors").vectors, bridge.embed(&["text"]).expect("vectors").vectors);
-        wait_until("a new worker", || bridge.stats().restarts == round);
-    }
-    bridge.close();
-    println!("\nended: well"); // not reached after a failed assertion
-}
-
-#[test]
-fn a_death_is_noticed_although_a_process_of_another_group_holds_the_pipes() {
-    let file = count_file();
-    let script = "import os, subprocess, sys
-left_behind = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(3600)'], start_new_session=True)
-open(sys.argv[1], 'w').write(str(left_behind.pid))
-os.execv(sys.argv[2], sys.argv[2:])";
-    let mut options = fake(&["--latency=3600"]);
-    let launcher = [interpreter(), "-c".into(), script.into(), path(&file).into()];
-    options.command = launcher.into_iter().chain(options.command).collect();
-    // Without pings, and with a pipe that stays open, only the wait for the process can tell.
-    (options.replay, options.ping_every) = (false, Duration::MAX);
-    let bridge = spawn(options);
-    let call = bridge.submit(vec!["lost".into()], Parameters::new()).expect("room");
-    let worker = pid(&bridge);
-    wait_until("it is in flight", || bridge.stats().in_flight > 0);
-    assert!(kill(worker));
-    let outcome = call.wait().expect_err("a death");
-    assert!(kill(pid_in(&file)), "it was there all the time");
-    assert_eq!(outcome.kind(), "worker_died");
-}
-
-#[test]
 fn a_launcher_is_not_taken_for_the_worker() {
     let bridge = spawn(launched(fake(&[])));
     let worker = pid(&bridge);
@@ -153,11 +83,11 @@ fn the_workers_environment_holds_what_it_needs_and_no_secret() {
 #[test]
 fn a_banner_without_a_newline_swallows_nothing_and_is_quoted_where_the_start_fails() {
     let behind = |banner: &str, options: Options| {
-        let script = format!("printf '{banner}'; exec \"$@\"");
+        let run = "sys.stdout.flush(); sys.exit(subprocess.call(sys.argv[1:]))";
+        let script = format!("import subprocess, sys; sys.stdout.write('{banner}'); {run}");
+        let launcher = [interpreter(), "-c".into(), script.into()];
         let command = options.command.clone();
-        but(options, |options| {
-            options.command = ["sh", "-c", &script, "sh"].map(Into::into).into_iter().chain(command).collect();
-        })
+        but(options, |options| options.command = launcher.into_iter().chain(command).collect())
     };
     let bridge = spawn(behind("Loading model ... ", fake(&[])));
     assert_eq!(bridge.embed(&["text"]).expect("vectors").vectors, vector("text"));
@@ -168,4 +98,82 @@ fn a_banner_without_a_newline_swallows_nothing_and_is_quoted_where_the_start_fai
     let detail = &error.exit().expect("how it ended").detail;
     assert!(detail.contains("something else than answers") && detail.contains("old shell"), "{detail}");
     assert!(!detail.contains('\u{1b}'), "{detail:?}");
+}
+
+/// Hosts that reap what is not theirs, and programs that become others: there is no such thing on Windows.
+#[cfg(unix)]
+mod posix {
+    use std::time::Duration;
+
+    use embed_bridge::{Cause, Error, Parameters};
+
+    use super::support::{but, count_file, fake, interpreter, kill, path, pid, pid_in, spawn, wait_until};
+    use super::{host, said};
+
+    #[test]
+    fn a_host_that_ignores_the_end_of_its_children_sees_deaths_and_believes_no_status_zero() {
+        // Ignored signals are inherited through exec.
+        let script =
+            "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])";
+        let launcher = [interpreter(), "-c".into(), script.into()];
+        let mut host = host(&launcher, "posix::a_host_that_ignores_sigchld");
+        assert_eq!(said(&mut host, "ended:"), "well");
+        assert!(host.wait().expect("its end").success());
+    }
+
+    #[test]
+    #[ignore = "a host that another test starts with SIGCHLD ignored"]
+    fn a_host_that_ignores_sigchld() {
+        let options = but(fake(&["--kill-after=0:SEGV"]), |options| options.replay = false);
+        let bridge = spawn(options);
+        let Err(Error::WorkerDied(exit)) = bridge.embed(&["lost"]) else { panic!("a death") };
+        assert_eq!((exit.status, exit.cause), (None, Cause::Exited), "the system has thrown the status away");
+        drop(bridge);
+        println!("\nended: well"); // not reached after a failed assertion
+    }
+
+    #[test]
+    fn a_host_that_waits_for_any_child_loses_no_call() {
+        let mut host = host(&[], "posix::a_host_that_waits_for_any_child");
+        assert_eq!(said(&mut host, "ended:"), "well");
+        assert!(host.wait().expect("its end").success());
+    }
+
+    #[test]
+    #[ignore = "a host that another test starts: it takes the statuses of all its children"]
+    fn a_host_that_waits_for_any_child() {
+        let bridge = spawn(fake(&["--latency=0.01"]));
+        std::thread::spawn(|| loop {
+            let _ = rustix::process::wait(rustix::process::WaitOptions::empty());
+        });
+        for round in 1..=5 {
+            let call = bridge.submit(vec!["text".into()], Parameters::new()).expect("room");
+            assert!(kill(pid(&bridge)));
+            assert_eq!(call.wait().expect("vectors").vectors, bridge.embed(&["text"]).expect("vectors").vectors);
+            wait_until("a new worker", || bridge.stats().restarts == round);
+        }
+        bridge.close();
+        println!("\nended: well"); // not reached after a failed assertion
+    }
+
+    #[test]
+    fn a_death_is_noticed_although_a_process_of_another_group_holds_the_pipes() {
+        let file = count_file();
+        let script = "import os, subprocess, sys; \
+            child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(3600)'], start_new_session=True); \
+            open(sys.argv[1], 'w').write(str(child.pid)); os.execv(sys.argv[2], sys.argv[2:])";
+        let mut options = fake(&["--latency=3600"]);
+        let launcher = [interpreter(), "-c".into(), script.into(), path(&file).into()];
+        options.command = launcher.into_iter().chain(options.command).collect();
+        // Without pings, and with a pipe that stays open, only the wait for the process can tell.
+        (options.replay, options.ping_every) = (false, Duration::MAX);
+        let bridge = spawn(options);
+        let call = bridge.submit(vec!["lost".into()], Parameters::new()).expect("room");
+        let worker = pid(&bridge);
+        wait_until("it is in flight", || bridge.stats().in_flight > 0);
+        assert!(kill(worker));
+        let outcome = call.wait().expect_err("a death");
+        assert!(kill(pid_in(&file)), "it was there all the time");
+        assert_eq!(outcome.kind(), "worker_died");
+    }
 }

@@ -1,7 +1,5 @@
 //! The bridge with the real worker and the default model.
 
-#![cfg(unix)]
-
 mod support;
 
 use embed_bridge::Embeddings;

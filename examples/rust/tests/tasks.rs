@@ -1,7 +1,5 @@
 //! From an async runtime: calls are awaited, withdrawn by being dropped, and never block a task.
 
-#![cfg(unix)]
-
 mod support;
 
 use std::future::Future;

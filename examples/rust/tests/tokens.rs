@@ -1,7 +1,5 @@
 //! Tokens of texts, and vectors of fewer bits.
 
-#![cfg(unix)]
-
 mod support;
 
 use embed_bridge::{byte_ranges, Parameters, Precision};

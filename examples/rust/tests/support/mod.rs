@@ -4,14 +4,12 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use embed_bridge::{EmbedBridge, Options};
-use rustix::process::{kill_process, test_kill_process, Pid, Signal};
 
 /// For everything that must happen; nothing is proved by its length.
 pub const WAIT: Duration = Duration::from_secs(180);
@@ -90,11 +88,18 @@ pub fn shared(name: &str) -> String {
     std::fs::read_to_string(folder.join(name)).expect("a checkout of the project")
 }
 
+/// A folder for files of the tests, beside them: what is built here may run on another system.
+pub fn scratch() -> PathBuf {
+    let folder = std::env::current_exe().expect("this program").with_file_name("scratch");
+    std::fs::create_dir_all(&folder).expect("a writable folder");
+    folder
+}
+
 /// A file in which the processes of one fake worker count themselves.
 pub fn count_file() -> PathBuf {
     static FILES: AtomicU32 = AtomicU32::new(0);
     let number = FILES.fetch_add(1, Ordering::Relaxed);
-    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("processes-{}-{number}", std::process::id()));
+    let file = scratch().join(format!("processes-{}-{number}", std::process::id()));
     let _ = std::fs::remove_file(&file);
     file
 }
@@ -124,29 +129,74 @@ pub fn pid(bridge: &EmbedBridge) -> u32 {
     bridge.info().expect("a ready worker").pid.expect("its process")
 }
 
-fn process(pid: u32) -> Pid {
-    i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a process's number")
-}
-
-/// Send SIGKILL; false when there is no such process.
+/// Send SIGKILL, or what Windows has instead; false when there is no such process.
 pub fn kill(pid: u32) -> bool {
-    kill_process(process(pid), Signal::KILL).is_ok()
+    system::signal(pid, "KILL")
 }
 
-/// Send SIGTERM; false when there is no such process.
+/// Send SIGTERM, or what Windows has instead; false when there is no such process.
 pub fn terminate(pid: u32) -> bool {
-    kill_process(process(pid), Signal::TERM).is_ok()
+    system::signal(pid, "TERM")
 }
 
 /// Whether there is such a process, zombies included.
 pub fn exists(pid: u32) -> bool {
-    test_kill_process(process(pid)).is_ok()
+    system::exists(pid)
 }
 
 /// Whether there is such a process that is not a zombie: an orphan is reaped by somebody else, some time.
 pub fn is_running(pid: u32) -> bool {
-    let told = Command::new("ps").args(["-o", "stat=", "-p", &pid.to_string()]).output().expect("`ps`");
-    !matches!(String::from_utf8_lossy(&told.stdout).trim().bytes().next(), None | Some(b'Z' | b'X'))
+    system::is_running(pid)
+}
+
+#[cfg(unix)]
+mod system {
+    use std::process::Command;
+
+    use rustix::process::{kill_process, test_kill_process, Pid, Signal};
+
+    fn process(pid: u32) -> Pid {
+        i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a process's number")
+    }
+
+    pub fn signal(pid: u32, name: &str) -> bool {
+        kill_process(process(pid), if name == "KILL" { Signal::KILL } else { Signal::TERM }).is_ok()
+    }
+
+    pub fn exists(pid: u32) -> bool {
+        test_kill_process(process(pid)).is_ok()
+    }
+
+    pub fn is_running(pid: u32) -> bool {
+        let told = Command::new("ps").args(["-o", "stat=", "-p", &pid.to_string()]).output().expect("`ps`");
+        !matches!(String::from_utf8_lossy(&told.stdout).trim().bytes().next(), None | Some(b'Z' | b'X'))
+    }
+}
+
+/// Python asks the system: that is unsafe code in Rust, and this crate has none.
+#[cfg(windows)]
+mod system {
+    use std::path::Path;
+    use std::process::Command;
+
+    fn python(program: &str) -> bool {
+        let program = format!("import sys; from bridge_client.testing.processes import *; {program}");
+        let mut command = Command::new(super::interpreter());
+        command.args(["-c", &program]).env("PYTHONPATH", Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."));
+        command.output().expect("Python").status.success()
+    }
+
+    pub fn signal(pid: u32, name: &str) -> bool {
+        python(&format!("send_signal({pid}, {name:?})"))
+    }
+
+    pub fn exists(pid: u32) -> bool {
+        python(&format!("sys.exit(not is_there({pid}))"))
+    }
+
+    pub fn is_running(pid: u32) -> bool {
+        exists(pid)
+    }
 }
 
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
