@@ -2,8 +2,8 @@
 
 Such hosts can neither pass options nor start a worker again. So this is a program in between: it answers each line of
 standard input before it reads the next, over `EmbedClient`, and a worker that is killed costs its host some time and
-nothing else. Arguments are ignored, such as the path of a script. The settings come from the environment, and what is
-not set keeps the worker's default:
+nothing else. Arguments are ignored, such as the path of a script; `--help` alone prints this. The settings come from
+the environment, and what is not set keeps the worker's default:
 
 | variable | option of `embed-worker` |
 |---|---|
@@ -57,7 +57,10 @@ OPTIONS = {
 
 
 def main() -> NoReturn:
-    """Serve standard input until its end, and end the process; the command line is ignored."""
+    """Serve standard input until its end, and end the process; the command line is ignored, but for a sole `--help`."""
+    if sys.argv[1:] in (["--help"], ["-h"]):  # of a person: hosts add the path of a script
+        sys.stderr.write(__doc__ or "")
+        sys.exit(ExitCode.OK)
     arguments = worker_arguments(os.environ)
     model = os.environ.get("EMBED_WORKER_MODEL") or DEFAULT_MODEL
     options = make_parser().parse_args(["--supervised", "--model", model, *arguments])

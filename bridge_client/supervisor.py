@@ -32,7 +32,7 @@ from bridge_client.lifecycle import Effect, Event, Loss, On, State, step
 from bridge_client.listener import Listener
 from bridge_client.options import ClientOptions
 from bridge_client.pool import Pool
-from bridge_client.worker_process import WorkerProcess
+from bridge_client.worker_process import WorkerProcess, one_line
 from bridge_client.worker_slot import Control, Generation, Internal, WorkerSlot
 from embed_worker import protocol
 from embed_worker.protocol import Failure
@@ -280,7 +280,9 @@ class Supervisor:
         if isinstance(response, Failure):
             # It says why, and should leave now with a status that says what that means.
             what = "worker %d: %s: %s"
-            self._callbacks.log(_log, logging.WARNING, what, slot.number, response.code, response.message)
+            self._callbacks.log(
+                _log, logging.WARNING, what, slot.number, one_line(response.code), one_line(response.message)
+            )
             with self.pool.changing():
                 at = self._clock() + self._policy.terminate_s
                 cause = Cause.EXITED if response.is_retryable else Cause.UNUSABLE
@@ -329,7 +331,7 @@ class Supervisor:
                 self.pool.dispatcher.carry_out(verdict, report, now)
         if verdict.blamed:
             what = "an input has killed the worker alone: %s"
-            self._callbacks.log(_log, logging.WARNING, what, report.describe())
+            self._callbacks.log(_log, logging.WARNING, what, one_line(report.describe()))
         loss = Loss(
             is_permanent=report.cause.is_permanent,
             is_recycle=report.cause is Cause.RECYCLED,

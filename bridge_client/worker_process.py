@@ -307,6 +307,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text).strip("\n")
 
 
+def one_line(text: str) -> str:
+    """Escape newlines, too: what is said of a worker is one line of the host's log."""
+    return printable(text).replace("\n", "\\n")
+
+
 def _creation_flags() -> int:
     if sys.platform == "win32":
         return subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import importlib
@@ -11,7 +10,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
@@ -41,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             sys.exit(ExitCode.USAGE)
         if arguments[0] != "serve":
             sys.exit(run_tool(arguments[0], arguments[1:]))
-    options = make_parser().parse_args(arguments[1:] if arguments[:1] == ["serve"] else arguments)
+    with _reader_may_leave():
+        options = make_parser().parse_args(arguments[1:] if arguments[:1] == ["serve"] else arguments)
     status = serve(make_config(options), log_level=options.log_level, log_format=LogFormat(options.log_format))
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.flush()
@@ -52,20 +52,26 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def run_tool(name: str, arguments: Sequence[str]) -> int:
     """Run a command beside the worker; return its exit status."""
     tool = importlib.import_module(f"embed_worker.tools.{name}")
-    parser = CommandParser(
-        prog=f"embed-worker {name}", description=tool.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(prog=f"embed-worker {name}", description=tool.__doc__)
     tool.add_arguments(parser)
     _make_printable(sys.stdout)  # noqa: TID251 - a tool's own, not the wire
     _make_printable(sys.stderr)
+    with _reader_may_leave():
+        return int(tool.run(parser.parse_args(arguments)))
+
+
+@contextlib.contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """End with 74 and no complaint where whoever reads has seen enough, as in `inspect | head` and `--help | less`."""
     try:
-        status = int(tool.run(parser.parse_args(arguments)))
-        if sys.stdout is not None:  # noqa: TID251 - as above
-            sys.stdout.flush()  # noqa: TID251
-    except BrokenPipeError:  # as of `inspect | head`: whoever read has seen enough
+        try:
+            yield
+        finally:
+            if sys.stdout is not None:  # noqa: TID251 - a tool's own, not the wire
+                sys.stdout.flush()  # noqa: TID251
+    except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes once more
-        return ExitCode.PIPE_FAILED
-    return status
+        sys.exit(ExitCode.PIPE_FAILED)
 
 
 def _make_printable(stream: TextIO | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,10 +23,12 @@ from embed_worker.config import (
     RuntimeOptions,
     Verify,
     WorkerConfig,
+    folder_argument,
     path_argument,
     positive_argument,
     provider_argument,
 )
+from embed_worker.errors import printable
 from embed_worker.model_files.plan import pooling_argument
 from embed_worker.model_files.search import as_listed, model_name, models_folders, names_in
 from embed_worker.model_files.suggestions import meant_model
@@ -59,6 +61,9 @@ _ELSEWHERE = {
     "encode": "embed",
 }
 
+# Requests that need nothing but their name.
+_METHODS = ("info", "ping", "metrics")
+
 _DESCRIPTION = """\
 Turn texts into embeddings: JSON lines on standard input, JSON lines on standard output.
 
@@ -76,17 +81,61 @@ threads, or the start took too long; 78 the model or the configuration cannot be
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser whose errors are one line, with what was probably meant."""
+    """A parser whose errors are one line, with what was probably meant; options have to be written whole.
+
+    Half an option would be taken for the only one that begins so: `check --model DIR` for `--models-dir DIR`.
+    """
+
+    def __init__(self, *, prog: str, description: str | None, epilog: str | None = None) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and end with the status of a wrong usage."""
-        known = [*self._option_string_actions, *(COMMANDS if self.prog == "embed-worker" else ())]
-        strays = re.findall(r"--?[\w-]+", message) if message.startswith("unrecognized") else []
-        meant = closest(strays[0], known) if strays else None
-        hint = "" if meant is None else f"; did you mean `{meant}`?"
+        message = re.sub(r": invalid \w+ value: (.*)", self._form_of, message, count=1, flags=re.DOTALL)
+        hint = self._hint(message)
         if not hint and "; " not in message:
             hint = f"; see {self.prog} --help"
-        self.exit(ExitCode.USAGE, f"{self.prog}: {message}{hint}\n")
+        self.exit(ExitCode.USAGE, f"{self.prog}: {printable(message)}{hint}\n")
+
+    def _form_of(self, found: re.Match[str]) -> str:
+        """Return how an argument is written that its reader could not read; argparse names the reader."""
+        action = self._action_of(found.string)
+        return f" is written {action.metavar}, and not {found[1]}" if action is not None else found[0]
+
+    def _hint(self, message: str) -> str:
+        """Return what was probably meant, as the end of a message."""
+        known: Iterable[str] = ()
+        word = None
+        if message.startswith("unrecognized"):
+            known = [*self._option_string_actions, *(COMMANDS if self.prog == "embed-worker" else ())]
+            word = next(iter(re.findall(r"--?[\w-]+", message)), None)
+            if word == "--model" and any(action.dest == "model" for action in self._actions):
+                return f"; the model stands by itself: `{self.prog} NAME-OR-FOLDER`"
+        elif refused := re.search(r": invalid choice: '([^']*)'", message):
+            word = refused[1]
+            action = self._action_of(message)
+            known = [str(choice) for choice in (action.choices if action is not None else None) or ()]
+        meant = None if word is None else closest(word, known)
+        return "" if meant is None else f"; did you mean `{meant}`?"
+
+    def _action_of(self, message: str) -> argparse.Action | None:
+        """Return the argument that a message of argparse begins with."""
+        named = re.match(r"argument ([^:\s]+)", message)
+        names = named[1].split("/") if named else []
+        return next(
+            (
+                action
+                for action in self._actions
+                if any(name in (*action.option_strings, action.dest, action.metavar) for name in names)
+            ),
+            None,
+        )
 
 
 def unknown_command(word: str) -> str:
@@ -104,6 +153,8 @@ def _option_of_model(word: str) -> str | None:
 
 
 def _how_to_embed(word: str) -> str:
+    if word.lower() in _METHODS:
+        return f"""; it is a request: echo '{{"method": "{word.lower()}"}}' | embed-worker"""
     if os.path.exists(word) or re.fullmatch(r"\.\w+", os.path.splitext(word)[1]):
         return f"; for a file, say `embed-worker embed {word[:64]!a} -o vectors.npy`"
     return '; for the vector of a text, say `embed-worker embed "some text"`; see embed-worker --help'
@@ -150,8 +201,6 @@ def make_parser() -> argparse.ArgumentParser:
         prog="embed-worker",
         description=_DESCRIPTION,
         epilog=_EPILOG.format(commands="\n".join(f"  {name:9} {what}" for name, what in COMMANDS.items())),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"embed-worker {__version__}")
     runtime = RuntimeOptions()
@@ -216,7 +265,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--models-dir",
         dest="models_dirs",
         action="append",
-        type=path_argument,
+        type=folder_argument,
         default=[],
         metavar="DIR",
         help="look for models by name here first; repeatable; $EMBED_WORKER_MODELS comes next",

@@ -146,15 +146,30 @@ def path_argument(text: str) -> Path:
     return Path(expanded)
 
 
+def folder_argument(text: str) -> Path:
+    """Read the path of a folder that has to be there.
+
+    Raises:
+        argparse.ArgumentTypeError: It is not, or there is no such home.
+    """
+    path = path_argument(text)
+    if not os.path.isdir(path):
+        raise argparse.ArgumentTypeError(f"there is no folder {text[:200]!r}")
+    return path
+
+
 def positive_argument(text: str) -> int:
     """Read a number of the command line that counts something.
 
     Raises:
         argparse.ArgumentTypeError: Not between 1 and what JSON keeps exactly.
     """
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
     if not 1 <= value <= MAX_ID_INTEGER:
-        raise argparse.ArgumentTypeError("must be at least 1, and a number of at most 16 digits")
+        raise argparse.ArgumentTypeError(f"{text[:64]!a} is no whole number of 1 or more, of at most 16 digits")
     return value
 
 

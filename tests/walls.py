@@ -25,7 +25,7 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "errors": "protocol",
         "logs": "config errors",
         "model_files": "protocol config errors machine atomic",
-        "arguments": "config protocol model_files",
+        "arguments": "config errors protocol model_files",
         "inference": "config errors machine model_files",
         "encoders": "config errors machine model_files inference",
         "accelerators": "config errors machine model_files inference encoders atomic",

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from bridge_client.bulk.report import Progress
 from bridge_client.bulk.rows import CHUNK_COLUMNS, CorpusError, Format
 from bridge_client.bulk.token_counts import WorkerTokens
 from bridge_client.calls import EmbedKeywords
+from bridge_client.worker_process import one_line, printable
 from embed_worker import __version__
 
 _SOME_FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
@@ -36,6 +38,7 @@ _SOME_FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
 _PATIENT = ClientOptions(request_timeout_s=3600.0, restart_budget=10, restart_forgive_s=1.0, backoff_max_s=1.0)
 _PART_ROWS = 8192
 _PART_TEXTS = 512  # of the rows of a part where each becomes some chunks
+_PYARROW = 26  # the first that both writes and reads vectors of fixed size in parquet where some rows have none
 _DTYPES = ("float32", "float16")
 
 
@@ -121,21 +124,17 @@ def run(args: argparse.Namespace, model: str, worker_args: Sequence[str]) -> int
             if args.output is None:
                 return _print_vectors(client, args)
             return _embed_corpus(client, args)
-    except CorpusError as error:
-        return _fail(str(error), _USAGE)
-    except RequestError as error:  # not of a row: the model has no such prompt, or fewer dimensions
-        return _fail(str(error), _USAGE)
+    except (CorpusError, RequestError) as error:  # not of a row: the model has no such prompt, or fewer dimensions
+        return _fail(one_line(str(error)), _USAGE)
     except BridgeError as error:
         goes_on = args.output is not None and Job(args.output, "").folder.exists()
-        return _fail(f"{error}{'; the same command goes on' if goes_on else ''}", _SOME_FAILED)
+        return _fail(f"{printable(str(error))}{'; the same command goes on' if goes_on else ''}", _SOME_FAILED)
     except KeyboardInterrupt:
         return _fail("interrupted; the same command goes on", _INTERRUPTED)
-    except BrokenPipeError:  # the reader of standard output has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _fail(message: str, status: int) -> int:
+    """Return the exit status, after saying what went wrong; a dead worker's last words may have several lines."""
     sys.stderr.write(f"embed-worker embed: {message}\n")
     return status
 
@@ -309,12 +308,17 @@ def _form_of(output: Output, corpus: Corpus, metadata: Mapping[str, str], *, is_
 
 
 def _need_pyarrow(kind: Output, inputs: Sequence[str], stated: Format | None) -> None:
-    from importlib.util import find_spec
-
     tables = (".parquet", ".arrow", ".feather")
     reads = stated.is_table if stated else any(name.lower().endswith(tables) for name in inputs)
-    if (reads or kind in (Output.PARQUET, Output.ARROW)) and find_spec("pyarrow") is None:
-        raise CorpusError("parquet and arrow need the package pyarrow: install embed-bridge with its extra 'bulk'")
+    if not reads and kind not in (Output.PARQUET, Output.ARROW):
+        return
+    try:
+        has = version("pyarrow")
+    except PackageNotFoundError:
+        raise CorpusError("parquet and arrow need the package pyarrow: pip install 'embed-bridge[bulk]'") from None
+    if kind is Output.PARQUET and int(has.partition(".")[0]) < _PYARROW:
+        message = f"parquet is written by pyarrow {_PYARROW} or newer, and this is {has}"
+        raise CorpusError(f"{message}: pip install -U 'embed-bridge[bulk]', or write arrow")
 
 
 def _asked(
@@ -383,6 +387,6 @@ def _report(summary: dict[str, Any], args: argparse.Namespace, kind: Output) -> 
         print(json.dumps(summary))
     elif not args.quiet:
         names = ("rows", "unique", "null", "failed", "truncated", "tokens", "seconds", "restarts", "fingerprint")
-        print(f"{summary['output']}: " + ", ".join(f"{name} {summary[name]}" for name in names))
+        print(f"{one_line(summary['output'])}: " + ", ".join(f"{name} {summary[name]}" for name in names))
         if kind is Output.PARQUET and summary["null"] + summary["failed"]:
             print("rows without a vector are null, which pyarrow can read from version 26 on, DuckDB and polars always")

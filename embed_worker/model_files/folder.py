@@ -236,7 +236,7 @@ class _FolderReader:
             way = "SentenceTransformer(modules=[StaticEmbedding.from_model2vec(FOLDER)]).save_pretrained(OUT)"
             return f": it is model2vec's own form without modules.json, of which `{way}` makes one that is served"
         if any(self._folder.glob("*.safetensors")):
-            return f": `embed-worker export {self._folder.name}` makes one of its weights"
+            return ": `embed-worker export DIR` makes one of its weights"
         return ""
 
     def _pooling(self, config: Mapping[str, Any], outline: Outline) -> tuple[PoolingMode, ...]:

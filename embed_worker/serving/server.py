@@ -185,7 +185,7 @@ class Server:
             if fails is not None or after.state is not before.state:
                 self._happenings.put(fails)
             if after.state is not before.state:
-                _log.info("state=%s after=%s owed=%d", after.state, on, self._answers.owed)
+                _log.info("lifecycle state=%s after=%s owed=%d", after.state, on, self._answers.owed)
                 self._state_since_s = time.monotonic()
             if after.state is State.DRAINING:
                 self._answers.on_nothing_owed = self._look_again

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -35,6 +34,7 @@ from embed_worker.tools.model_options import add_model_arguments, model_folder, 
 from embed_worker.tools.progress import shown
 from embed_worker.tools.quality import Gate, judge_pairs, judge_references
 from embed_worker.tools.references import References, ReferencesError, find_references
+from embed_worker.tools.report import refuse, show
 from embed_worker.tools.texts import SIMILAR_PAIRS
 from embed_worker.tools.worker_process import WorkerError, WorkerProcess, worker_arguments
 
@@ -156,16 +156,15 @@ def run(args: argparse.Namespace) -> int:
     try:
         if args.quick:
             served = check_quickly(args)
-            print(json.dumps(asdict(served)) if args.json else _sentence(served))
+            show([json.dumps(asdict(served)) if args.json else _sentence(served)])
             return ExitCode.OK
         report = check(args)
     except (ModelError, ReferencesError) as error:
-        print(f"embed-worker check: {error}", file=sys.stderr)
-        return ExitCode.UNUSABLE_MODEL
+        return refuse("check", error, ExitCode.UNUSABLE_MODEL)
     except WorkerError as error:
-        print(f"embed-worker check: {error}", file=sys.stderr)
-        return _FAILED if error.code == ErrorCode.NON_FINITE_EMBEDDING else error.exit_status
-    print(json.dumps(asdict(report)) if args.json else _readable(report))
+        is_model_wrong = error.code == ErrorCode.NON_FINITE_EMBEDDING
+        return refuse("check", error, _FAILED if is_model_wrong else error.exit_status)
+    show([json.dumps(asdict(report))] if args.json else _readable(report))
     return {True: ExitCode.OK, False: _FAILED, None: _NOT_JUDGED}[report.passed]
 
 
@@ -315,7 +314,7 @@ def _texts(count: int, start: int) -> list[str]:
 # The report ---------------------------------------------------------------------------------------------------------
 
 
-def _readable(report: CheckReport) -> str:
+def _readable(report: CheckReport) -> list[str]:
     provider = dict(report.provider)
     asked, chosen, reason = (provider.pop(name) for name in ("asked", "chosen", "reason"))
     lines = [
@@ -336,8 +335,8 @@ def _readable(report: CheckReport) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines += ["", *("  ".join(_aligned(row, widths)).rstrip() for row in rows), ""]
     speed = f"; {report.verdict} for one short text (P95)" if report.verdict is not None else ""
-    block = [report.block, ""] if report.block is not None else []
-    return "\n".join([*lines, *block, f"{_conclusion(report)}{speed}"])
+    block = [*report.block.split("\n"), ""] if report.block is not None else []
+    return [*lines, *block, f"{_conclusion(report)}{speed}"]
 
 
 _NO_REFERENCES = "none are stored for it, its folder has no references.json, and no --references is given"

@@ -7,8 +7,8 @@
 
 A corpus is embedded in parts that are written aside, so that after an interruption, whatever its kind, the same command
 goes on where it was. The output appears whole or not at all. Exit status: 0 everything is embedded; 1 some rows have no
-vector, or no worker could be started; 2 wrong usage, or the corpus cannot be used; 130 interrupted: the same command
-goes on.
+vector, or no worker could be started; 2 wrong usage, or the corpus cannot be used; 78 the model cannot be used; 130
+interrupted: the same command goes on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ from typing import Any
 
 from embed_worker.arguments import add_running_arguments, running_arguments
 from embed_worker.config import DEFAULT_MODEL
-from embed_worker.tools.model_options import add_folder_arguments, folder_arguments
+from embed_worker.errors import ModelError
+from embed_worker.model_files.folder import read_model_folder
+from embed_worker.protocol import ExitCode
+from embed_worker.tools.model_options import add_folder_arguments, folder_arguments, model_folder, model_options
+from embed_worker.tools.report import refuse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Embed; return the exit status."""
+    try:
+        read_model_folder(model_folder(args), model_options(args))  # told in a sentence here, and not by a dead worker
+    except ModelError as error:
+        return refuse("embed", error, ExitCode.UNUSABLE_MODEL)
     return int(_command().run(args, args.model, [*folder_arguments(args), *running_arguments(args)]))
 
 

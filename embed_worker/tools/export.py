@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from embed_worker.config import path_argument
+from embed_worker.config import folder_argument, path_argument
 from embed_worker.encoders.architectures import Encoder, read_encoder
 from embed_worker.encoders.checkpoint import (
     ExportError,
@@ -34,6 +33,7 @@ from embed_worker.inference.token_batch import TokenBatch
 from embed_worker.model_files.damage import damage_of
 from embed_worker.model_files.manifest import Manifest, ManifestError, file_sha256
 from embed_worker.tools.exported_folder import compare_folders, files_of, link_graph, original_folder
+from embed_worker.tools.report import refuse, show
 
 # A protobuf message ends at 2 GiB; the rest is for nodes, norms and biases. Larger weights get a file of their own.
 MAX_WEIGHTS_IN_GRAPH_BYTES = 2**31 - 2**26
@@ -70,7 +70,7 @@ class ExportReport:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument(
-        "folder", metavar="DIR", type=path_argument, help="folder with config.json and model.safetensors"
+        "folder", metavar="DIR", type=folder_argument, help="folder with config.json and model.safetensors"
     )
     parser.add_argument(
         "--for",
@@ -118,16 +118,19 @@ def run(args: argparse.Namespace) -> int:
             license=args.license,
         )
     except ExportError as error:
-        print(f"embed-worker export: {error}", file=sys.stderr)
-        return error.exit_status
+        return refuse("export", error, error.exit_status)
     if args.json:
-        print(json.dumps(asdict(report)))
+        show([json.dumps(asdict(report))])
         return 0
     size = f"{(report.size + report.data_size) / 1e6:.1f} MB" + (" with its data file" if report.data_size else "")
-    print(f"{report.graph}: {size}, opset {report.opset}, weights stored as {report.weights}")
-    print(f"checked with onnxruntime against numpy: largest difference {report.max_difference:.1e}, ", end="")
-    print(f"smallest cosine {report.min_cosine:.8f}")
-    print(f"manifest.json lists {report.files} files")
+    found = f"largest difference {report.max_difference:.1e}, smallest cosine {report.min_cosine:.8f}"
+    show(
+        [
+            f"{report.graph}: {size}, opset {report.opset}, weights stored as {report.weights}",
+            f"checked with onnxruntime against numpy: {found}",
+            f"manifest.json lists {report.files} files",
+        ]
+    )
     return 0
 
 
@@ -137,17 +140,18 @@ def _run_for_coreml(args: argparse.Namespace) -> int:
     try:
         report = export_for_coreml(args.folder, output=args.output or args.folder)
     except ExportError as error:
-        print(f"embed-worker export: {error}", file=sys.stderr)
-        return error.exit_status
+        return refuse("export", error, error.exit_status)
     if args.json:
-        print(json.dumps(asdict(report)))
+        show([json.dumps(asdict(report))])
         return 0
-    print(
-        f"{report.folder}: graph {report.graph_size / 1e6:.1f} MB, tables {report.tables_size / 1e6:.1f} MB, ", end=""
+    sizes = f"graph {report.graph_size / 1e6:.1f} MB, tables {report.tables_size / 1e6:.1f} MB"
+    found = f"largest difference {report.max_difference:.1e}, smallest cosine {report.min_cosine:.8f}"
+    show(
+        [
+            f"{report.folder}: {sizes}, made of {', '.join(report.sources)}",
+            f"checked with onnxruntime: {found}",
+        ]
     )
-    print(f"made of {', '.join(report.sources)}")
-    print(f"checked with onnxruntime: largest difference {report.max_difference:.1e}, ", end="")
-    print(f"smallest cosine {report.min_cosine:.8f}")
     return 0
 
 

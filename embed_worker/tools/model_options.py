@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from embed_worker.config import DEFAULT_MODEL, ModelOptions, path_argument, positive_argument
+from embed_worker.config import DEFAULT_MODEL, ModelOptions, folder_argument, positive_argument
 from embed_worker.model_files.plan import pooling_argument
 from embed_worker.model_files.search import find_model, models_folders
 
@@ -53,7 +53,7 @@ def add_search_argument(parser: argparse._ActionsContainer) -> None:
         "--models-dir",
         dest="models_dirs",
         action="append",
-        type=path_argument,
+        type=folder_argument,
         default=[],
         metavar="DIR",
         help="look for models by name here first; repeatable; $EMBED_WORKER_MODELS comes next",

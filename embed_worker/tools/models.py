@@ -29,6 +29,7 @@ from embed_worker.model_files.plan import ModelPlan
 from embed_worker.model_files.safetensors import SafetensorsError, SafetensorsFile
 from embed_worker.model_files.search import find_by_name, folders_of_models, model_name
 from embed_worker.tools.model_options import add_search_argument, searched_folders
+from embed_worker.tools.report import show
 
 FORMAT = 1
 
@@ -80,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """List on standard output; return the exit status."""
     report = describe(searched_folders(args))
-    print(json.dumps(report) if args.json else "\n".join(_lines(report)))
+    show([json.dumps(report)] if args.json else _lines(report))
     return 0
 
 
@@ -196,7 +197,7 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     if usable:
         yield from _table(_HEAD_HERE, [_row_here(model) for model in usable])
     for model in broken:
-        yield printable(f"  ! {model['problem']} ({model['folder']})")
+        yield f"  ! {model['problem']} ({model['folder']})"
     missing = [model for model in report["known"] if not model["is_here"]]
     if missing:
         yield ""

@@ -154,6 +154,12 @@ def test_the_page_of_the_command_names_every_variable() -> None:
     assert all(f"`{name}` | `{option}`" in lockstep.__doc__ for name, option in lockstep.OPTIONS.items())
 
 
+def test_a_person_who_asks_for_help_gets_it() -> None:
+    command = [sys.executable, "-m", "bridge_client.lockstep", "--help"]
+    done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=True)
+    assert b"EMBED_WORKER_MODEL" in done.stderr
+
+
 def test_the_wheel_has_the_command() -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["scripts"]
     assert scripts["embed-lockstep"] == f"{lockstep.__name__}:{lockstep.main.__name__}"

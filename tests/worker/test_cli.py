@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from embed_worker.arguments import COMMANDS, make_config, make_parser
 from embed_worker.config import DEFAULT_MODEL, LogFormat, ModelOptions, RuntimeOptions, Verify, WorkerConfig
 from embed_worker.protocol import ExitCode, Limits
 from tests.worker.harness import ROOT, TINY_MODEL, WAIT_S
+
+HOSTILE = "red\x1b[31m\n2030-01-01 00:00:00,000 ERROR forged\r\x07\x9b2J\u202eend"
 
 
 @pytest.fixture(autouse=True)
@@ -90,17 +93,20 @@ def test_options_settle_the_model_before_them() -> None:
     )
 
 
-def test_parsing_twice_starts_afresh() -> None:
+def test_parsing_twice_starts_afresh(tmp_path: Path) -> None:
     parser = make_parser()
-    first = parser.parse_args(["--model", "a", "--models-dir", "x"])
-    second = parser.parse_args(["--model", "b", "--models-dir", "y"])
+    first = parser.parse_args(["--model", "a", "--models-dir", str(ROOT)])
+    second = parser.parse_args(["--model", "b", "--models-dir", str(tmp_path)])
     assert [len(options.models) for options in (first, second)] == [1, 1]
-    assert second.models_dirs == [Path("y")]
+    assert second.models_dirs == [tmp_path]
 
 
 def test_models_folders_of_the_command_line_come_before_those_of_the_environment(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in "ab":  # those of the environment need not be there: it is set for many programs
+        (tmp_path / name).mkdir()
     monkeypatch.setenv("EMBED_WORKER_MODELS", os.pathsep.join(["c", "", "d"]))
     assert config_of("--models-dir", "a", "--models-dir", "b").models_dirs == tuple(map(Path, "abcd"))
 
@@ -142,6 +148,9 @@ def test_what_cannot_be_meant_is_usage(arguments: list[str], capsys: pytest.Capt
         (["--provider", "cudda"], "`cuda`"),
         (["--pooling", "men"], "`mean`"),
         (["--log-levle", "info"], "`--log-level`"),
+        (["--log-level", "debg"], "`debug`"),
+        (["--verify", "alway"], "`always`"),
+        (["--coreml-units", "all"], "`ALL`"),
     ],
 )
 def test_a_typing_error_gets_one_line_with_what_was_meant(
@@ -174,6 +183,84 @@ def test_a_command_that_there_is_not_gets_one_suggestion(
         main([word])
     assert ended.value.code == ExitCode.USAGE
     assert capsys.readouterr().err == f"embed-worker: there is no command {word!r}; did you mean {meant}?\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        # Half an option would be taken for `--models-dir`, and another model be checked than was meant.
+        (["check", "--quick", "--model", "mine"],
+         "unrecognized arguments: --model; the model stands by itself: `embed-worker check NAME-OR-FOLDER`"),
+        (["check", "--quic"], "unrecognized arguments: --quic; did you mean `--quick`?"),
+        (["inspect", "--max-tokens", "x"], "argument --max-tokens: 'x' is no whole number of 1 or more"),
+        (["inspect", "--models-dir", "nowhere"], "argument --models-dir: there is no folder 'nowhere'"),
+        (["export", "nowhere"], "argument DIR: there is no folder 'nowhere'"),
+        (["export", "--for", "cormel", "."], "did you mean `coreml`?"),
+        (["export", "--opset", "x", "."], "argument --opset is written N, and not 'x'"),
+        (["embed", "--chunk", "x", "text"], "argument --chunk is written N[,OVERLAP], and not 'x'"),
+        (["embed", "--dtype", "flaot16", "text"], "did you mean `float16`?"),
+    ],
+)  # fmt: skip
+def test_a_tool_says_in_one_line_what_is_written_wrongly(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == ExitCode.USAGE
+    err = capsys.readouterr().err
+    assert err.startswith(f"embed-worker {arguments[0]}: ")
+    assert said in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--modle\n2030 ERROR forged\x1b[31m"],
+        ["--log-level", HOSTILE],
+        ["--models-dir", f"{HOSTILE}/nowhere"],
+        [HOSTILE],
+        ["inspect", HOSTILE],
+        ["check", "--references", HOSTILE],
+        ["check", "--variant", HOSTILE],
+        ["pull", f"org/{HOSTILE}"],
+        ["export", HOSTILE],
+        ["export", f"{HOSTILE}/there"],
+        ["quantize", HOSTILE],
+        ["embed", "--model", f"{HOSTILE}/there", "text"],
+        ["embed", f"{HOSTILE}/texts.txt", "-o", "vectors.npy"],
+        ["embed", "texts.txt", "-o", f"{HOSTILE}.npy", "--format", "txt"],
+    ],
+    ids=ascii,
+)
+def test_nothing_that_is_called_anything_forges_a_line_of_what_is_said(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with contextlib.suppress(OSError):  # Windows knows no such names
+        (tmp_path / HOSTILE / "there").mkdir(parents=True)
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code in (ExitCode.USAGE, ExitCode.UNUSABLE_MODEL)
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.removesuffix("\n").isprintable()
+
+
+@pytest.mark.parametrize("word", ["info", "ping", "metrics"])
+def test_a_request_as_a_command_is_shown_as_a_request(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([word])
+    assert f"""echo '{{"method": "{word}"}}' | embed-worker""" in capsys.readouterr().err
+
+
+def test_embed_says_in_one_line_which_model_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["embed", "--model", "all-minilm-l6-v2", "text"])
+    assert ended.value.code == ExitCode.UNUSABLE_MODEL
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert err.endswith("did you mean `all-MiniLM-L6-v2`?\n")
 
 
 @pytest.mark.parametrize(
@@ -225,11 +312,29 @@ def test_every_command_is_a_tool_with_a_line_in_the_help(capsys: pytest.CaptureF
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell's pipe")
-def test_a_tool_whose_reader_has_seen_enough_ends_without_a_traceback() -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["inspect", str(TINY_MODEL)],
+        ["models"],
+        ["models", "--json"],
+        ["check", "--quick", str(TINY_MODEL)],
+        ["embed", "--model", str(TINY_MODEL), "text"],
+        ["--help"],
+        ["--version"],
+        ["embed", "--help"],
+    ],
+    ids=lambda arguments: " ".join(arguments[:2]),
+)
+def test_a_tool_whose_reader_has_seen_enough_ends_without_a_traceback(arguments: list[str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, "-m", "embed_worker", "inspect", str(TINY_MODEL)]
-    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, cwd=ROOT, timeout=WAIT_S, check=False)
+    command = [sys.executable, "-m", "embed_worker", *arguments]
+    # Buffered as for most people: what is left is written at the very end.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        command, env=environment, stdout=writing, stderr=subprocess.PIPE, cwd=ROOT, timeout=WAIT_S, check=False
+    )
     os.close(writing)
     assert (done.returncode, done.stderr) == (ExitCode.PIPE_FAILED, b"")
 

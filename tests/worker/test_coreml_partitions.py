@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -179,14 +180,15 @@ def test_what_the_installed_runtime_dumps_is_counted_too() -> None:
 
 
 def test_shapes_are_those_that_onnxruntime_knows(tmp_path: Path) -> None:
-    """It does not look into the body of GreaterOrEqual before opset 16, and has no shape for what follows."""
+    """Before opset 16, and before 1.24, it does not look into the body of GreaterOrEqual; what follows has no shape."""
+    is_recent = tuple(map(int, onnxruntime.__version__.split(".")[:2])) >= (1, 24)
     values = [helper.make_tensor_value_info(name, FLOAT, [2, 3]) for name in ("x", "y")]
     nodes = [
         helper.make_node("GreaterOrEqual", ["x", "x"], ["known"]),
         helper.make_node("Cast", ["known"], ["numbers"], to=FLOAT),
         helper.make_node("Relu", ["numbers"], ["y"]),
     ]
-    for opset, is_known in ((12, False), (16, True)):
+    for opset, is_known in ((12, False), (16, is_recent)):
         graph = helper.make_graph(nodes, "compared", values[:1], values[1:])
         onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)]), tmp_path / "model.onnx")
         found = forecast(tmp_path / "model.onnx", overrides={})
@@ -263,6 +265,7 @@ def test_operators_come_with_their_version(operator: str, since: str) -> None:
         assert has_it == (int(version[2:]) >= int(since[2:]))
 
 
+@pytest.mark.skipif(onnx.defs.onnx_opset_version() < 23, reason="the package onnx knows no revision 23 before 1.18")
 def test_an_operator_newer_than_the_provider_is_refused() -> None:
     model = model_of("Reshape", X, np.array([6], np.int64), opset=23)
     assert refusal_of(model, "1.22") == "its revision 23 is newer than 21"

@@ -122,6 +122,8 @@ def test_our_templates_have_one_value_without_a_name_at_most() -> None:
                 case ast.Call(func=ast.Attribute(value=ast.Name(id="_log")), args=[ast.Constant(value=str(text)), *_]):
                     unnamed = len(re.findall(r"(?<!=)%[\d.]*[a-z]", text))
                     assert unnamed == 0 or (unnamed == 1 and "=%" in text), f"{module}: {text}"
+                    words = re.sub(r"\w+=(%[\d.]*[a-z]|\w+)", "", text)
+                    assert "=%" not in text or words.strip(), f"{module}: {text} names no event"
                 case ast.Call(func=ast.Attribute(value=ast.Name(id="_log"), attr="error" | "warning" | "info")):
                     raise AssertionError(f"{module} line {node.lineno}: the message is no template")
                 case _:

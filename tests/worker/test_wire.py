@@ -299,7 +299,8 @@ def test_a_lock_step_host_without_ids_works_unchanged() -> None:
 
 def test_a_model_found_in_a_models_folder_is_loaded_by_name_and_served_beside_the_first() -> None:
     env = {"EMBED_WORKER_MODELS": str(TINY_MODEL.parent)}
-    with WorkerProcess("--models-dir", "nowhere", env=env) as worker:
+    env["EMBED_WORKER_MODELS"] = os.pathsep.join(["nowhere", env["EMBED_WORKER_MODELS"]])
+    with WorkerProcess(env=env) as worker:
         refused = worker.ask({"id": 1, "inputs": "a", "model": "bert-cls-new"})
         assert refused["code"] == "model_not_found"
         assert "load_model" in refused["message"]

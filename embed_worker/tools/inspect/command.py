@@ -6,7 +6,6 @@ import argparse
 import json
 import logging
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -29,6 +28,7 @@ from embed_worker.model_files.plan import Decision, ModelPlan
 from embed_worker.protocol import ExitCode
 from embed_worker.tools.inspect.model_card import licence_of
 from embed_worker.tools.model_options import add_model_arguments, model_folder, model_options
+from embed_worker.tools.report import refuse, show
 
 FORMAT = 2
 
@@ -52,18 +52,13 @@ def run(args: argparse.Namespace) -> int:
         model = load_model(model_folder(args), model_options(args), RuntimeOptions(provider="cpu"), threads=1)
         report = describe(model)
     except (ModelError, ManifestError) as error:
-        return _refuse(error, ExitCode.UNUSABLE_MODEL)
+        return refuse("inspect", error, ExitCode.UNUSABLE_MODEL)
     except OutOfMemoryError as error:
-        return _refuse(error, ExitCode.TRY_AGAIN)
+        return refuse("inspect", error, ExitCode.TRY_AGAIN)
     if args.provider is not None:
         report["forecast"] = _forecast(args.provider, model.plan)
-    print(json.dumps(report, ensure_ascii=False) if args.json else "\n".join(_lines(report)))
+    show([json.dumps(report)] if args.json else _lines(report))
     return 0
-
-
-def _refuse(error: Exception, status: int) -> int:
-    print(f"embed-worker inspect: {error}", file=sys.stderr)
-    return status
 
 
 def _forecast(provider: str, plan: ModelPlan) -> dict[str, Any]:

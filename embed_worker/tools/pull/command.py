@@ -37,6 +37,7 @@ from embed_worker.tools.pull.selection import (
     usual_graph,
 )
 from embed_worker.tools.pull.staging import BusyError, Staging, staging
+from embed_worker.tools.report import refuse, show
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _VERIFICATION_FAILED = 1
@@ -126,25 +127,18 @@ def run(args: argparse.Namespace) -> int:
             is_quiet=args.quiet or not sys.stderr.isatty(),
         )
     except (PullError, HubError) as error:
-        return _refuse(error, ExitCode.UNUSABLE_MODEL)
+        return refuse("pull", error, ExitCode.UNUSABLE_MODEL)
     except VerificationError as error:
-        return _refuse(error, _VERIFICATION_FAILED)
+        return refuse("pull", error, _VERIFICATION_FAILED)
     except KeyboardInterrupt:
-        return _refuse("Interrupted; the same command goes on from here", ExitCode.INTERRUPTED)
+        return refuse("pull", "Interrupted; the same command goes on from here", ExitCode.INTERRUPTED)
     if args.json:
-        print(json.dumps(asdict(report)))
+        show([json.dumps(asdict(report))])
         return ExitCode.OK
     received = f"{report.received / 1e6:.1f} MB received" if report.received else "nothing received"
-    print(f"{report.folder}: {report.files} files, {report.size / 1e6:.1f} MB; {received}")
-    print(f"from {report.source}; licence: {report.license}")
-    for note in report.notes:
-        print(note)
+    summary = f"{report.folder}: {report.files} files, {report.size / 1e6:.1f} MB; {received}"
+    show([summary, f"from {report.source}; licence: {report.license}", *report.notes])
     return ExitCode.OK
-
-
-def _refuse(problem: object, status: int) -> int:
-    print(f"embed-worker pull: {problem}", file=sys.stderr)
-    return status
 
 
 def pull(

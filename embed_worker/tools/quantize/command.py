@@ -15,7 +15,6 @@ import os
 import re
 import shutil
 import statistics
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -40,6 +39,7 @@ from embed_worker.tools.quality import cosines
 from embed_worker.tools.quantize.activations import sample_activations
 from embed_worker.tools.quantize.int8 import Changed, Float32, FloatGraph, QuantizeError, choose_rounding
 from embed_worker.tools.references import ReferencesError, find_references
+from embed_worker.tools.report import refuse, show
 from embed_worker.tools.texts import SAMPLE_TEXTS, TEXTS_BY_KIND, bulk_texts
 from embed_worker.tools.worker_process import WorkerError, WorkerProcess, worker_arguments
 
@@ -143,20 +143,15 @@ def run(args: argparse.Namespace) -> int:
     try:
         report = quantize(args)
     except TooInexactError as error:
-        return _refuse(error, _TOO_INEXACT)
+        return refuse("quantize", error, _TOO_INEXACT)
     except (ModelError, QuantizeError, ReferencesError, ManifestError) as error:
-        return _refuse(error, ExitCode.UNUSABLE_MODEL)
+        return refuse("quantize", error, ExitCode.UNUSABLE_MODEL)
     except OutOfMemoryError as error:
-        return _refuse(error, ExitCode.TRY_AGAIN)
+        return refuse("quantize", error, ExitCode.TRY_AGAIN)
     except WorkerError as error:
-        return _refuse(error, error.exit_status)
-    print(json.dumps(asdict(report)) if args.json else _readable(report))
+        return refuse("quantize", error, error.exit_status)
+    show([json.dumps(asdict(report))] if args.json else _readable(report))
     return ExitCode.OK
-
-
-def _refuse(error: Exception, status: int) -> int:
-    print(f"embed-worker quantize: {error}", file=sys.stderr)
-    return status
 
 
 def quantize(args: argparse.Namespace) -> QuantizeReport:
@@ -379,7 +374,7 @@ def measure_speed(args: argparse.Namespace, source: Path, variant: Path) -> Spee
     )
 
 
-def _readable(report: QuantizeReport) -> str:
+def _readable(report: QuantizeReport) -> list[str]:
     likeness, speed = report.likeness, report.speed
     kinds = ", ".join(f"{kind} {cosine:.4f}" for kind, cosine in likeness.kinds.items())
     lines = [
@@ -400,4 +395,4 @@ def _readable(report: QuantizeReport) -> str:
             f"turns, {speed.lowest_ratio:.2f} to {speed.highest_ratio:.2f})"
         )
     name = Path(report.graph).stem.removeprefix("model_")
-    return "\n".join([*lines, f"run it with: --variant {name}"])
+    return [*lines, f"run it with: --variant {name}"]
