@@ -124,7 +124,7 @@ reference: $(VENV)/.installed-test ## what the newest sentence-transformers make
 	$(BIN)/python -m tests.reference $(ARGS)
 
 clean: ## removes environments, caches and builds
-	rm -rf $(VENV) $(REFERENCE) $(INTEGRATIONS) $(FLOOR) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf $(VENV) $(REFERENCE) $(INTEGRATIONS) $(FLOOR) .venv-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 
 # Editable installs: a change of the code needs no new environment, a change of pyproject.toml does.
 $(VENV)/bin/python:

@@ -1,6 +1,6 @@
 """The embeddings endpoint of OpenAI's HTTP interface, on this machine, for programs that speak nothing else.
 
-    pip install . starlette uvicorn prometheus-client
+    pip install starlette uvicorn prometheus-client
     python examples/openai_server.py --model all-MiniLM-L6-v2 --port 8000
 
     client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")
@@ -21,14 +21,18 @@ from http import HTTPStatus
 from typing import Any
 
 import orjson
-import prometheus_client
-import uvicorn
-from starlette.applications import Starlette
-from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
+
+try:
+    import prometheus_client
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.routing import Route
+except ModuleNotFoundError as error:
+    raise SystemExit(f"this needs {error.name}: pip install starlette uvicorn prometheus-client") from None
 
 from bridge_client import (
     AsyncEmbedClient,

@@ -10,7 +10,10 @@ The extra `prometheus` has what it needs. In a program of yours one line is enou
 import argparse
 import sys
 
-import prometheus_client
+try:
+    import prometheus_client
+except ModuleNotFoundError:
+    raise SystemExit("this needs prometheus-client: pip install 'embed-bridge[prometheus]'") from None
 
 from bridge_client import EmbedClient
 from bridge_client.integrations.prometheus import ClientCollector

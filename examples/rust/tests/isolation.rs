@@ -65,7 +65,7 @@ fn a_text_on_which_workers_hang_is_found_too() {
 }
 
 #[test]
-fn a_signal_from_outside_convicts_nobody() {
+fn a_signal_from_outside_blames_nobody() {
     let file = count_file();
     let bridge = spawn(fake(&["--stall-after=0", "--processes=3", "--count-file", path(&file)]));
     let call = bridge.submit(vec!["innocent".into()], Parameters::new()).expect("room");
