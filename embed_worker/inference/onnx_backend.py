@@ -21,6 +21,7 @@ from embed_worker.inference.backend import CPU_TOLERANCE, TOLERANCES, ProviderRe
 from embed_worker.inference.graph_io import GraphIo
 from embed_worker.inference.hidden_states import graph_with_hidden_state
 from embed_worker.inference.ort import CPU
+from embed_worker.inference.placement import kept_on, own_cores
 from embed_worker.inference.pooling import Float32
 from embed_worker.inference.token_batch import TokenBatch
 from embed_worker.inference.width import Width
@@ -57,10 +58,10 @@ class OnnxBackend:
         self._plan = plan
         self._open_session = open_session
         self._threads_alone = threads if provider.chosen == CPU else 1
+        self._cores = own_cores(self._threads_alone)
         self._lane = open_session(1 if provider.chosen == CPU else threads)
         self._alone = self._lane
-        self._width = Width()
-        self._clock = clock
+        self._width = Width(clock)
         self.provider = _as_chosen(provider, self._lane.get_providers())
         self.graph_io = GraphIo(self._lane.get_inputs(), self._lane.get_outputs(), plan)
         self.is_end_to_end = self.graph_io.is_end_to_end
@@ -102,7 +103,7 @@ class OnnxBackend:
         deeper = graph_with_hidden_state(plan)
 
         def open_session(threads: int) -> ort.Session:
-            settings = ort.session_options(threads)
+            settings = ort.session_options(threads, own_cores(threads)[1:] if provider == CPU else ())
             for table in tables:  # kept by this function: a session does not hold the memory
                 settings.add_initializer(table.name, table.value)
             if linked:
@@ -168,12 +169,13 @@ class OnnxBackend:
     def _run_alone(self, batch: TokenBatch) -> Float32:
         if self._alone is self._lane:
             return self._run(self._lane, batch)
-        tokens = batch.ids.size
-        is_wide = self._width.is_wide_for(tokens)
-        started_s = self._clock()
-        output = self._run(self._alone if is_wide else self._lane, batch)
-        self._width.took(tokens, self._clock() - started_s, is_wide=is_wide)
-        return output
+        return self._width.run(
+            batch.ids.size, wide=lambda: self._run_wide(batch), narrow=lambda: self._run(self._lane, batch)
+        )
+
+    def _run_wide(self, batch: TokenBatch) -> Float32:
+        with kept_on(self._cores):
+            return self._run(self._alone, batch)
 
     def _run(self, session: ort.Session, batch: TokenBatch) -> Float32:
         (output,) = session.run([self.graph_io.output], self.graph_io.feeds(batch))

@@ -32,8 +32,13 @@ Value: TypeAlias = onnxruntime.OrtValue
 SessionFactory: TypeAlias = Callable[..., Any]
 
 
-def session_options(threads: int = 1) -> onnxruntime.SessionOptions:
-    """Return the options of a session that computes with so many threads."""
+def session_options(threads: int = 1, cores: Sequence[int] = ()) -> onnxruntime.SessionOptions:
+    """Return the options of a session.
+
+    Args:
+        threads: How many compute, the caller's included.
+        cores: Where each of the others stays, as the system numbers them; none for wherever they are put.
+    """
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1
@@ -43,6 +48,9 @@ def session_options(threads: int = 1) -> onnxruntime.SessionOptions:
     settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
     settings.add_session_config_entry("session.intra_op.spin_duration_us", "50")
     settings.add_session_config_entry("session.force_spinning_stop", "1")
+    if cores:
+        numbers = ";".join(str(core + 1) for core in cores)  # the runtime counts from 1
+        settings.add_session_config_entry("session.intra_op_thread_affinities", numbers)
     return settings
 
 

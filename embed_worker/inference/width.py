@@ -1,12 +1,16 @@
 """Whether a batch that runs alone is faster on all cores or on one, learned from how long batches take.
 
 Beside processes that compute, the threads of one run wait for each other, and all cores may take twice as long as one.
-No threads here and no clock.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
 
 _TRIED = 3  # runs of the other way that are compared with what the chosen one usually takes
 _WIN = 0.9  # the other way must take less than this of the time of the chosen one
@@ -29,9 +33,18 @@ class Width:
     thread may call; two at once spoil at most one trial.
     """
 
-    def __init__(self) -> None:
-        """Begin with all cores for every size."""
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        """Begin with all cores for every size; the clock tells seconds."""
         self._choices: dict[int, _Choice] = {}
+        self._clock = clock
+
+    def run(self, tokens: int, *, wide: Callable[[], T], narrow: Callable[[], T]) -> T:
+        """Run a batch of so many tokens, padding included, one way or the other, and learn how long it took."""
+        is_wide = self.is_wide_for(tokens)
+        started_s = self._clock()
+        result = wide() if is_wide else narrow()
+        self.took(tokens, self._clock() - started_s, is_wide=is_wide)
+        return result
 
     def is_wide_for(self, tokens: int) -> bool:
         """Choose for a batch of so many tokens, padding included; `took` is to be told of the run."""

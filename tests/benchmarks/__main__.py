@@ -40,7 +40,7 @@ def main() -> None:
     steps: dict[str, Callable[[], Any]] = {
         "latency": lambda: measures.single_latency(short, options.singles),
         "concurrency": lambda: measures.concurrency(short[:1000], options.rounds),
-        "embed": lambda: bulk(short, options.rounds),
+        "embed": lambda: bulk(rows_of(options), options.rounds),
         "load": lambda: measures.latency_under_load(short, short[0]),
         "longest": lambda: measures.longest_texts(short[0]),
         "start": lambda: measures.start_up(2 * options.rounds + 1),
@@ -61,6 +61,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--corpus", type=Path, action="append", default=[], help="a file of texts, one a line")
     parser.add_argument("--texts", type=int, default=1024, help="texts of each built-in profile (1024)")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (5)")
+    parser.add_argument("--rows", type=int, default=10_000, help="rows of the corpus of `embed` (10,000)")
     parser.add_argument("--singles", type=int, default=300, help="texts of the latency measure (300)")
     parser.add_argument("--memory-texts", type=int, default=10_000, help="texts after the first 10,000 (10,000)")
     parser.add_argument("--only", help="some of throughput,latency,concurrency,embed,load,longest,start,memory,idle")
@@ -73,6 +74,13 @@ def load_texts(options: argparse.Namespace) -> dict[str, list[str]]:
         return {file.stem: read_corpus(file) for file in options.corpus}
     tokenizer = plain_tokenizer()
     return {profile: docstring_corpus(profile, options.texts, tokenizer) for profile in PROFILES}
+
+
+def rows_of(options: argparse.Namespace) -> list[str]:
+    """Return a corpus that is long beside the start of what embeds it."""
+    if options.corpus:
+        return read_corpus(options.corpus[0])
+    return docstring_corpus("short", options.rows, plain_tokenizer())
 
 
 def say(what: str) -> None:

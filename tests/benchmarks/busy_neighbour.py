@@ -1,7 +1,8 @@
 """One text beside processes that compute: `python -m tests.benchmarks.busy_neighbour`.
 
 These take turns: the worker's own way, which chooses between all cores and one as it goes; one thread; and all threads
-as the worker's spin, spinning without bound, for so many microseconds, or not at all. The neighbours multiply matrices
+as the worker's spin, each on a core of its own or wherever the system puts it, spinning without bound, for so many
+microseconds, or not at all. The neighbours multiply matrices
 on none, half and all of the cores; what they get done beside each is told as a share of what they do alone.
 """
 
@@ -14,7 +15,7 @@ import os
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
@@ -27,6 +28,7 @@ import onnxruntime
 from embed_worker.config import ModelOptions, RuntimeOptions
 from embed_worker.inference import ort
 from embed_worker.inference.onnx_backend import OnnxBackend
+from embed_worker.inference.placement import kept_on, own_cores
 from embed_worker.inference.token_batch import TokenBatch
 from embed_worker.machine import available_cores
 from embed_worker.model_files.folder import read_model_folder
@@ -84,12 +86,13 @@ def one_text(tokens: int) -> TokenBatch:
     return TokenBatch(ids, np.ones_like(ids))
 
 
-def runner(session: ort.Session) -> Run:
-    """Return what runs a text in a session."""
+def runner(session: ort.Session, cores: Sequence[int] = ()) -> Run:
+    """Return what runs a text in a session, on the first of these cores."""
 
     def run(batch: TokenBatch) -> None:
         feeds = {"input_ids": batch.ids, "attention_mask": batch.mask, "token_type_ids": np.zeros_like(batch.ids)}
-        session.run(["last_hidden_state"], feeds)
+        with kept_on(cores):
+            session.run(["last_hidden_state"], feeds)
 
     return run
 
@@ -144,11 +147,13 @@ def main() -> None:
     options = parser.parse_args()
     # The numbers of the neighbours are of one thread each.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    cores = available_cores()
+    cores, graph = available_cores(), MODEL / "onnx" / "model.onnx"
+    own = own_cores(cores)
     ways = {
         "worker": worker(cores),
         "one thread": runner(open_session(1, 0)),
-        "always wide": runner(ort.open_session(MODEL / "onnx" / "model.onnx", ort.session_options(cores))),
+        "always wide": runner(ort.open_session(graph, ort.session_options(cores, own[1:])), own),
+        "always wide, anywhere": runner(ort.open_session(graph, ort.session_options(cores))),
         "unbounded spinning": runner(open_session(cores, None)),
         "no spinning": runner(open_session(cores, 0)),
     }

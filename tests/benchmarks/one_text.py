@@ -2,7 +2,9 @@
 
 In turns: the runtime in this process (tokenise, feed, run, average, normalise), the worker's bare pipe, and the Python
 client over another worker. All on one thread by default, where runs differ least; with a tiny model (`--model
-tests/models/bert-mean`) the difference is hardly drowned by the time of the run itself.
+tests/models/bert-mean`) the difference is hardly drowned by the time of the run itself. With `--threads` as many as
+there are cores, the runtime also takes part with its threads wherever the system puts them; `--pause-ms 20` lets them
+sleep before every text.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeAlias
@@ -24,6 +26,7 @@ from tokenizers import Tokenizer
 
 from bridge_client import EmbedClient
 from embed_worker.inference import ort
+from embed_worker.inference.placement import kept_on, own_cores
 from tests.benchmarks.contestants import MODEL, ROOT
 from tests.benchmarks.measures import machine, percentiles
 
@@ -31,21 +34,23 @@ Ask: TypeAlias = Callable[[str], object]
 
 
 class Direct:
-    """A text in this process, with a session as the worker's."""
+    """A text in this process, with a session as the worker's; `cores` are those of its threads, or none."""
 
-    def __init__(self, model: Path, threads: int) -> None:
+    def __init__(self, model: Path, threads: int, cores: Sequence[int]) -> None:
+        self._cores = cores
         self._tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(256)
         (graph,) = model.rglob("model.onnx")
-        self._session = ort.open_session(graph, ort.session_options(threads))
+        self._session = ort.open_session(graph, ort.session_options(threads, cores[1:]))
         self._inputs = {node.name for node in self._session.get_inputs()}
 
     def __call__(self, text: str) -> object:
         ids = np.array([self._tokenizer.encode(text).ids], np.int64)
         mask = np.ones_like(ids)
         feeds = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-        (hidden,) = self._session.run(["last_hidden_state"], {name: feeds[name] for name in self._inputs})
+        with kept_on(self._cores):
+            (hidden,) = self._session.run(["last_hidden_state"], {name: feeds[name] for name in self._inputs})
         pooled = hidden[0].mean(axis=0)
         return pooled / np.linalg.norm(pooled)
 
@@ -74,11 +79,12 @@ class Pipe:
         self._process.wait(60)
 
 
-def measure(asks: dict[str, Ask], texts: list[str]) -> dict[str, list[float]]:
-    """Ask everybody for each text, in an order that changes; return the times in ms."""
+def measure(asks: dict[str, Ask], texts: list[str], pause_s: float) -> dict[str, list[float]]:
+    """Ask everybody for each text, in an order that changes, each after a pause; return the times in ms."""
     times: dict[str, list[float]] = {name: [] for name in asks}
     for number, text in enumerate(texts):
         for name in random.Random(number).sample(list(asks), len(asks)):
+            time.sleep(pause_s)
             started = time.perf_counter()
             asks[name](text)
             times[name].append((time.perf_counter() - started) * 1e3)
@@ -91,16 +97,21 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=MODEL, help="a folder with a graph that gives token vectors")
     parser.add_argument("--texts", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--pause-ms", type=float, default=0, help="before every text (0)")
     options = parser.parse_args()
     model, threads = str(options.model.resolve()), ("--threads", str(options.threads))
     words = "a row for every text and rain on green hills while nobody counts boats".split()  # noqa: SIM905
     texts = [" ".join(random.Random(number).choices(words, k=12)) for number in range(options.texts + 50)]
     pipe = Pipe(["--model", model, *threads])
     with EmbedClient(model, worker_args=threads) as client:
-        asks: dict[str, Ask] = {"direct": Direct(options.model, options.threads), "pipe": pipe, "client": client.embed}
-        measure(asks, texts[:50])
+        cores, pause_s = own_cores(options.threads), options.pause_ms / 1e3
+        asks: dict[str, Ask] = {"direct": Direct(options.model, options.threads, cores)}
+        asks |= {"pipe": pipe, "client": client.embed}
+        if cores:
+            asks["direct, threads anywhere"] = Direct(options.model, options.threads, ())
+        measure(asks, texts[:50], pause_s)
         pipe.parts.clear()
-        times = measure(asks, texts[50:])
+        times = measure(asks, texts[50:], pause_s)
     pipe.close()
     print(f"{machine()}, onnxruntime {version('onnxruntime')}, {options.model.name}, {options.threads} threads, ms")
     direct = statistics.median(times["direct"])

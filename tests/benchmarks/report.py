@@ -1,8 +1,9 @@
 """The tables and the picture of the benchmark, from the results that are in the repository.
 
-`python -m tests.benchmarks.report` rewrites them: in README.md and docs/benchmarks.md whatever stands between
-`<!-- benchmark: KIND FILE -->` and `<!-- end of benchmark -->`, and docs/images/benchmark.svg. KIND is `short`,
-`full` or `ratios`; FILE lies in docs/benchmarks/. A test compares, so that figures and results cannot drift apart.
+`python -m tests.benchmarks.report` rewrites them: in the pages whatever stands between `<!-- benchmark: KIND FILE -->`
+and `<!-- end of benchmark -->`, and docs/images/benchmark.svg. KIND is `short`, `full`, `ratios` or `cores`, of results
+of `tests.benchmarks.compare`, or `worker`, of `tests.benchmarks`; FILE lies in docs/benchmarks/. A test compares, so
+that figures and results cannot drift apart.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "benchmarks"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "scale.md")
 PICTURE = ROOT / "docs" / "images" / "benchmark.svg"
 DEFAULT = RESULTS / "all-MiniLM-L6-v2.json"
 _OURS = "embed-worker"
@@ -135,7 +136,75 @@ def ratio_table(results: Results) -> str:
     return "\n".join([*lines, *_left_out(results)])
 
 
-_KINDS: dict[str, Callable[[Results], str]] = {"short": short_table, "full": full_table, "ratios": ratio_table}
+def cores_table(results: Results) -> str:
+    """What one core gives of two corpora, and how long corpora of some sizes take it, or many."""
+    (ours,) = (row for row in results["contestants"] if row["key"] == _OURS)
+    names, cores = list(results["corpora"])[:2], results["machine"]["cores"]
+    speeds = [ours["texts_per_s"][name]["median"] for name in names]
+    each = [speed / cores for speed in speeds]
+    both = " and ".join(f"{speed:,.0f} {name}" for speed, name in zip(speeds, names, strict=True))
+    one = " or ".join(f"{speed:,.0f} {name}" for speed, name in zip(each, names, strict=True))
+    lines = [
+        f"{conditions(results)}",
+        "",
+        f"embed-worker gave {both} texts a second. A lane is a core, so one core gives **{one} texts a second**.",
+        "",
+        f"| rows | one core, {' / '.join(names)} | 16 cores | 20 machines of 16 cores |",
+        "|---|---|---|---|",
+    ]
+    for rows, name in ((10**6, "1 M"), (10**8, "100 M"), (10**10, "10 G")):
+        cells = (" / ".join(_duration(rows / speed / cores) for speed in each) for cores in (1, 16, 320))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.0f} {unit}"
+    return f"{seconds:,.0f} seconds"
+
+
+def worker_table(results: Results) -> str:
+    """The worker by itself, and beside the runtime called directly."""
+    latency, start, memory = results["latency"], results["start"], results["memory"]
+    ours, direct = latency["worker"], latency["direct"]
+    shares = [f"{row['share_of_bulk']:.2f}" for name, row in results["concurrency"].items() if name != "bulk"]
+    first, then = (name for name in memory if name.startswith("after_"))
+    texts = [f"{int(name.split('_')[1]):,}" for name in (first, then)]
+    sizes = "; ".join(f"{memory[name]:.0f}" for name in ("at_start_mb", first, then))
+    rows = [
+        (
+            "one short text alone, p50 / p95",
+            f"{ours['p50']:.1f} / {ours['p95']:.1f} ms; called directly {direct['p50']:.1f} / {direct['p95']:.1f} ms",
+        ),
+        (
+            "a query while a request of 10,000 texts is admitted and runs, p95",
+            f"{results['load']['under_load']['p95']:.0f} ms",
+        ),
+        ("64 single-text requests at a time ÷ bulk; 1,000 at once ÷ bulk", "; ".join(shares)),
+        (
+            "from spawn to the answer of `info`",
+            f"{start['worker_s']:.2f} s, {start['ratio']:.2f} × a bare process that loads the same files",
+        ),
+        (f"resident memory at the start; after {texts[0]} mixed texts; after {texts[1]}", f"{sizes} MB"),
+        ("an idle worker", f"{results['idle']['share_of_a_core']:.2%} of a core"),
+        (
+            "`embed-worker embed` ÷ the same rows through the pipe",
+            f"{results['embed']['vs_pipe']:.2f} ({results['embed']['rows']:,} rows, both starts included)",
+        ),
+    ]
+    about = f"{results['machine']}, Python {results['python']}, onnxruntime {results['onnxruntime']}"
+    return "\n".join([f"{about}:", "", "| | |", "|---|---|", *(f"| {what} | {figure} |" for what, figure in rows)])
+
+
+_KINDS: dict[str, Callable[[Results], str]] = {
+    "short": short_table,
+    "full": full_table,
+    "ratios": ratio_table,
+    "cores": cores_table,
+    "worker": worker_table,
+}
 
 
 def conditions(results: Results) -> str:

@@ -15,11 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embed_worker.accelerators.openvino.buckets import Bucket, Buckets
+from embed_worker.config import RuntimeOptions
+from embed_worker.inference.onnx_backend import OnnxBackend
+from embed_worker.inference.token_batch import TokenBatch
+from embed_worker.inference.tokenizer import TextTokenizer
+from embed_worker.inference.width import Width
 from tests.worker.harness import ROOT, WAIT_S, WorkerProcess, cosines, matrix_of
 from tests.worker.test_boundaries import loaded_after
 from tests.worker.test_families import ask_all, request_of
 from tests.worker.test_golden import GOLDEN, TEXTS
 from tests.worker.test_model_folder import EXPECTED, MODELS
+from tests.worker.test_tokenizer import plan_for
 
 try:
     import openvino
@@ -113,6 +119,39 @@ def test_a_text_alone_and_among_others_is_the_same_and_the_space_is_that_of_the_
 
 
 @needs_openvino
+@needs_openvino
+def test_a_text_alone_is_run_on_all_cores_while_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    from embed_worker.accelerators.openvino.backend import OpenvinoBackend, accelerate
+
+    plan, options = plan_for("bert-mean"), RuntimeOptions(provider="openvino")
+    cpu = OnnxBackend.load(plan, options, threads=2)
+    backend = accelerate(cpu, plan, TextTokenizer.load(plan), options, 2)
+    assert isinstance(backend, OpenvinoBackend)
+    backend.use_all_cores()
+    run, seconds = backend._embed, {True: 1.0, False: 2.0}
+    now, ran = [0.0], list[bool]()
+
+    def timed(graph: Any, batch: TokenBatch) -> object:
+        ran.append(graph is backend._wide)
+        now[0] += seconds[ran[-1]]
+        return run(graph, batch)
+
+    monkeypatch.setattr(backend, "_embed", timed)
+    monkeypatch.setattr(backend, "_width", Width(lambda: now[0]))
+    batch = TokenBatch(np.ones((1, 8), np.int64), np.ones((1, 8), np.int64))
+    for _ in range(30):
+        backend.embed(batch, exclusive=True)
+    assert ran.count(True) > 24
+    seconds[True] = 4.0  # somebody computes beside it
+    ran.clear()
+    for _ in range(60):
+        backend.embed(batch, exclusive=True)
+    assert ran[20:].count(False) > 30
+    ran.clear()
+    backend.embed(batch, exclusive=False)
+    assert ran == [False]
+
+
 def test_two_hundred_requests_at_once_are_answered_as_one_by_one(worker: WorkerProcess) -> None:
     texts = [" ".join(["word"] * (1 + number % 40)) for number in range(200)]
     worker.send(*({"id": number, "inputs": text, "model": "bert-mean"} for number, text in enumerate(texts)))

@@ -25,6 +25,7 @@ from embed_worker.inference.onnx_backend import OnnxBackend
 from embed_worker.inference.pooling import Float32, Int64
 from embed_worker.inference.token_batch import TokenBatch
 from embed_worker.inference.tokenizer import TextTokenizer
+from embed_worker.inference.width import Width
 from embed_worker.model_files.onnx_outline import HIDDEN_STATE
 from embed_worker.model_files.plan import ModelPlan
 
@@ -32,9 +33,6 @@ _log = logging.getLogger(__name__)
 
 # Each compiled graph has its own copy of the weights; with more cores each gets several.
 _MAX_GRAPHS = 4
-# All cores are for texts of so many tokens; of the buckets with one row the first that they are faster for counts.
-_WIDE_TOKENS = (16, 64, 256)
-_WIDE_RATIO = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +86,7 @@ class OpenvinoBackend:
         for graph in graphs:
             self._idle.put(graph)
         self._wide: CompiledGraph | None = None
-        self._wide_from = 0  # tokens
+        self._width = Width()
         # Until all cores are used: both hold memory.
         self._to_compile: tuple[Runtime, Reference, int] | None = (runtime, reference, threads)
 
@@ -98,7 +96,7 @@ class OpenvinoBackend:
         return 1 - MIN_COSINE[OpenvinoPrecision(self.precision)]
 
     def use_all_cores(self) -> None:
-        """Compile the graph for batches that run alone, where it is right and faster. It never raises."""
+        """Compile the graph for batches that run alone, where it is right. It never raises."""
         if self._to_compile is None:
             return
         (runtime, reference, threads), self._to_compile = self._to_compile, None
@@ -109,23 +107,10 @@ class OpenvinoBackend:
             wide = runtime.compile(precision, threads=threads, output=self._graph_io.output)
             if not reference.compare([self._by(wide)]) >= MIN_COSINE[precision]:
                 raise ProofError("gives other vectors than the CPU")
-            narrow = self._idle.get()
-            try:
-                found = self._faster_from(reference, self._by(wide), self._by(narrow))
-            finally:
-                self._idle.put(narrow)
         except Exception as error:  # noqa: BLE001 - the model serves without it
             _log.warning("single texts stay on fewer cores reason=%s", brief(error))
             return
-        if found is not None:
-            self._wide_from, self._wide = found, wide
-
-    def _faster_from(self, reference: Reference, wide: Embed, narrow: Embed) -> int | None:
-        for tokens in _WIDE_TOKENS:
-            bucket = next((bucket for bucket in reference.buckets if bucket == Bucket(1, tokens)), None)
-            if bucket and reference.seconds(wide, bucket) < _WIDE_RATIO * reference.seconds(narrow, bucket):
-                return tokens
-        return None
+        self._wide = wide
 
     def close(self) -> None:
         """There is nothing that outlives the process."""
@@ -137,8 +122,14 @@ class OpenvinoBackend:
         if rows > most:
             parts = [self.embed(_rows(batch, first, first + most), exclusive=False) for first in range(0, rows, most)]
             return np.concatenate(parts)
-        if exclusive and self._wide is not None and tokens >= self._wide_from:
-            return self._embed(self._wide, batch)
+        wide = self._wide
+        if exclusive and wide is not None:
+            return self._width.run(
+                batch.ids.size, wide=lambda: self._embed(wide, batch), narrow=lambda: self._embed_on_one(batch)
+            )
+        return self._embed_on_one(batch)
+
+    def _embed_on_one(self, batch: TokenBatch) -> Float32:
         graph = self._idle.get()
         try:
             return self._embed(graph, batch)

@@ -1,0 +1,45 @@
+"""Where the threads of one run are: each on a core of its own, where a process has no more cores than threads.
+
+A thread that sleeps between two runs may be woken on the core of the one that wakes it, and the two share that core for
+milliseconds while the other is idle. On many cores the kernel finds a free one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+
+
+def own_cores(threads: int) -> tuple[int, ...]:
+    """Return a core for each thread of a run, numbered as the system does; none where it may choose better itself.
+
+    Linux alone: macOS pins no thread to a core, and Windows has an ideal one for each.
+    """
+    if sys.platform != "linux":
+        return ()
+    cores = tuple(sorted(os.sched_getaffinity(0)))
+    return cores if len(cores) == threads > 1 else ()
+
+
+@contextlib.contextmanager
+def kept_on(cores: Sequence[int]) -> Iterator[None]:
+    """Keep the calling thread on the first of these cores for a while; the others are its helpers'.
+
+    Nothing happens where it may not run on exactly these, because there are none, or somebody has changed that since.
+    """
+    if sys.platform != "linux" or not cores or os.sched_getaffinity(0) != set(cores):
+        yield
+        return
+    try:
+        os.sched_setaffinity(0, cores[:1])
+    except OSError:  # a sandbox may forbid it
+        yield
+        return
+    try:
+        yield
+    finally:
+        # Threads that it starts later would inherit the one core.
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, cores)
