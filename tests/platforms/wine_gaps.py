@@ -24,7 +24,7 @@ SKIPPED = {
 SKIPPED_OF = {
     "Go": {"^Test(WhatWasInFlightIsSentAgain|ADeathAtEveryAttemptIsOneClearError)$/close-output": _CONSOLE},
     "Node": {"close-output": _CONSOLE},
-    "Rust": {},
+    "Rust": {"a_worker_that_closes_its_output_and_lives_on_is_replaced": _CONSOLE},
 }
 
 

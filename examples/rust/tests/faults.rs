@@ -151,12 +151,20 @@ fn answers_that_do_not_fit_are_never_used() {
         "--nan-after=0",
         "--other-fingerprint-after=0",
         "--partial-line-after=0",
-        "--close-output-after=0",
     ] {
-        let bridge = spawn(fake_at_first(&[fault]));
-        assert_right(&bridge, fault);
-        assert_eq!(bridge.stats().restarts, 1, "{fault}");
+        assert_replaced_after(fault);
     }
+}
+
+#[test]
+fn a_worker_that_closes_its_output_and_lives_on_is_replaced() {
+    assert_replaced_after("--close-output-after=0");
+}
+
+fn assert_replaced_after(fault: &str) {
+    let bridge = spawn(fake_at_first(&[fault]));
+    assert_right(&bridge, fault);
+    assert_eq!(bridge.stats().restarts, 1, "{fault}");
 }
 
 #[test]
