@@ -156,6 +156,6 @@ def find_model(name_or_path: str, folders: Sequence[Path]) -> Path:
         raise ModelNotFoundError(f"there is no folder {name_or_path[:200]!r}: {error.strerror}") from error
     if is_file:
         raise ModelNotFoundError(f"{name_or_path!r} is a file: --model takes the folder that holds the model")
-    if path.is_absolute() or name_or_path.startswith((".", "~")):
+    if path.anchor or name_or_path.startswith((".", "~")):  # on Windows a path of the current drive is not absolute
         raise ModelNotFoundError(f"there is no folder {name_or_path!r}")
     return _find_by_name(name_or_path, folders, "no such folder, and no model")

@@ -45,7 +45,9 @@ type call struct {
 	embedbridge.EmbedOptions
 }
 
-var precisions = map[string]embedbridge.Precision{"float16": embedbridge.Float16, "ubinary": embedbridge.Ubinary}
+var precisions = map[string]embedbridge.Precision{
+	"": embedbridge.Float32, "float32": embedbridge.Float32, "float16": embedbridge.Float16, "ubinary": embedbridge.Ubinary,
+}
 
 type outcome map[string]any
 
@@ -153,7 +155,11 @@ func (a *adapter) begin(line []byte) {
 func (a *adapter) carryOut(ctx context.Context, c call) (outcome, error) {
 	switch c.Op {
 	case "embed":
-		c.EmbedOptions.Precision = precisions[c.Precision]
+		precision, isKnown := precisions[c.Precision]
+		if !isKnown {
+			precision = -1 // there is no other, and the client is to say so
+		}
+		c.EmbedOptions.Precision = precision
 		embeddings, err := a.client.Embed(ctx, c.Inputs, &c.EmbedOptions)
 		if err != nil {
 			return nil, err
