@@ -44,7 +44,9 @@ def main() -> None:
         "load": lambda: measures.latency_under_load(short, short[0]),
         "longest": lambda: measures.longest_texts(short[0]),
         "start": lambda: measures.start_up(2 * options.rounds + 1),
-        "memory": lambda: measures.memory(list(texts.values())[-1], first=10_000, then=options.memory_texts),
+        "memory": lambda: measures.memory(
+            texts.get("mixed", list(texts.values())[-1]), first=10_000, then=options.memory_texts
+        ),
         "idle": lambda: measures.idle_cpu(10),
     }
     for name, step in steps.items():

@@ -69,6 +69,7 @@ def bulk(texts: list[str], rounds: int) -> dict[str, Any]:
         sizes = _bytes_per_row(np.load(Path(folder) / "0.npy"), Path(folder))
     return {
         "rows": len(texts),
+        "rounds": rounds,
         "bytes_per_row": sizes,
         "rows_per_s": {name: round(len(texts) / statistics.median(times), 1) for name, times in seconds.items()},
         "cpu_s": {name: round(statistics.median(times), 2) for name, times in cpu.items()},
