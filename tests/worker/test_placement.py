@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
+from embed_worker.config import RuntimeOptions
 from embed_worker.inference import ort
+from embed_worker.inference.onnx_backend import OnnxBackend
 from embed_worker.inference.placement import kept_on, own_cores
+from embed_worker.inference.token_batch import TokenBatch
 from tests.worker.harness import TINY_MODEL
+from tests.worker.test_tokenizer import plan_for
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="threads are put on cores on Linux alone")
 
@@ -117,3 +122,32 @@ def test_the_threads_of_a_session_stay_on_the_cores_that_were_named_and_the_call
     assert {cores[1]} in masks["helpers"]
     assert masks["during"] == [{cores[0]}]
     assert masks["after"] == [set(cores)]
+
+
+@linux
+def test_a_backend_places_the_threads_of_a_text_alone_and_of_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    if not 2 <= len(cores) <= 8:
+        pytest.skip("more threads than a text alone has, or one core")
+    helpers: list[tuple[int, ...]] = []
+    options = ort.session_options
+
+    def noted(threads: int = 1, cores: Sequence[int] = ()) -> object:
+        helpers.append(tuple(cores))
+        return options(threads, cores)
+
+    monkeypatch.setattr(ort, "session_options", noted)
+    backend = OnnxBackend.load(plan_for("bert-mean"), RuntimeOptions(), threads=len(cores))
+    backend.use_all_cores()
+    assert helpers == [(), tuple(cores[1:])]
+    masks, run = [], backend._run
+
+    def watched(session: object, batch: TokenBatch) -> object:
+        masks.append(os.sched_getaffinity(0))
+        return run(session, batch)
+
+    monkeypatch.setattr(backend, "_run", watched)
+    one = np.ones((1, 4), np.int64)
+    for exclusive in (True, False):
+        backend.embed(TokenBatch(one, one), exclusive=exclusive)
+    assert masks == [{cores[0]}, set(cores)]
