@@ -269,13 +269,11 @@ def decode_request(envelope: Envelope, limits: Limits) -> Request:
     for name in members:
         if name not in spec.parameters:
             _refuse_unknown_member(method, name, spec.parameters)
-    checked = {
-        name: parameter.check(name, members[name], limits)
-        for name, parameter in spec.parameters.items()
-        if name in members and not (members[name] is None and not parameter.is_required)
-    }
+    checked = {}
     for name, parameter in spec.parameters.items():
-        if parameter.is_required and name not in checked:
+        if members.get(name) is not None or (parameter.is_required and name in members):
+            checked[name] = parameter.check(name, members[name], limits)
+        elif parameter.is_required:
             _refuse(f"`{method}` needs the member `{name}`")
     return spec.build(checked)
 

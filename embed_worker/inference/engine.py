@@ -16,7 +16,15 @@ from embed_worker.inference.backend import CPU_TOLERANCE, TOLERANCES, Backend
 from embed_worker.inference.dense import Module
 from embed_worker.inference.ort import CPU
 from embed_worker.inference.pooled_graph import check_pooled_graph
-from embed_worker.inference.pooling import Float32, are_usable, at_precision, cosine_distances, finish_vectors, norms
+from embed_worker.inference.pooling import (
+    Float32,
+    are_lengths,
+    are_usable,
+    at_precision,
+    cosine_distances,
+    finish_and_measure,
+    norms,
+)
 from embed_worker.inference.token_batch import TokenBatch
 from embed_worker.inference.tokenizer import TextTokenizer, TokenizedText
 from embed_worker.machine import release_freed_memory, return_large_blocks
@@ -238,8 +246,13 @@ class LoadedModel:
         Returns:
             (B, dimensions) little-endian float32, C-contiguous.
         """
+        return self._finish_and_measure(raw, dimensions, normalize)[0].astype("<f4", copy=False)
+
+    def _finish_and_measure(
+        self, raw: Float32, dimensions: int | None, normalize: bool | None
+    ) -> tuple[Float32, NDArray[np.float64]]:
         wanted = self.normalizes if normalize is None else normalize
-        return finish_vectors(raw, dimensions or self.dimension, normalize=wanted).astype("<f4", copy=False)
+        return finish_and_measure(raw, dimensions or self.dimension, normalize=wanted)
 
     def finish_and_check(
         self, raw: Float32, dimensions: int | None, normalize: bool | None, precision: str = "float32"
@@ -249,8 +262,8 @@ class LoadedModel:
         One that is not finite or has no length cannot, be it whole, cut, or rounded to float16. `precision` is that of
         `at_precision`.
         """
-        finished = self.finish(raw, dimensions, normalize)
-        good = are_usable(finished)
+        finished, lengths = self._finish_and_measure(raw, dimensions, normalize)
+        good = are_lengths(lengths)
         if finished.shape != raw.shape:
             good &= are_usable(raw)
         told = at_precision(finished, precision)

@@ -21,7 +21,7 @@ from embed_worker.inference.backend import CPU_TOLERANCE, TOLERANCES, ProviderRe
 from embed_worker.inference.graph_io import GraphIo
 from embed_worker.inference.hidden_states import graph_with_hidden_state
 from embed_worker.inference.ort import CPU
-from embed_worker.inference.placement import kept_on, own_cores
+from embed_worker.inference.placement import own_cores, run_on
 from embed_worker.inference.pooling import Float32
 from embed_worker.inference.token_batch import TokenBatch
 from embed_worker.inference.width import Width
@@ -170,12 +170,10 @@ class OnnxBackend:
         if self._alone is self._lane:
             return self._run(self._lane, batch)
         return self._width.run(
-            batch.ids.size, wide=lambda: self._run_wide(batch), narrow=lambda: self._run(self._lane, batch)
+            batch.ids.size,
+            wide=lambda: run_on(self._cores, lambda: self._run(self._alone, batch)),
+            narrow=lambda: self._run(self._lane, batch),
         )
-
-    def _run_wide(self, batch: TokenBatch) -> Float32:
-        with kept_on(self._cores):
-            return self._run(self._alone, batch)
 
     def _run(self, session: ort.Session, batch: TokenBatch) -> Float32:
         (output,) = session.run([self.graph_io.output], self.graph_io.feeds(batch))

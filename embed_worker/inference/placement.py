@@ -9,7 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def own_cores(threads: int) -> tuple[int, ...]:
@@ -23,22 +26,19 @@ def own_cores(threads: int) -> tuple[int, ...]:
     return cores if len(cores) == threads > 1 else ()
 
 
-@contextlib.contextmanager
-def kept_on(cores: Sequence[int]) -> Iterator[None]:
-    """Keep the calling thread on the first of these cores for a while; the others are its helpers'.
+def run_on(cores: Sequence[int], run: Callable[[], T]) -> T:
+    """Run with the calling thread on the first of these cores; the others are its helpers'.
 
-    Nothing happens where it may not run on exactly these, because there are none, or somebody has changed that since.
+    It just runs where the thread may not be on exactly these, because there are none, or somebody has changed that.
     """
     if sys.platform != "linux" or not cores or os.sched_getaffinity(0) != set(cores):
-        yield
-        return
+        return run()
     try:
         os.sched_setaffinity(0, cores[:1])
     except OSError:  # a sandbox may forbid it
-        yield
-        return
+        return run()
     try:
-        yield
+        return run()
     finally:
         # Threads that it starts later would inherit the one core.
         with contextlib.suppress(OSError):

@@ -28,7 +28,7 @@ import onnxruntime
 from embed_worker.config import ModelOptions, RuntimeOptions
 from embed_worker.inference import ort
 from embed_worker.inference.onnx_backend import OnnxBackend
-from embed_worker.inference.placement import kept_on, own_cores
+from embed_worker.inference.placement import own_cores, run_on
 from embed_worker.inference.token_batch import TokenBatch
 from embed_worker.machine import available_cores
 from embed_worker.model_files.folder import read_model_folder
@@ -91,8 +91,7 @@ def runner(session: ort.Session, cores: Sequence[int] = ()) -> Run:
 
     def run(batch: TokenBatch) -> None:
         feeds = {"input_ids": batch.ids, "attention_mask": batch.mask, "token_type_ids": np.zeros_like(batch.ids)}
-        with kept_on(cores):
-            session.run(["last_hidden_state"], feeds)
+        run_on(cores, lambda: session.run(["last_hidden_state"], feeds))
 
     return run
 

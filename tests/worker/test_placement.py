@@ -13,7 +13,7 @@ import pytest
 from embed_worker.config import RuntimeOptions
 from embed_worker.inference import ort
 from embed_worker.inference.onnx_backend import OnnxBackend
-from embed_worker.inference.placement import kept_on, own_cores
+from embed_worker.inference.placement import own_cores, run_on
 from embed_worker.inference.token_batch import TokenBatch
 from tests.worker.harness import TINY_MODEL
 from tests.worker.test_tokenizer import plan_for
@@ -61,8 +61,7 @@ def test_other_systems_place_threads_themselves(system: str, monkeypatch: pytest
     fake = FakeSystem(monkeypatch, {0, 1})
     monkeypatch.setattr(sys, "platform", system)
     assert own_cores(2) == ()
-    with kept_on((0, 1)):
-        pass
+    assert run_on((0, 1), lambda: "ran") == "ran"
     assert fake.masks == []
 
 
@@ -71,30 +70,26 @@ def test_the_caller_is_on_its_core_during_the_run_and_free_afterwards(monkeypatc
     during = []
 
     def fail() -> None:
-        with kept_on((3, 5)):
-            during.append(fake.cores)
-            raise ZeroDivisionError
+        during.append(fake.cores)
+        raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        fail()
+        run_on((3, 5), fail)
     assert during == [{3}]
     assert fake.masks == [{3}, {3, 5}]
 
 
 def test_a_mask_that_somebody_else_has_changed_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeSystem(monkeypatch, {6, 7})
-    with kept_on((3, 5)):
-        assert fake.cores == {6, 7}
+    assert run_on((3, 5), lambda: fake.cores) == {6, 7}
     assert fake.masks == []
 
 
 def test_a_system_that_forbids_it_is_no_reason_not_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeSystem(monkeypatch, {3, 5})
     fake.is_forbidden = True
-    ran = []
-    with kept_on((3, 5)):
-        ran.append(True)
-    assert (ran, fake.cores) == ([True], {3, 5})
+    assert run_on((3, 5), lambda: "ran") == "ran"
+    assert fake.cores == {3, 5}
 
 
 @linux
@@ -111,9 +106,7 @@ def test_the_threads_of_a_session_stay_on_the_cores_that_were_named_and_the_call
         masks["helpers"] = [os.sched_getaffinity(int(thread)) for thread in own]
         one = np.ones((1, 4), np.int64)
         feeds = {node.name: one for node in session.get_inputs()}
-        with kept_on(cores):
-            masks["during"] = [os.sched_getaffinity(0)]
-            session.run(None, feeds)
+        masks["during"] = [run_on(cores, lambda: (session.run(None, feeds), os.sched_getaffinity(0))[1])]
         masks["after"] = [os.sched_getaffinity(0)]
 
     thread = threading.Thread(target=run)
