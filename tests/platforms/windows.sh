@@ -30,7 +30,7 @@ install_python() { # the jar of 3.12.1 holds python.exe, python312.dll and lib/
   cp "$python/bin/pythonw.exe" "$python"
   python3 -m pip download -q --only-binary=:all: --platform win_amd64 --python-version 3.12 --implementation cp -d "$work/wheels" \
     "$wine_numpy" onnxruntime tokenizers orjson onnx tqdm huggingface_hub pytest pytest-cov pytest-timeout pytest-xdist \
-    hypothesis prometheus-client jinja2 pyarrow msvc-runtime
+    hypothesis prometheus-client jinja2 pyarrow hatchling msvc-runtime
   for wheel in "$work"/wheels/*.whl; do unzip -q -o "$wheel" -d "$python/lib/site-packages"; done
   find "$python"/lib/site-packages/msvc_runtime* -name '*.dll' -exec cp {} "$python" \; # onnxruntime needs msvcp140.dll
   leave_out_wmi
@@ -95,4 +95,4 @@ start_desktop
 cd "$drive/embed-bridge"
 # What a suite has left behind would hold the pipe.
 { windows_python tests/platforms/suites.py "$@"; wineserver -k || true; } | tee "$work/suites.log"
-grep -q '^all suites passed$' "$work/suites.log"
+grep -q $'^all suites passed\r*$' "$work/suites.log" # Windows ends its lines so
