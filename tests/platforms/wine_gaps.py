@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from typing import Any, NoReturn
 
 _CONSOLE = "Wine's console helper inherits the standard handles of a process without a window, and holds them open"
 
@@ -56,11 +57,20 @@ def _parent_pid() -> Callable[[], int]:
     return getppid
 
 
+_NO_PRIVILEGE = 1314  # ERROR_PRIVILEGE_NOT_HELD in <winerror.h>
+
+
+def _no_link(*names: Any, **_: Any) -> NoReturn:
+    """Stand for `os.symlink`: Wine 8 says that it has made a link, and makes none."""
+    raise OSError(0, "A required privilege is not held by the client", str(names[0]), _NO_PRIVILEGE, str(names[1]))
+
+
 def patch() -> None:
     """Patch this interpreter."""
     import _winapi
 
     os.getppid = _parent_pid()
+    os.symlink = _no_link
     if hasattr(_winapi, "CopyFile2"):  # Wine 8 has no CopyFile2; shutil then copies by itself
         del _winapi.CopyFile2
 

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -115,6 +116,17 @@ class WorkerProcess:
         self.wait()
         self._threads[1].join(WAIT_S)
         return self.stderr
+
+
+def place(source: Path, target: Path) -> None:
+    """Put a file or a folder elsewhere under another name: as a link, or as a copy where links need a privilege."""
+    try:
+        target.symlink_to(source, target_is_directory=source.is_dir())
+    except OSError:
+        if source.is_dir():
+            shutil.copytree(source, target)
+        else:
+            shutil.copyfile(source, target)
 
 
 def parse_answer(line: bytes) -> dict[str, Any]:

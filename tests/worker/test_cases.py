@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.worker.harness import ROOT, WorkerProcess, cosines, matrix_of
+from tests.worker.harness import ROOT, WorkerProcess, cosines, matrix_of, place
 
 CASES = ROOT / "tests" / "cases"
 EXPECTED: dict[str, dict[str, Any]] = {
@@ -35,14 +34,6 @@ PARAMETERS = [
     pytest.param(name, marks=[pytest.mark.xfail(strict=True, reason=PENDING[name])] if name in PENDING else [])
     for name in EXPECTED
 ]
-
-
-def place(folder: Path, target: Path) -> None:
-    """Put a folder elsewhere under another name: as a link, or as a copy where links need a privilege."""
-    try:
-        target.symlink_to(folder, target_is_directory=True)
-    except OSError:
-        shutil.copytree(folder, target)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ Each damaged folder is loaded by a real worker, where a crash of a library would
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -19,10 +18,8 @@ import pytest
 from onnx import numpy_helper
 
 from embed_worker.model_files.manifest import Manifest
-from tests.worker.harness import WorkerProcess, matrix_of
+from tests.worker.harness import WorkerProcess, matrix_of, place
 from tests.worker.test_model_folder import EXPECTED, MODELS
-
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="the copies are links, which need a privilege on Windows")
 
 # What the worker reads of a folder's JSON files: each is tried with a value of another type.
 READ = {
@@ -83,7 +80,7 @@ def onnx_damages(content: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def damaged_copy(folder: Path, target: Path, path: str, content: bytes | None) -> None:
-    """Copy a folder with one of its files replaced, or left out; the others are links to the originals."""
+    """Copy a folder with one of its files replaced, or left out; the others are the originals."""
     for file in (file for file in folder.rglob("*") if file.is_file()):
         here = target / file.relative_to(folder)
         is_damaged = file.relative_to(folder).as_posix() == path
@@ -93,7 +90,7 @@ def damaged_copy(folder: Path, target: Path, path: str, content: bytes | None) -
         if is_damaged and content is not None:
             here.write_bytes(content)
         else:
-            here.symlink_to(file)
+            place(file, here)
 
 
 def files_of(name: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.worker.harness import WorkerProcess, cosines, matrix_of, tolerance_of
+from tests.worker.harness import WorkerProcess, cosines, matrix_of, place, tolerance_of
 from tests.worker.test_model_folder import EXPECTED, MODELS
-
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="the copies are links, which need a privilege on Windows")
 
 # Everything that one worker serves, by the name that it has there: a folder's default graph, or another of its graphs.
 GRAPHS = {
@@ -26,11 +23,11 @@ VARIANTS = {(name, variant["file"]): variant for name, expected in EXPECTED.item
 
 @pytest.fixture(scope="module")
 def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
-    links = tmp_path_factory.mktemp("models")
+    folders = tmp_path_factory.mktemp("models")
     arguments = []
     for served, (name, graph) in GRAPHS.items():
-        (links / served).symlink_to(MODELS / name)
-        arguments += ["--model", str(links / served), "--onnx-file", graph]
+        place(MODELS / name, folders / served)
+        arguments += ["--model", str(folders / served), "--onnx-file", graph]
         if not (MODELS / name / "modules.json").exists():
             arguments += ["--pooling", "mean"]
     with WorkerProcess(*arguments, model=None) as process:

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from tests.reference.layout_table import LAYOUTS, TEXTS
-from tests.worker.harness import ROOT, WorkerProcess, cosines, matrix_of
-from tests.worker.test_cases import ask_all, place
+from tests.worker.harness import ROOT, WorkerProcess, cosines, matrix_of, place
+from tests.worker.test_cases import ask_all
 
 FOLDERS = ROOT / "tests" / "layouts"
 EXPECTED: dict[str, dict[str, Any]] = {

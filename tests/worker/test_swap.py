@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from tests.worker.harness import WorkerProcess, matrix_of
 from tests.worker.test_model_folder import MODELS
@@ -16,8 +14,6 @@ from tests.worker.test_model_folder import MODELS
 REQUESTS = 5000
 SWAPS = 20
 TEXTS = ["a", "two words", "a text of some more words than the others", "größer", ""]
-
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="a folder that is in use cannot be replaced on Windows")
 
 
 def put(folder: Path, source: str) -> None:
