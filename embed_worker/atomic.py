@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and a lock that processes share."""
+"""Files and folders that appear whole or not at all, and locks that processes share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -82,3 +82,36 @@ def lock(descriptor: int, *, wait: bool) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+@contextmanager
+def locked_by_file(path: Path) -> Iterator[None]:
+    """Hold a lock that is a file of its own; nothing is left of it afterwards, whatever happens.
+
+    Raises:
+        BlockingIOError: Somebody else holds it.
+        OSError: The file cannot be made.
+    """
+    descriptor = _open_locked(path)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()
+        os.close(descriptor)
+        if sys.platform == "win32":  # where an open file cannot be removed, also one that somebody else is looking at
+            with suppress(OSError):
+                path.unlink()
+
+
+def _open_locked(path: Path) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+        if not lock(descriptor, wait=False):
+            os.close(descriptor)
+            raise BlockingIOError(f"{path} is locked")
+        # The process before may have removed the file between our opening and our locking it.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        os.close(descriptor)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import re
+from typing import TypeVar
 
 from embed_worker.protocol import ErrorCode
+
+_Error = TypeVar("_Error", bound=BaseException)
 
 
 class RequestFailed(Exception):
@@ -83,6 +86,15 @@ def reason_of(error: BaseException) -> str:
         return type(error).__name__
     name = os.path.basename(os.fsdecode(error.filename))[:80] if isinstance(error.filename, str | bytes) else ""
     return f"{error.strerror}: {name!a}" if name else error.strerror
+
+
+def without_frames(error: _Error) -> _Error:
+    """Take from an error that is kept the frames that it went through, its causes' included; return it.
+
+    They hold what was read until then: memory, and mapped files, which nobody may remove on Windows.
+    """
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    return error
 
 
 def printable(text: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,20 +86,15 @@ class Job:
         """
         # Beside the folder and not in it: Windows does not rename a folder with an open file.
         beside = self.output.with_name(f".{self.output.name}.lock")
-        try:
-            self.output.parent.mkdir(parents=True, exist_ok=True)
-            lock = beside.open("ab")
-        except OSError as error:
-            raise CorpusError(f"{beside} cannot be made: {error.strerror}") from error
-        with lock:
-            if not atomic.lock(lock.fileno(), wait=False):
-                raise CorpusError(f"another command is at work on {self.output}")
+        with ExitStack() as held:
             try:
-                yield
-            finally:
-                if os.name != "nt":  # while it is locked, so that nobody else has it
-                    beside.unlink(missing_ok=True)
-        beside.unlink(missing_ok=True)
+                self.output.parent.mkdir(parents=True, exist_ok=True)
+                held.enter_context(atomic.locked_by_file(beside))
+            except BlockingIOError:
+                raise CorpusError(f"another command is at work on {self.output}") from None
+            except OSError as error:
+                raise CorpusError(f"{beside} cannot be made: {error.strerror}") from error
+            yield
 
     def earlier_summary(self, asked: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return the summary of an output that this very job has brought about already; tidy up behind it.

@@ -26,6 +26,7 @@ from embed_worker.errors import (
     brief,
     is_shortage,
     reason_of,
+    without_frames,
 )
 from embed_worker.model_files.search import as_listed, find_by_name, find_model, model_name, names_in, short_name
 from embed_worker.model_files.suggestions import meant_model
@@ -281,7 +282,7 @@ class ModelStore:
             model = self._load(find(), options, functools.partial(setattr, entry, "step"))
         except (ModelError, ConfigError, OutOfMemoryError) as refused:
             _log.error("model not loaded name=%s reason=%s", entry.name, refused)
-            error = refused
+            error = without_frames(refused)
         except BaseException as bug:  # noqa: BLE001 - the thread must survive, and who waits must hear
             _log.exception("model not loaded name=%s", entry.name)
             if is_shortage(bug):

@@ -24,6 +24,7 @@ import pytest
 
 from bridge_client import ClientOptions, EmbedClient
 from bridge_client.bulk.job import Job
+from bridge_client.testing.processes import send_signal
 from embed_worker.__main__ import run_tool
 from tests.worker.harness import ROOT, worker_of
 
@@ -320,13 +321,12 @@ def whole(many: Path) -> pa.Table:
     return pq.read_table(out)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 def test_a_job_that_was_killed_goes_on_where_it_was(many: Path, whole: pa.Table, tmp_path: Path) -> None:
     out = tmp_path / "out.parquet"
     for parts in (2, 7):
         process = begin(many, out)
         wait_for_parts(out, parts, process)
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait(DEADLINE_S)
         assert not out.exists()
         finished = hashes(tmp_path / "out.parquet.parts")
@@ -341,7 +341,7 @@ def test_a_job_that_was_killed_goes_on_where_it_was(many: Path, whole: pa.Table,
     assert_vectors_equal(found, whole)
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="children are read from /proc")
+@pytest.mark.skipif(sys.platform not in ("linux", "win32"), reason="children are read from /proc, or Windows tells")
 def test_a_worker_that_is_killed_again_and_again_costs_no_more_than_its_restarts(
     many: Path, whole: pa.Table, tmp_path: Path
 ) -> None:
@@ -356,7 +356,7 @@ def test_a_worker_that_is_killed_again_and_again_costs_no_more_than_its_restarts
             time.sleep(0.005)
         assert worker is not None
         assert worker not in killed
-        os.kill(worker, signal.SIGKILL)
+        send_signal(worker, "KILL")
         killed.add(worker)
     assert process.wait(DEADLINE_S) == 0
     assert_vectors_equal(pq.read_table(out), whole)
@@ -469,10 +469,18 @@ def test_standard_input_is_known_by_its_texts(tmp_path: Path) -> None:
     assert np.load(tmp_path / "o.npy").shape[0] == 25
 
 
+def test_nothing_is_left_of_a_lock_whatever_happens(tmp_path: Path) -> None:
+    with contextlib.suppress(ZeroDivisionError), Job(tmp_path / "out", ".npy").locked():
+        assert list(tmp_path.iterdir())
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
+
+
 def test_two_commands_do_not_work_on_one_output(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file, out = written(tmp_path, "jsonl"), tmp_path / "out.npy"
     with Job(out, ".npy").locked():
         assert embed(file, "-o", out) == 2
+        assert embed(file, "-o", out) == 2, "who is refused takes no lock away"
     assert "another command is at work" in capfd.readouterr().err
     assert embed(file, "-o", out) == 0
 

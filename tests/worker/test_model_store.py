@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import queue
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from embed_worker.config import ModelOptions
 from embed_worker.errors import ConfigError, ModelError, ModelNotFoundError, OutOfMemoryError
+from embed_worker.inference.engine import LoadedModel
 from embed_worker.serving.model_store import ModelEntry, ModelStore
 from tests.worker.fakes import WAIT_S, FakeLoader, models_folder
 
@@ -115,6 +119,30 @@ def test_what_is_not_loaded_says_whether_it_could_be(store: Store, tmp_path: Pat
             continue
         with pytest.raises(ModelNotFoundError, match=rf"; did you mean `{meant}`"):
             store.store.find(wanted)
+
+
+def test_what_failed_keeps_nothing_of_what_it_had_read(tmp_path: Path) -> None:
+    """Memory, and mapped files, which nobody may remove on Windows."""
+    read: list[weakref.ref[object]] = []
+
+    def load(folder: Path, *_: object) -> LoadedModel:
+        content = np.zeros(8)
+        read.append(weakref.ref(content))
+        try:
+            raise ValueError("its header is not JSON")
+        except ValueError as error:
+            raise ModelError("damaged") from error
+
+    store = ModelStore(load, [models_folder(tmp_path)])
+    store.start(lambda: None)
+    settled: queue.SimpleQueue[ModelEntry] = queue.SimpleQueue()
+    gc.disable()
+    try:
+        store.open(ModelOptions(name_or_path="first"), settled.put)
+        assert str(settled.get(timeout=WAIT_S).error) == "damaged"
+        assert read[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_before_anything_is_opened_there_is_no_default(store: Store) -> None:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from embed_worker.atomic import lock, recover_folder, replace_folder
+from embed_worker.atomic import locked_by_file, recover_folder, replace_folder
 
 
 class BusyError(Exception):
@@ -84,7 +83,11 @@ def staging(folder: Path) -> Iterator[Staging]:
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     hidden = folder.parent / f".{folder.name}.pull"
-    with _locked(folder.parent / f".{folder.name}.pull.lock"):
+    with ExitStack() as claim:
+        try:
+            claim.enter_context(locked_by_file(folder.parent / f".{folder.name}.pull.lock"))
+        except BlockingIOError as error:
+            raise BusyError(str(error)) from error
         claimed = Staging(folder, hidden)
         _remove_links(hidden)
         claimed.recover()
@@ -108,33 +111,3 @@ def _remove_empty_folders(folder: Path) -> None:
     for path, _, _ in os.walk(folder, topdown=False):
         with suppress(OSError):
             os.rmdir(path)
-
-
-# The lock ends with the process, however that ends. ---------------------------------------------------------------
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    descriptor = _open_locked(path)
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            path.unlink()
-        os.close(descriptor)
-        if sys.platform == "win32":  # where an open file cannot be removed
-            with suppress(OSError):
-                path.unlink()
-
-
-def _open_locked(path: Path) -> int:
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
-        if not lock(descriptor, wait=False):
-            os.close(descriptor)
-            raise BusyError(f"{path} is locked")
-        # The process before may have removed the file between our opening and our locking it.
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                return descriptor
-        os.close(descriptor)
