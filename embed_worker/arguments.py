@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,6 +27,7 @@ from embed_worker.config import (
     path_argument,
     positive_argument,
     provider_argument,
+    stated_models_dirs,
 )
 from embed_worker.errors import printable
 from embed_worker.model_files.plan import pooling_argument
@@ -148,7 +149,7 @@ def unknown_command(word: str) -> str:
 def _option_of_model(word: str) -> str | None:
     if os.path.exists(word):
         return None
-    model = meant_model(word, names_in(models_folders(_models_dirs([]))))
+    model = meant_model(word, names_in(models_folders(stated_models_dirs([]))))
     return None if model is None else f"--model {model}"
 
 
@@ -399,7 +400,7 @@ def make_config(options: argparse.Namespace) -> WorkerConfig:
     """Turn parsed arguments, and the one environment variable, into settings."""
     return WorkerConfig(
         models=tuple(ModelOptions(**model) for model in options.models or [{}]),
-        models_dirs=tuple(_models_dirs(options.models_dirs)),
+        models_dirs=stated_models_dirs(options.models_dirs),
         allow_links=options.allow_links,
         runtime=RuntimeOptions(
             provider=options.provider,
@@ -419,8 +420,3 @@ def make_config(options: argparse.Namespace) -> WorkerConfig:
         start_limit_s=options.start_limit_s,
         rss_limit_bytes=None if options.rss_limit_mb is None else options.rss_limit_mb * 10**6,
     )
-
-
-def _models_dirs(stated: Sequence[Path]) -> list[Path]:
-    from_environment = os.environ.get("EMBED_WORKER_MODELS", "")
-    return [*stated, *(Path(part) for part in from_environment.split(os.pathsep) if part)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -156,6 +157,12 @@ def folder_argument(text: str) -> Path:
     if not os.path.isdir(path):
         raise argparse.ArgumentTypeError(f"there is no folder {text[:200]!r}")
     return path
+
+
+def stated_models_dirs(options: Sequence[Path]) -> tuple[Path, ...]:
+    """Return the folders of the options `--models-dir`, and behind them those of $EMBED_WORKER_MODELS."""
+    from_environment = os.environ.get("EMBED_WORKER_MODELS", "")
+    return (*options, *(Path(part) for part in from_environment.split(os.pathsep) if part))
 
 
 def positive_argument(text: str) -> int:

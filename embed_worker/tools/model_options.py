@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
-from embed_worker.config import DEFAULT_MODEL, ModelOptions, folder_argument, positive_argument
+from embed_worker.config import DEFAULT_MODEL, ModelOptions, folder_argument, positive_argument, stated_models_dirs
 from embed_worker.model_files.plan import pooling_argument
 from embed_worker.model_files.search import find_model, models_folders
 
@@ -103,5 +102,4 @@ def model_folder(args: argparse.Namespace) -> Path:
 
 def searched_folders(args: argparse.Namespace) -> list[Path]:
     """Return where names are looked for, as the worker does it."""
-    from_environment = [Path(part) for part in os.environ.get("EMBED_WORKER_MODELS", "").split(os.pathsep) if part]
-    return models_folders([*args.models_dirs, *from_environment])
+    return models_folders(stated_models_dirs(args.models_dirs))
