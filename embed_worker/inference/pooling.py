@@ -32,8 +32,6 @@ def pool(hidden: Float32, mask: Int64, modes: tuple[PoolingMode, ...], skipped: 
     """
     # Only places in a text need to be counted, and leading tokens; otherwise 1 and 0 tell as much.
     counts = skipped is not None or PoolingMode.WEIGHTED_MEAN in modes
-    if not counts and len(hidden) == 1 and modes == (PoolingMode.MEAN,) and mask.all():
-        return _mean_of_all(hidden)
     positions = token_counts(mask, skipped) if counts else mask
     pooled = [_pool_one(mode, hidden, mask, positions) for mode in modes]
     return pooled[0] if len(pooled) == 1 else np.concatenate(pooled, axis=1)
@@ -69,16 +67,6 @@ def _pool_one(mode: PoolingMode, hidden: Float32, mask: Int64, positions: Int64)
 def mean_pool(hidden: Float32, mask: Int64) -> Float32:
     """Average the vectors of the tokens of each text: (B, T, D), (B, T) → (B, D)."""
     return weighted_sum(hidden, mask) / _at_least_one(mask.sum(axis=1))
-
-
-def _mean_of_all(hidden: Float32) -> Float32:
-    """Average all token vectors: (B, T, D) → (B, D).
-
-    What a text alone needs most often. After a run the processor's caches hold nothing of numpy, and each of its
-    functions that `mean_pool` would call besides takes as long as ten when they do.
-    """
-    mean: Float32 = np.add.reduce(hidden, axis=1) / np.float32(hidden.shape[1])
-    return mean
 
 
 def mean_sqrt_len_pool(hidden: Float32, mask: Int64) -> Float32:
