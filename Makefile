@@ -23,10 +23,10 @@ test: $(VENV)/.installed-test ## format, lint, types, tests: what must pass
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not soak and not large" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 coverage: $(VENV)/.installed-test ## the tests, and which lines they reach
-	$(BIN)/python -m pytest -m "not soak and not large" --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
 
 # The clients in other languages, each where its toolchain is: built, checked, tested against the fake worker and the
 # real one. `make test` then runs the conformance suite with them; without them it says what it skips.
@@ -52,8 +52,10 @@ clients: $(VENV)/.installed-test ## the Rust, Go and Node clients, where their t
 	  node --test test/*.test.mjs; \
 	else echo "clients: no node, so no Node client"; fi
 
-# Engines, frameworks and databases, in an environment of their own: gigabytes, and each is skipped where it is not there.
-integrations: $(INTEGRATIONS)/.installed ## frameworks, engines and databases, in an environment of their own
+# What others have made. Engines, frameworks and databases have an environment of their own: gigabytes, and each is skipped
+# where it is not there.
+integrations: $(VENV)/.installed-test $(INTEGRATIONS)/.installed ## published models, a new user's walks, frameworks, engines, databases
+	$(BIN)/python -m pytest -m "(real_models and not large) or walks" -n 2 --dist loadfile tests/real_models tests/hosts/test_walks.py
 	$(INTEGRATIONS)/bin/python -m pytest tests/integrations -W default -o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=function
 
 lint: $(VENV)/.installed-test ## format, lint, types, dead code
@@ -84,7 +86,7 @@ bench-environments: $(VENV)/.installed-bench ## the contestants that need enviro
 	  || echo "bench: transformers.js cannot be installed"; else echo "bench: no npm, so no transformers.js"; fi
 # The lowest versions that pyproject.toml allows of what the project names itself, as far as this Python has wheels of them.
 floor: $(FLOOR)/.installed ## the tests with the lowest dependencies: ARGS chooses tests
-	$(FLOOR)/bin/python -m pytest -m "not soak and not large" -n 2 --dist loadfile $(ARGS)
+	$(FLOOR)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 constraints: $(FLOOR)/bin/uv ## tested versions with their hashes, for every system: constraints.txt
 	$(FLOOR)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \

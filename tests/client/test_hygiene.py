@@ -25,7 +25,7 @@ from tests.client.test_client import expected
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="of POSIX systems")
 
 # A start takes Windows ten times as long.
-DEATHS = 40 if sys.platform == "win32" else 200
+DEATHS = 40 if sys.platform == "win32" else 100
 
 ROOT = str(Path(__file__).resolve().parents[2])
 

@@ -1,4 +1,7 @@
-"""The walks of docs/walks.md, walked: each command is typed as it stands there, and what comes is compared."""
+"""The walks of docs/walks.md, walked: each command is typed as it stands there, and what comes is compared.
+
+`make integrations` does it; by hand: `pytest -m walks tests/hosts/test_walks.py`.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ INSTEAD = {
 # What is not typed, by how it begins, and why; what comes of it is not compared.
 LEFT_OUT = {
     "make lint": "installs from an index; it is what `make test` begins with",
-    "make test": "is what runs this test",
+    "make test": "takes minutes, and runs by itself",
     "sudo ": "writes to the system's folders",
     "systemd-analyze ": "reads what the line before has written; `make deploy-check` reads the unit",
 }
@@ -39,6 +42,7 @@ LEFT_OUT = {
 _SENTINEL = "\x1e"
 
 pytestmark = [
+    pytest.mark.walks,
     pytest.mark.skipif(shutil.which("bash") is None or sys.platform == "win32", reason="there is no bash"),
     pytest.mark.timeout(6 * WAIT_S),
 ]

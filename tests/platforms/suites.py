@@ -120,8 +120,6 @@ def pytest(*paths: str) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
         options = [
-            "-m",
-            "not soak and not large",
             "-n",
             JOBS,
             "--timeout",
