@@ -41,6 +41,27 @@ _STATUS_OF: Mapping[str, int] = {
 }
 
 
+# What a worker ends with on purpose, and without having answered.
+_OWN_STATUSES = frozenset(
+    {
+        ExitCode.USAGE,
+        ExitCode.PIPE_FAILED,
+        ExitCode.TRY_AGAIN,
+        ExitCode.UNUSABLE_MODEL,
+        ExitCode.RECYCLED,
+        ExitCode.INTERRUPTED,
+    }
+)
+
+
+def passed_on(status: int) -> int:
+    """Return what a tool ends with whose worker has ended with a status, as `Popen.returncode`.
+
+    A death says nothing of what the own statuses of a tool say: on Windows abort() ends with 3, and a kill with any.
+    """
+    return status if status in _OWN_STATUSES else ExitCode.INTERNAL
+
+
 class WorkerError(Exception):
     """The worker did not do what was asked; the message is one sentence.
 
@@ -182,9 +203,7 @@ class WorkerProcess:
         status = self._process.wait(_END_TIMEOUT_S)
         self._threads[1].join(_END_TIMEOUT_S)
         last = self._stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        # Below 0 it is a signal's number, and 0 is no reason to leave a question unanswered.
-        reason = last or f"the worker ended with status {status}"
-        raise WorkerError(reason, exit_status=status if status > 0 else ExitCode.INTERNAL)
+        raise WorkerError(last or f"the worker ended with status {status}", exit_status=passed_on(status))
 
     def _members(self, line: bytes) -> dict[str, Any]:
         try:

@@ -65,7 +65,7 @@ def test_the_vector_store_says_what_is_wrong_with_its_exit_status(tmp_path: Path
 
 
 def test_the_provider_of_a_database_serves_a_model_by_its_name() -> None:
-    command = [str(BINARY.with_name("provider")), *REAL_WORKER]
+    command = [str(BINARY.with_name(f"provider{EXE}")), *REAL_WORKER]
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=WAIT_S)
     assert told.returncode == 0, told.stderr
     model, vectors = told.stdout.splitlines()

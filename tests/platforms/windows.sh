@@ -78,7 +78,7 @@ build_rust() { # outside Wine's drive, so that the next run finds what this one 
   # Tests know the checkout by the path that they were built at.
   mkdir -p "$drive$drive" && ln -sfn "$drive/embed-bridge" "$drive$drive/embed-bridge"
   mkdir -p target/release/examples target/release/tests
-  cp "$release"/examples/{conformance-adapter,vector-store}.exe target/release/examples/
+  cp "$release"/examples/{conformance-adapter,provider,vector-store}.exe target/release/examples/
   # A crate's own tests, by the names that cargo gives them: NAME-HASH.exe.
   find "$release/deps" -name '*-*.exe' -exec cp {} target/release/tests/ \;
 }

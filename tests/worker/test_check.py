@@ -27,7 +27,7 @@ from embed_worker.tools.check import SpeedVerdict
 from embed_worker.tools.quality import Embedded, Gate, judge_pairs, judge_references
 from embed_worker.tools.references import References, ReferencesError, ReferenceSet, find_references
 from embed_worker.tools.texts import SAMPLE_TEXTS, SIMILAR_PAIRS
-from embed_worker.tools.worker_process import WorkerError, WorkerProcess, worker_arguments
+from embed_worker.tools.worker_process import WorkerError, WorkerProcess, passed_on, worker_arguments
 from tests.worker.harness import ROOT, TINY_MODEL, cosines
 
 STORED = ROOT / "models" / "references"
@@ -479,6 +479,15 @@ def test_a_worker_that_ends_is_an_error_and_not_a_hang() -> None:
         with pytest.raises(WorkerError, match="ended with status") as ended:
             worker.embed(["a text"])
         assert ended.value.exit_status == 70
+
+
+@pytest.mark.parametrize(
+    ("status", "then"),
+    [(0, 70), (-9, 70), (1, 70), (3, 70), (9, 70), (15, 70), (0xC0000005, 70), (70, 70), (2, 2), (75, 75), (78, 78)],
+)
+def test_the_death_of_a_worker_is_no_verdict_on_its_model(status: int, then: int) -> None:
+    """With 1 and 3 `check` says that a gate failed, and that there is no reference."""
+    assert passed_on(status) == then
 
 
 def test_options_that_settle_a_folder_reach_the_worker(tmp_path: Path) -> None:
