@@ -28,7 +28,8 @@ def inv_freq(theta: float, head_dim: int) -> Floats:
 
 def rope_of(tokens: int, frequencies: Floats) -> NDArray[np.complex128]:
     """Return the rotations of the positions from 0 as unit numbers: (T, W / 2)."""
-    rotations: NDArray[np.complex128] = np.exp(1j * (np.arange(tokens)[:, None] * frequencies.astype(np.float64)))
+    angles = np.arange(tokens)[:, None] * frequencies.astype(np.float64)
+    rotations: NDArray[np.complex128] = np.cos(angles) + 1j * np.sin(angles)
     return rotations
 
 

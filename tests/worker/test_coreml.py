@@ -20,7 +20,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 import numpy as np
@@ -62,6 +62,19 @@ from tests.worker.harness import ROOT, TINY_MODEL, cosines, lines_of, matrix_of,
 
 SMALLEST, FULL = SHAPES[0], Shape(8, 32)
 WAIT_S = 30.0  # an upper bound for a machine under load; nothing waits for long
+
+
+@pytest.fixture(autouse=True)
+def _paths_of_a_mac(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Windows let the rule for paths see what the fake Mac would have in the place of a drive and backslashes."""
+    if sys.platform == "win32":
+        is_safe = coreml_environment.is_safe
+
+        def is_safe_on_a_mac(path: Path) -> bool:
+            mac: Any = PurePosixPath(path.as_posix().removeprefix(path.drive))
+            return is_safe(mac)
+
+        monkeypatch.setattr(coreml_environment, "is_safe", is_safe_on_a_mac)
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +199,7 @@ def batch_of(rows: int, tokens: int, seed: int = 0) -> TokenBatch:
 
 # Rule 1: the gate
 
+BLANK = Path("/Users/u/My Caches")
 REFUSING_HOSTS = [
     ({"system": "linux"}, "needs macOS on Apple silicon, and this is linux on arm64"),
     ({"machine": "x86_64"}, "needs macOS on Apple silicon, and this is darwin on x86_64"),
@@ -195,7 +209,7 @@ REFUSING_HOSTS = [
     ({"onnxruntime": "1.3.0"}, "needs onnxruntime 1.28"),
     ({"providers": [CPU]}, "this onnxruntime has no CoreMLExecutionProvider"),
     ({"cache": None}, "there is no home to keep compiled models in"),
-    ({"cache": Path("/Users/u/My Caches")}, "CoreML cannot keep compiled models in /Users/u/My Caches: --coreml-cache"),
+    ({"cache": BLANK}, f"CoreML cannot keep compiled models in {BLANK}: --coreml-cache"),
     ({"cache": Path("/Users/jörg/Library")}, "--coreml-cache names a folder of plain letters"),
 ]
 
