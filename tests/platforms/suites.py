@@ -122,6 +122,7 @@ def pytest(*paths: str) -> Result:
         options = [
             "-n",
             JOBS,
+            "--dist=loadfile",  # what the tests of a file share is made once
             "--timeout",
             str(300 * PATIENCE),
             f"--junitxml={report}",
