@@ -284,6 +284,8 @@ def _parse_json(line: bytes) -> tuple[Any, bool]:
         return orjson.loads(line), False
     except orjson.JSONDecodeError as error:
         position = error.pos
+        if "limit" in error.msg:  # of the depth; from Python 3.14 on the standard library has a far higher one
+            raise ProtocolError(ErrorCode.PARSE_ERROR, _TOO_DEEP) from None
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -291,11 +293,14 @@ def _parse_json(line: bytes) -> tuple[Any, bool]:
     try:
         return json.loads(text, parse_constant=_refuse_constant, parse_int=_parse_integer), True
     except RecursionError:
-        raise ProtocolError(ErrorCode.PARSE_ERROR, "the line is not usable JSON: nested too deeply") from None
+        raise ProtocolError(ErrorCode.PARSE_ERROR, _TOO_DEEP) from None
     except ValueError:
         # Who sends plain text has not seen the shape yet; who sends an object that is broken has.
         shape = "" if text.lstrip().startswith("{") else f"; a request is an object{_SHAPE}"
         raise ProtocolError(ErrorCode.PARSE_ERROR, f"the line is not JSON at character {position}{shape}") from None
+
+
+_TOO_DEEP = "the line is not usable JSON: nested too deeply"
 
 
 def _refuse_constant(name: str) -> NoReturn:

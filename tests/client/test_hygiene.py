@@ -52,7 +52,8 @@ class Host:
         self.grandchild_file = tmp_path / "grandchild"
         source = HOST.replace("LATENCY", str(latency)) + textwrap.dedent(ending)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", source, str(self.grandchild_file)],
+            # From Python 3.12 on a fork beside threads is warned of.
+            [sys.executable, "-W", "ignore:This process:DeprecationWarning", "-c", source, str(self.grandchild_file)],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -1,7 +1,7 @@
 """Published models as people have them, served through the pipe and held against sentence-transformers' vectors.
 
-They are fetched from package registries; where that cannot be, the test says so and is skipped. `make integrations` runs
-the small ones; the big ones are for `make real-models` and the weekly run.
+They are fetched from package registries; where that cannot be, the test says so and is skipped. `make integrations`
+runs the small ones; the big ones are for `make real-models` and the weekly run.
 """
 
 from __future__ import annotations

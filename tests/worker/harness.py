@@ -27,7 +27,13 @@ TINY_MODEL = ROOT / "tests" / "models" / "bert-mean"
 class WorkerProcess:
     """`embed-worker` over pipes: a thread reads all of standard output, another all of standard error."""
 
-    def __init__(self, *arguments: str, model: Path | None = TINY_MODEL, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        model: Path | None = TINY_MODEL,
+        env: dict[str, str] | None = None,
+        wait_s: float = WAIT_S,  # for a line
+    ) -> None:
         chosen = ["--model", str(model)] if model is not None else []
         if sys.platform == "darwin" and "--provider" not in arguments:
             chosen += ["--provider", "cpu"]  # or every worker would compile for CoreML beside the test
@@ -39,6 +45,7 @@ class WorkerProcess:
             cwd=ROOT,
             env={**os.environ, **(env or {})},
         )
+        self._wait_s = wait_s
         self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._stderr: list[bytes] = []
         self._threads = [threading.Thread(target=self._read_stdout), threading.Thread(target=self._read_stderr)]
@@ -84,7 +91,7 @@ class WorkerProcess:
 
     def receive_line(self) -> bytes | None:
         """Return the next line as it was written, or None at the end of output."""
-        return self._lines.get(timeout=WAIT_S)
+        return self._lines.get(timeout=self._wait_s)
 
     def receive(self) -> dict[str, Any]:
         line = self.receive_line()

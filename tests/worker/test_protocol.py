@@ -191,6 +191,7 @@ def test_an_absent_or_null_id_is_unnumbered(line: str) -> None:
         b"[" * 100_000,
         b"[" * 100_000 + b"]" * 100_000,
         b'{"a": ' * 3000 + b"1" + b"}" * 3000,
+        b'{"a": ' * 3000 + rb'"\ud800"' + b"}" * 3000,
     ],
 )
 def test_what_is_not_a_json_object_is_a_parse_error(line: bytes) -> None:
