@@ -21,6 +21,7 @@ import numpy as np
 from embed_worker.config import folder_argument, path_argument
 from embed_worker.encoders.architectures import Encoder, read_encoder
 from embed_worker.encoders.checkpoint import (
+    CheckFailedError,
     ExportError,
     Floats,
     Int64,
@@ -29,6 +30,7 @@ from embed_worker.encoders.checkpoint import (
 )
 from embed_worker.encoders.onnx_writer import DEFAULT_OPSET, OPSETS, Storage, open_session
 from embed_worker.encoders.parity import Parity, check_parity
+from embed_worker.errors import without_frames
 from embed_worker.inference.token_batch import TokenBatch
 from embed_worker.model_files.damage import damage_of
 from embed_worker.model_files.manifest import Manifest, ManifestError, file_sha256
@@ -170,22 +172,25 @@ def export(
     graph = output / _GRAPH
     try:
         graph.parent.mkdir(parents=True, exist_ok=True)
-        # Windows does not delete what onnxruntime has mapped; a session of a failed check may still be there.
+        # Windows does not delete what onnxruntime has mapped, should a session still be there.
         with tempfile.TemporaryDirectory(prefix=".export-", dir=output, ignore_cleanup_errors=True) as staging:
-            staged = Path(staging, "made", output.resolve().name)
-            _copy(folder, staged, files_of(folder))
-            (staged / _GRAPH).parent.mkdir(exist_ok=True)
-            _write_graph(staged / _GRAPH, encoder, storage, opset)
-            parity = check(staged / _GRAPH, encoder, storage)
-            if output.resolve() != folder.resolve():
-                original = original_folder(folder, Path(staging, "original"), staged / _GRAPH)
-                compare_folders(original, staged)
-                _copy(staged, output, files_of(staged))
-                _put_in_place(staged / _GRAPH, graph)
-                link_graph(graph, original / _GRAPH)
-                compare_folders(original, output)  # another model may have left its files there
-            else:
-                _put_in_place(staged / _GRAPH, graph)
+            try:
+                staged = Path(staging, "made", output.resolve().name)
+                _copy(folder, staged, files_of(folder))
+                (staged / _GRAPH).parent.mkdir(exist_ok=True)
+                _write_graph(staged / _GRAPH, encoder, storage, opset)
+                parity = check(staged / _GRAPH, encoder, storage)
+                if output.resolve() != folder.resolve():
+                    original = original_folder(folder, Path(staging, "original"), staged / _GRAPH)
+                    compare_folders(original, staged)
+                    _copy(staged, output, files_of(staged))
+                    _put_in_place(staged / _GRAPH, graph)
+                    link_graph(graph, original / _GRAPH)
+                    compare_folders(original, output)  # another model may have left its files there
+                else:
+                    _put_in_place(staged / _GRAPH, graph)
+            except CheckFailedError as error:  # whose frames hold the session of the check
+                raise without_frames(error) from None
         hashes = [f"{file.name} SHA-256 {file_sha256(file)}" for file in weight_files(transformer_folder(folder))]
         manifest = Manifest.of_folder(
             output,
