@@ -26,12 +26,12 @@ from bridge_client import ClientOptions, EmbedClient
 from bridge_client.bulk.job import Job
 from bridge_client.testing.processes import send_signal
 from embed_worker.__main__ import run_tool
+from tests.patience import WAIT_S
 from tests.worker.harness import ROOT, worker_of
 
 MODEL = str(ROOT / "tests" / "models" / "bert-mean")
 RAIN = "rain on a hill"
 TEXTS: list[str | None] = [RAIN, "a river", None, "", RAIN, "größer als 東京", 'say "no",	then go']
-DEADLINE_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -302,7 +302,7 @@ def begin(file: Path, out: Path, *arguments: str, stderr: int | None = None) -> 
 
 
 def wait_for_parts(out: Path, count: int, process: subprocess.Popen[bytes]) -> None:
-    until = time.monotonic() + DEADLINE_S
+    until = time.monotonic() + WAIT_S
     while time.monotonic() < until and process.poll() is None:
         if out.with_name(f"{out.name}.parts").joinpath(f"part-{count - 1:06}.arrow").exists():
             return
@@ -317,7 +317,7 @@ def hashes(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def whole(many: Path) -> pa.Table:
     out = many.with_name("whole.parquet")
-    assert begin(many, out).wait(DEADLINE_S) == 0
+    assert begin(many, out).wait(WAIT_S) == 0
     return pq.read_table(out)
 
 
@@ -327,11 +327,11 @@ def test_a_job_that_was_killed_goes_on_where_it_was(many: Path, whole: pa.Table,
         process = begin(many, out)
         wait_for_parts(out, parts, process)
         process.kill()
-        process.wait(DEADLINE_S)
+        process.wait(WAIT_S)
         assert not out.exists()
         finished = hashes(tmp_path / "out.parquet.parts")
     process = begin(many, out)
-    assert process.wait(DEADLINE_S) == 0
+    assert process.wait(WAIT_S) == 0
     assert len(finished) >= 7
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parquet"]
     found = pq.read_table(out)
@@ -351,14 +351,14 @@ def test_a_worker_that_is_killed_again_and_again_costs_no_more_than_its_restarts
     killed: set[int | None] = {None}
     for kill in range(int(ClientOptions().restart_budget) + 4):
         wait_for_parts(out, 1 + 5 * kill, process)
-        until = time.monotonic() + DEADLINE_S
+        until = time.monotonic() + WAIT_S
         while (worker := worker_of(process.pid)) in killed and time.monotonic() < until:
             time.sleep(0.005)
         assert worker is not None
         assert worker not in killed
         send_signal(worker, "KILL")
         killed.add(worker)
-    assert process.wait(DEADLINE_S) == 0
+    assert process.wait(WAIT_S) == 0
     assert_vectors_equal(pq.read_table(out), whole)
 
 
@@ -376,7 +376,7 @@ def test_a_job_that_was_interrupted_says_so_and_keeps_its_parts(number: int, man
     process = begin(many, out)
     wait_for_parts(out, 2, process)
     process.send_signal(number)
-    assert process.wait(DEADLINE_S) == 130
+    assert process.wait(WAIT_S) == 130
     assert len(hashes(tmp_path / "out.parquet.parts")) >= 2
 
 
@@ -387,7 +387,7 @@ def test_a_second_ctrl_c_waits_for_nobody(many: Path, tmp_path: Path) -> None:
         wait_for_parts(out, 1, process)
         for _ in range(50):
             process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=DEADLINE_S)
+        _, error = process.communicate(timeout=WAIT_S)
     assert process.returncode == 130
     assert b"Traceback" not in error
 
@@ -425,7 +425,7 @@ def interrupted(many: Path, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     process = begin(file, out)
     wait_for_parts(out, 1, process)
     process.kill()
-    process.wait(DEADLINE_S)
+    process.wait(WAIT_S)
     yield file, out
     assert not out.exists()
 
@@ -456,7 +456,7 @@ def test_standard_input_is_known_by_its_texts(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "embed_worker", "embed", "-", "-o", str(tmp_path / "o.npy"), "--model", MODEL]
         done = subprocess.run(
             [*command, "--part-rows", "10", "--on-error", "fail"],
-            cwd=ROOT, input=lines + (b"\xff\n" if cut else b""), capture_output=True, timeout=DEADLINE_S,
+            cwd=ROOT, input=lines + (b"\xff\n" if cut else b""), capture_output=True, timeout=WAIT_S,
         )  # fmt: skip
         return done.returncode, done.stderr
 

@@ -16,12 +16,12 @@ from bridge_client.testing.conformance.transcript import TRANSCRIPTS as FOLDER
 from bridge_client.testing.conformance.transcript import Side, Transcript, read_transcripts, rules_of
 from embed_worker.protocol import ErrorCode
 from tests.hosts.adapters import CLIENTS, why_not
+from tests.patience import WAIT_S
 
 ROOT = Path(__file__).resolve().parents[2]
 TRANSCRIPTS = {transcript.name: transcript for transcript in read_transcripts(FOLDER)}
 PAGE = (ROOT / "docs" / "protocol.md").read_text("utf-8")
 JOBS = 4  # they wait more than they compute
-WAIT_S = 100.0
 
 WORKER = (sys.executable, "-m", "embed_worker")
 FAKE_WORKER = (sys.executable, "-m", "bridge_client.testing.fake_worker", "--fingerprint=0123456789abcdef")
@@ -86,7 +86,7 @@ CASES = [
 
 @pytest.mark.parametrize(("who", "name"), CASES)
 def test_it_keeps_the_rules(playing: dict[tuple[str, str], Future[Report]], who: str, name: str) -> None:
-    report = playing[who, name].result(WAIT_S)
+    report = playing[who, name].result(2 * WAIT_S)
     if report.result == "skipped":
         pytest.skip(report.why)
     assert report.result == "ok", f"{name}.jsonl:{report.line}, {report.heading}: {report.why}"

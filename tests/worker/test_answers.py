@@ -21,8 +21,7 @@ from embed_worker.protocol import ErrorCode, Limits, RequestId
 from embed_worker.serving.answers import Answer, Answers
 from embed_worker.serving.metrics import WorkerMetrics
 from embed_worker.serving.stdio import LineWriter
-
-WAIT_S = 10.0
+from tests.patience import WAIT_S
 
 
 @dataclass(slots=True, eq=False, kw_only=True)

@@ -46,6 +46,7 @@ from embed_worker.inference.tokenizer import TextTokenizer
 from embed_worker.loading import load_model
 from embed_worker.model_files.folder import read_model_folder
 from embed_worker.model_files.plan import ModelPlan, PoolingMode
+from tests.patience import WAIT_S
 from tests.worker.coreml_fakes import (
     COREML,
     COREML_S,
@@ -61,7 +62,6 @@ from tests.worker.coreml_fakes import (
 from tests.worker.harness import ROOT, TINY_MODEL, cosines, lines_of, matrix_of, parse_answer, run_worker
 
 SMALLEST, FULL = SHAPES[0], Shape(8, 32)
-WAIT_S = 30.0  # an upper bound for a machine under load; nothing waits for long
 
 
 @pytest.fixture(autouse=True)

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from embed_worker.serving import stdio
 from embed_worker.serving.stdio import Line, LineReader, LineSplitter, LineWriter, WireError, claim
+from tests.patience import WAIT_S
 
 LIMIT = 10
 BOM = b"\xef\xbb\xbf"
-WAIT_S = 10.0
 
 PROPERTY = settings(max_examples=300, deadline=None, derandomize=True)
 STREAMS = st.lists(
