@@ -6,6 +6,8 @@ import argparse
 import json
 import shutil
 import sys
+import tempfile
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from embed_worker.config import ModelOptions, RuntimeOptions, Verify
+from embed_worker.inference import ort
 from embed_worker.inference.engine import LoadedModel
 from embed_worker.loading import load_model
 from embed_worker.model_files.manifest import Manifest, verify
@@ -468,3 +471,26 @@ def test_what_cannot_gain_is_told_apart(capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(QuantizeError, match="Gemm over the tokens of all texts at once, as GPT-2's"):
         FloatGraph(helper.make_model(graph))
     assert "is a table of vectors" in refusal(capsys, ROOT / "tests/layouts/potion-base-8M/model")
+
+
+def test_the_session_that_told_the_activations_is_gone_before_its_files_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows removes no file that is mapped."""
+    opened: list[weakref.ref[Any]] = []
+    open_session = ort.open_session
+
+    def watched(*arguments: Any, **named: Any) -> Any:
+        session = open_session(*arguments, **named)
+        opened.append(weakref.ref(session))
+        return session
+
+    class Folder(tempfile.TemporaryDirectory[str]):
+        def __exit__(self, *error: Any) -> None:
+            assert opened
+            assert not any(session() for session in opened)
+            super().__exit__(*error)
+
+    monkeypatch.setattr(ort, "open_session", watched)
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", Folder)
+    assert run(copied("bert-mean", tmp_path), "--no-speed") == 0

@@ -55,8 +55,13 @@ class _ListeningSession:
         self._session = session
         self._names = list(names)
         self.heard: dict[str, Float32] = {}
-        self.get_inputs, self.get_outputs = session.get_inputs, session.get_outputs
-        self.get_providers = session.get_providers
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def close(self) -> None:
+        """Let go of the session, whoever still holds this: Windows removes no file that is mapped."""
+        self._session = None
 
     def run(self, names: Sequence[str], feeds: Any) -> list[Any]:
         values = self._session.run([*names, *self._names], feeds)
@@ -75,6 +80,8 @@ def _listening_session(graph: FloatGraph) -> Iterator[_ListeningSession]:
             # Beside the graph, because one file holds 2 GB at most. Saving takes the data from the model, too.
             onnx.save(graph.model, file, save_as_external_data=True, location="weights")
             onnx.external_data_helper.load_external_data_for_model(graph.model, folder)
-        session = ort.open_session(file)
-        yield _ListeningSession(session, list(graph.products))
-        del session  # Windows removes no file that is mapped
+        session = _ListeningSession(ort.open_session(file), list(graph.products))
+        try:
+            yield session
+        finally:
+            session.close()
