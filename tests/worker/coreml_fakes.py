@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import Any, NoReturn
 from unittest import mock
@@ -253,8 +253,19 @@ def fake_environment(provider: FakeProvider, cache: Path, **changes: Any) -> Cor
 # As a program
 
 
+_is_safe = coreml_environment.is_safe
+
+
+def is_safe_on_a_mac(path: Path) -> bool:
+    """Judge a path of Windows as what a Mac would have in the place of its drive and backslashes."""
+    mac: Any = PurePosixPath(path.as_posix().removeprefix(path.drive))
+    return _is_safe(mac)
+
+
 def main(argv: Sequence[str]) -> NoReturn:
     """Be a worker or its child with the fake provider."""
+    if sys.platform == "win32":
+        coreml_environment.is_safe = is_safe_on_a_mac
     role, fault, *rest = argv
     provider = FakeProvider(Fault(fault))
     if role == "child":

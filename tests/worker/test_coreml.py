@@ -20,7 +20,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -58,6 +58,7 @@ from tests.worker.coreml_fakes import (
     InlineChildren,
     TimedBackend,
     fake_environment,
+    is_safe_on_a_mac,
 )
 from tests.worker.harness import ROOT, TINY_MODEL, cosines, lines_of, matrix_of, parse_answer, run_worker
 
@@ -67,12 +68,6 @@ SMALLEST, FULL = SHAPES[0], Shape(8, 32)
 @pytest.fixture(autouse=True)
 def _paths_of_a_mac() -> Iterator[None]:
     """On Windows let the rule for paths see what the fake Mac would have in the place of a drive and backslashes."""
-    is_safe = coreml_environment.is_safe
-
-    def is_safe_on_a_mac(path: Path) -> bool:
-        mac: Any = PurePosixPath(path.as_posix().removeprefix(path.drive))
-        return is_safe(mac)
-
     with pytest.MonkeyPatch.context() as patch:  # not the test's own, which it may undo
         if sys.platform == "win32":
             patch.setattr(coreml_environment, "is_safe", is_safe_on_a_mac)
