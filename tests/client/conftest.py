@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.patience import WAIT_S as WAIT_S
+from tests.windows_processes import children_on_windows
 
 
 @pytest.fixture(autouse=True)
@@ -45,43 +45,11 @@ def children() -> list[int]:
                 found += [int(pid) for pid in task.read_text("ascii").split()]
         return found
     if sys.platform == "win32":
-        return _children_on_windows()
+        # A helper of the console is no worker.
+        return [pid for pid, program in children_on_windows(os.getpid()) if program != "conhost.exe"]
     told = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,comm="], capture_output=True, text=True)
     rows = [line.split(maxsplit=2) for line in told.stdout.splitlines()]
     return [int(pid) for pid, parent, name in rows if parent == str(os.getpid()) and not name.endswith("ps")]
-
-
-def _children_on_windows() -> list[int]:
-    """Walk through a snapshot of all processes."""
-
-    class Entry(ctypes.Structure):  # PROCESSENTRY32 in <tlhelp32.h>
-        _fields_ = (
-            ("size", ctypes.c_uint32),
-            ("usage", ctypes.c_uint32),
-            ("pid", ctypes.c_uint32),
-            ("heap", ctypes.c_size_t),
-            ("module", ctypes.c_uint32),
-            ("threads", ctypes.c_uint32),
-            ("parent", ctypes.c_uint32),
-            ("priority", ctypes.c_int32),
-            ("flags", ctypes.c_uint32),
-            ("file", ctypes.c_char * 260),
-        )
-
-    kernel = ctypes.CDLL("kernel32")
-    kernel.CreateToolhelp32Snapshot.restype = ctypes.c_void_p
-    processes = 2
-    snapshot = ctypes.c_void_p(kernel.CreateToolhelp32Snapshot(processes, 0))
-    entry = Entry(size=ctypes.sizeof(Entry))
-    found = []
-    has_one = kernel.Process32First(snapshot, ctypes.byref(entry))
-    while has_one:
-        # A helper of the console is no worker.
-        if entry.parent == os.getpid() and entry.file.lower() != b"conhost.exe":
-            found.append(int(entry.pid))
-        has_one = kernel.Process32Next(snapshot, ctypes.byref(entry))
-    kernel.CloseHandle(snapshot)
-    return found
 
 
 def wait_until(condition: object, message: str = "it did not happen") -> None:

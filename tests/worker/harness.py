@@ -19,6 +19,7 @@ import numpy as np
 
 from embed_worker.machine import describe_machine
 from tests.patience import WAIT_S as WAIT_S
+from tests.windows_processes import children_on_windows
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY_MODEL = ROOT / "tests" / "models" / "bert-mean"
@@ -167,7 +168,7 @@ def run_worker(
 def worker_of(pid: int) -> int | None:
     """Return the worker that a process has started, where /proc or Windows tells; None where there is none now."""
     if sys.platform == "win32":
-        children = _children_on_windows(pid)
+        children = children_on_windows(pid)
         # A virtual environment's python.exe is a launcher, and what it launches is its child.
         return next((worker_of(child) or child for child, name in children if name.startswith("python")), None)
     try:
@@ -183,39 +184,6 @@ def worker_of(pid: int) -> int | None:
         except OSError:
             continue
     return None
-
-
-def _children_on_windows(pid: int) -> list[tuple[int, str]]:
-    """Return the living children of a process, and the names of their programs."""
-    import ctypes
-
-    class Entry(ctypes.Structure):  # PROCESSENTRY32W in <tlhelp32.h>
-        _fields_ = (
-            ("size", ctypes.c_uint32),
-            ("usage", ctypes.c_uint32),
-            ("pid", ctypes.c_uint32),
-            ("heap", ctypes.c_void_p),
-            ("module", ctypes.c_uint32),
-            ("threads", ctypes.c_uint32),
-            ("parent", ctypes.c_uint32),
-            ("priority", ctypes.c_int32),
-            ("flags", ctypes.c_uint32),
-            ("program", ctypes.c_wchar * 260),
-        )
-
-    kernel = ctypes.CDLL("kernel32")
-    kernel.CreateToolhelp32Snapshot.restype = ctypes.c_void_p
-    all_processes = 2
-    snapshot = ctypes.c_void_p(kernel.CreateToolhelp32Snapshot(all_processes, 0))
-    entry = Entry(size=ctypes.sizeof(Entry))
-    found = []
-    more = kernel.Process32FirstW(snapshot, ctypes.byref(entry))
-    while more:
-        if entry.parent == pid:
-            found.append((entry.pid, entry.program.lower()))
-        more = kernel.Process32NextW(snapshot, ctypes.byref(entry))
-    kernel.CloseHandle(snapshot)
-    return found
 
 
 def lines_of(*messages: dict[str, Any]) -> bytes:
