@@ -130,7 +130,7 @@ def finish_vectors(raw: Float32, dimensions: int | None, *, normalize: bool) -> 
 
 
 def finish_and_measure(raw: Float32, dimensions: int | None, *, normalize: bool) -> tuple[Float32, NDArray[np.float64]]:
-    """Do what `finish_vectors` does; return with it how long each vector was after the cut, (B,)."""
+    """Do what `finish_vectors` does; return with it the L2 norm of each vector after the cut: (B,) float64."""
     kept = raw[:, :dimensions]
     finished, lengths = np.empty(kept.shape, np.float32), np.empty(len(kept))
     for first in range(0, len(kept), _PIECE_ROWS):
@@ -180,7 +180,11 @@ def _norms(wide: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def are_lengths(lengths: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return which numbers are lengths of vectors that can be used, see `are_usable`: (B,) → (B,)."""
+    """Return which L2 norms are those of vectors that can be used, as `are_usable` says: (B,) → (B,).
+
+    In float64 no square of a float32 overflows or vanishes: a norm is finite and above 0 where its vector is finite and
+    not 0, and nowhere else.
+    """
     return (lengths > 0) & (lengths < np.inf)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from embed_worker.inference.pooling import are_usable, finish_vectors, norms, pool
+from embed_worker.inference.pooling import are_lengths, are_usable, finish_and_measure, finish_vectors, norms, pool
 from embed_worker.model_files.plan import PoolingMode
 
 D = 3  # B, T and D are batch, tokens and dimension
@@ -145,5 +145,6 @@ def test_a_vector_of_zeros_stays_for_the_caller_to_refuse() -> None:
 def test_only_finite_vectors_with_a_length_are_usable(vector: list[float], usable: bool) -> None:
     vectors: NDArray[Any] = np.array([vector], np.float32)
     assert are_usable(vectors).tolist() == [usable]
+    assert are_lengths(finish_and_measure(vectors, None, normalize=False)[1]).tolist() == [usable]
     if usable:
         np.testing.assert_allclose(norms(finish_vectors(vectors, None, normalize=True)), 1, rtol=1e-6)
