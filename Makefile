@@ -72,10 +72,10 @@ fmt: $(VENV)/.installed-test ## writes what the formatter would write
 bench: $(VENV)/.installed-bench ## speed and memory beside other libraries
 	$(BIN)/python -m tests.benchmarks.compare $(ARGS)
 
-# The contestants that are no part of our environment: torch (gigabytes), infinity, a crate, a Node package.
+# The contestants that are no part of our environment: torch (gigabytes), infinity, llama.cpp, a crate, a Node package.
 PEERS := tests/benchmarks/peers
 bench-environments: $(VENV)/.installed-bench ## the contestants that need environments of their own
-	@for name in torch infinity; do \
+	@for name in torch infinity llamacpp; do \
 	  test -x .venv-bench/$$name/bin/python || $(PYTHON) -m venv .venv-bench/$$name; \
 	  .venv-bench/$$name/bin/python -m pip install --quiet --disable-pip-version-check -r $(PEERS)/$$name.txt \
 	    || echo "bench: $$name cannot be installed"; \

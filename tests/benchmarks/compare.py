@@ -103,14 +103,30 @@ class Comparison:
     def _model(self, entry: Entry) -> Path:
         """Weights of torch may lie in another folder than the graph."""
         model: Path = self._options.model
-        if entry.needs_ir:
+        if entry.made == "openvino":
             return intermediate(model, self._scratch)
         weights: Path | None = self._options.weights
         return weights if weights is not None and entry.file.endswith(".safetensors") else model
 
+    def _made(self, entry: Entry) -> Path:
+        """What the contestant is told to load: the model's folder, or a file that is made of it."""
+        model = self._model(entry)
+        if entry.made != "gguf":
+            return model
+        file = self._scratch / "model.gguf"
+        if not file.exists():
+            made = subprocess.run(
+                [*entry.command(self._options.environments), str(model), str(file)],
+                cwd=ROOT, capture_output=True, text=True, check=False, timeout=600,
+            )  # fmt: skip
+            if made.returncode:
+                file.unlink(missing_ok=True)
+                raise ContestantError(made.stderr.strip().rpartition("\n")[2][:200] or f"ended with {made.returncode}")
+        return file
+
     def _start(self, entry: Entry, cores: int) -> Running:
         settings = Settings(
-            model=str(self._model(entry)),
+            model=str(self._made(entry)),
             pooling=self._pooling,
             dimension=self._dimension,
             threads=cores,
@@ -126,6 +142,7 @@ class Comparison:
             say(f"start {number + 1} of {self._options.starts}")
             for entry in self._in_turns():
                 with self.field.turn(entry):
+                    self._made(entry)
                     began = time.perf_counter()
                     running = self._running[entry.key] = self._start(entry, self._cores)
                     running.embed(self.first[:1])

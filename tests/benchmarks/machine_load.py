@@ -76,6 +76,21 @@ def peak_mb(pid: int) -> float:
     raise ValueError(f"the system does not tell the peak of process {pid}")
 
 
+def wait_until_idle(pid: int, limit_s: float = 120) -> None:
+    """Wait until a process has let a second pass without computing: what it does after its start is done.
+
+    Raises:
+        TimeoutError: It still computes.
+    """
+    give_up = time.monotonic() + limit_s
+    before, now = -1.0, _process_s(pid)
+    while now - before > _TICK_S:
+        if time.monotonic() > give_up:
+            raise TimeoutError(f"process {pid} still computes after {limit_s:.0f} s")
+        time.sleep(1)
+        before, now = now, _process_s(pid)
+
+
 def _cpuinfo(key: str) -> str | None:
     for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
         name, _, value = line.partition(":")

@@ -20,6 +20,7 @@ from embed_worker.accelerators.openvino.runtime import Runtime
 from embed_worker.config import OpenvinoPrecision
 from tests.benchmarks.contestants import MODEL, Worker, plain_tokenizer
 from tests.benchmarks.corpus import docstring_corpus
+from tests.benchmarks.machine_load import wait_until_idle
 from tests.benchmarks.measures import machine, percentiles, resident_mb
 
 _OPENVINO = ("--provider", "openvino")
@@ -120,7 +121,7 @@ def main() -> None:
     del os.environ["ONEDNN_MAX_CPU_ISA"]
     print("spawn to info, s:", start_up(options.rounds), flush=True)
     worker = Worker(*_OPENVINO)
-    time.sleep(5)  # until the graph of all cores is there
+    wait_until_idle(worker.process.pid)  # the graph of all cores is compiled after the start
     print(
         f"resident MB, then after each third of {options.shapes} random shapes:", random_shapes(worker, options.shapes)
     )

@@ -29,7 +29,7 @@ class Entry:
         environment: Whose Python: "" for ours, else a folder in the folder of environments.
         variant: What it is told in `Settings.variant`; for our worker, its options.
         file: What the model's folder must have for it.
-        needs_ir: Its folder also has the graph in OpenVINO's own format.
+        made: The format that the model is put into for it, before its start: "openvino" or "gguf".
         is_bfloat16: It makes sense only where the processor multiplies bfloat16.
     """
 
@@ -41,7 +41,7 @@ class Entry:
     environment: str = ""
     variant: str = ""
     file: str = "onnx/model.onnx"
-    needs_ir: bool = False
+    made: str = ""
     is_bfloat16: bool = False
 
     @property
@@ -187,7 +187,17 @@ ROSTER: tuple[Entry, ...] = (
         packages=(*_ST_PACKAGES, "optimum.intel"),
         environment="torch",
         variant="openvino",
-        needs_ir=True,
+        made="openvino",
+    ),
+    Entry(
+        key="llama.cpp",
+        name="llama.cpp",
+        arrangement="float16, flash attention, by llama-cpp-python",
+        module="with_llamacpp",
+        packages=("llama_cpp", "gguf", "safetensors"),
+        environment="llamacpp",
+        file="model.safetensors",
+        made="gguf",
     ),
     Entry(key="transformers.js", name="transformers.js", arrangement=f"Node, {_BATCHES}", variant="32"),
     Entry(
