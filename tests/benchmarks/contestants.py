@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import queue
+import select
 import subprocess
 import sys
 import threading
@@ -60,16 +62,9 @@ class Worker:
             stderr=stderr,
             cwd=ROOT,
         )
-        self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._received = bytearray()
         self.send({"id": "ready", "method": "info"})
         self.receive()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._lines.put(line)
-        self._lines.put(b"")
 
     def send(self, message: dict[str, Any]) -> None:
         assert self.process.stdin is not None
@@ -77,24 +72,41 @@ class Worker:
         self.process.stdin.flush()
 
     def receive(self) -> dict[str, Any]:
-        line = self._lines.get(timeout=600)
-        if not line:
-            raise RuntimeError("the worker ended")
-        answer: dict[str, Any] = orjson.loads(line)
+        answer: dict[str, Any] = orjson.loads(self._next_line(limit_s=600))
         if answer["status"] != "ok":
             raise RuntimeError(answer["message"])
         return answer
 
+    def _next_line(self, limit_s: float) -> bytes:
+        """Read in the calling thread: to wake another one would be counted as the worker's time."""
+        assert self.process.stdout is not None
+        output, searched = self.process.stdout.fileno(), 0
+        while (end := self._received.find(b"\n", searched)) < 0:
+            searched = len(self._received)
+            if not select.select([output], [], [], limit_s)[0]:
+                raise RuntimeError(f"the worker has not answered for {limit_s:.0f} s")
+            if not (chunk := os.read(output, 2**20)):
+                raise RuntimeError("the worker ended")
+            self._received += chunk
+        line = bytes(self._received[: end + 1])
+        del self._received[: end + 1]
+        return line
+
     def embed(self, texts: list[str]) -> Vectors:
         starts = range(0, len(texts), self._request_texts)
-        writer = threading.Thread(target=self._send_all, args=(texts, starts))
-        writer.start()
-        pieces: dict[int, Vectors] = {}
-        for _ in starts:
-            answer = self.receive()
-            pieces[answer["id"]] = np.frombuffer(base64.b64decode(answer["embeddings_base64"]), np.float32)
-        writer.join()
+        if len(starts) == 1:
+            self._send_all(texts, starts)
+            pieces = self._receive_all(starts)
+        else:  # both pipes could be full
+            writer = threading.Thread(target=self._send_all, args=(texts, starts))
+            writer.start()
+            pieces = self._receive_all(starts)
+            writer.join()
         return np.concatenate([pieces[start] for start in starts]).reshape(len(texts), -1)
+
+    def _receive_all(self, starts: range) -> dict[int, Vectors]:
+        answers = (self.receive() for _ in starts)
+        return {each["id"]: np.frombuffer(base64.b64decode(each["embeddings_base64"]), np.float32) for each in answers}
 
     def _send_all(self, texts: list[str], starts: range) -> None:
         for start in starts:
