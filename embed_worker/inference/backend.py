@@ -50,6 +50,9 @@ class Backend(Protocol):
     def max_rows(self) -> int | None:
         """The most texts that a batch may have; None: any number."""
 
+    def padded_to(self, rows: int, tokens: int) -> tuple[int, int]:
+        """Return the rows and tokens that are run for a batch of this shape: what fits in there costs nothing more."""
+
     @property
     def tolerance(self) -> float | None:
         """The largest cosine distance to what the graph gives on a CPU for the text alone; None: there is no bound."""

@@ -172,6 +172,10 @@ class Engine:
             vectors = layer(vectors)
         return vectors
 
+    def padded_to(self, rows: int, tokens: int) -> tuple[int, int]:
+        """Return the shape that is computed for a batch of this one; see `Backend.padded_to`."""
+        return self.backend.padded_to(rows, tokens) if self.one_by_one is None else (rows, tokens)
+
     def _run(self, rows: Sequence[TokenizedText], *, exclusive: bool) -> Float32:
         ids, skipped = [row.ids for row in rows], [row.skipped for row in rows]
         batch = TokenBatch.of_rows(ids, pad_id=self.tokenizer.pad_id, pad_left=self.pad_left, skipped=skipped)

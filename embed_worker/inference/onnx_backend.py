@@ -132,6 +132,10 @@ class OnnxBackend:
         is_exact = self.precision == "float32" and self.provider.chosen == CPU
         return CPU_TOLERANCE if is_exact else TOLERANCES.get(self.precision)
 
+    def padded_to(self, rows: int, tokens: int) -> tuple[int, int]:
+        """Return the batch's own shape."""
+        return rows, tokens
+
     def use_all_cores(self) -> None:
         """Open the session for batches that run alone; until then they run on one thread. It never raises.
 

@@ -44,6 +44,10 @@ class StaticBackend:
             raise ModelError(f"the model {plan.name!r} has a table that cannot be used: {error}") from error
         return cls(table, ProviderReport(asked=options.provider, chosen="numpy", reason="a table needs no runtime"))
 
+    def padded_to(self, rows: int, tokens: int) -> tuple[int, int]:
+        """Return the batch's own shape."""
+        return rows, tokens
+
     def use_all_cores(self) -> None:
         """Do nothing: one thread takes the rows."""
 

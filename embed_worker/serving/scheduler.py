@@ -13,12 +13,14 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_right, insort
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 from weakref import WeakValueDictionary
 
 J = TypeVar("J", bound=Hashable)
+# From the rows and tokens of a batch to those that are run for it.
+PaddedTo: TypeAlias = Callable[[int, int], tuple[int, int]]
 
 _PATIENCE = 8  # one micro-batch in so many is led by the oldest job
 # What a run costs whatever is in it, in tokens. Measured: docs/decisions.md.
@@ -86,16 +88,24 @@ class Scheduler(Generic[J]):
         self.waiting_small_rows = 0
         self._waiting_cost = 0.0
 
-    def open(self, job: J, *, model: Hashable, expected_tokens: int) -> None:
+    def open(
+        self,
+        job: J,
+        *,
+        model: Hashable,
+        expected_tokens: int,
+        padded_to: PaddedTo = lambda rows, tokens: (rows, tokens),
+    ) -> None:
         """Announce a job; its rows may follow in pieces.
 
         Args:
             job: Not open already.
             model: Rows of different models never share a micro-batch.
             expected_tokens: An estimate of its whole work. Up to one micro-batch it counts as small.
+            padded_to: What the model computes for a batch; the same for all jobs of a model.
         """
         is_small = expected_tokens <= self._batch_tokens
-        pool = self._pools.setdefault((model, is_small), _Pool(is_small=is_small))
+        pool = self._pools.setdefault((model, is_small), _Pool(is_small=is_small, padded_to=padded_to))
         self._jobs[job] = _Job(pool, expected_tokens)
 
     def add(self, rows: Iterable[Row[J]]) -> None:
@@ -149,7 +159,18 @@ class Scheduler(Generic[J]):
                 batch.append(row)
                 tokens += row.tokens
                 widest = longest
+        self._fill(batch, lead.pool, widest)
         return batch
+
+    def _fill(self, batch: list[Row[J]], pool: _Pool[J], widest: int) -> None:
+        """Add rows in the place of padding that is computed anyway: longer ones that fit, then shorter ones."""
+        most, longest = pool.padded_to(len(batch), widest)
+        for neighbours in (pool.longer(widest), pool.shorter(widest)):
+            for row in neighbours:
+                if len(batch) >= min(most, self._max_rows) or row.tokens > longest:
+                    break
+                self._take(row)
+                batch.append(row)
 
     def _lead(self) -> _Job[J] | None:
         waiting = (job for job in self._jobs.values() if job.waiting)
@@ -183,8 +204,9 @@ class Scheduler(Generic[J]):
 class _Pool(Generic[J]):
     """Waiting rows by length, each length in the order of arrival. Rows that left another way linger until passed."""
 
-    def __init__(self, *, is_small: bool) -> None:
+    def __init__(self, *, is_small: bool, padded_to: PaddedTo) -> None:
         self.is_small = is_small
+        self.padded_to = padded_to
         self._by_length: dict[int, deque[Row[J]]] = {}
         self._lengths: list[int] = []  # the keys, sorted
 

@@ -128,7 +128,13 @@ class WorkQueue:
         self.changed.notify()
 
     def _open(self, task: EmbedTask) -> None:
-        self._scheduler.open(task, model=task.entry.uid, expected_tokens=task.expected_tokens)
+        assert task.model is not None
+        self._scheduler.open(
+            task,
+            model=task.entry.uid,
+            expected_tokens=task.expected_tokens,
+            padded_to=task.model.engine.padded_to,
+        )
 
     def forget(self, task: Task) -> None:
         """Take a task out of everything: it is settled."""

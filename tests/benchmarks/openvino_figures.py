@@ -2,12 +2,14 @@
 
 Start-up in turns with the CPU worker; the precision that runs and why, also masked to a lesser processor; resident
 memory at the start and after batches of random shapes; what a shape costs that was not there before, in a graph that
-is compiled without buckets; bulk and one text in turns with the CPU worker.
+is compiled without buckets; what a token costs in shapes of the steps of the buckets and between them; how much of a
+corpus is padding; bulk and one text in turns with the CPU worker.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import random
 import statistics
@@ -15,11 +17,14 @@ import time
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
+from embed_worker.accelerators.openvino.buckets import Buckets
 from embed_worker.accelerators.openvino.runtime import Runtime
 from embed_worker.config import OpenvinoPrecision
+from embed_worker.serving.scheduler import Row, Scheduler
 from tests.benchmarks.contestants import MODEL, Worker, plain_tokenizer
-from tests.benchmarks.corpus import docstring_corpus
+from tests.benchmarks.corpus import compared_corpora, docstring_corpus
 from tests.benchmarks.machine_load import wait_until_idle
 from tests.benchmarks.measures import machine, percentiles, resident_mb
 
@@ -69,6 +74,39 @@ def new_shapes(count: int) -> dict[str, float]:
     grown = resident_mb(os.getpid()) - before
     extra = statistics.median(one - other for one, other in zip(first, again, strict=True))
     return {"ms_more_when_new": round(extra, 1), "mb_a_shape": round(grown / count, 2)}
+
+
+def costs_of_tokens(precision: OpenvinoPrecision, rounds: int) -> dict[int, float]:
+    """Run 16 texts of 8, 12, 16 … tokens on one core, in turns; return by tokens the µs that one of them takes."""
+    graph = Runtime(MODEL / "onnx" / "model.onnx").compile(precision, threads=1, output="last_hidden_state")
+    times: dict[int, list[float]] = {tokens: [] for tokens in range(8, 65, 4)}
+    for number in range(rounds + 1):
+        for tokens in random.Random(number).sample(list(times), len(times)):
+            ids = np.full((16, tokens), 2003, np.int64)
+            started = time.perf_counter()
+            graph.run({"input_ids": ids, "attention_mask": ids // ids, "token_type_ids": ids * 0})
+            if number:  # a shape's first run prepares it
+                times[tokens].append((time.perf_counter() - started) * 1e6 / ids.size)
+    return {tokens: round(statistics.median(values), 1) for tokens, values in times.items()}
+
+
+def padding(texts: list[str], tokenizer: Tokenizer) -> dict[str, float]:
+    """Return what is run over the tokens of texts, in requests of 64, by batches that fill their buckets or do not."""
+    lengths = [len(encoding.ids) for encoding in tokenizer.encode_batch(texts)]
+    buckets = Buckets(batch_tokens=512, max_tokens=256)
+    found = {}
+    for name, fills in (("filled", True), ("not filled", False)):
+        scheduler: Scheduler[int] = Scheduler(batch_tokens=512)
+        for first in range(0, len(lengths), 64):
+            told = {"padded_to": buckets.together} if fills else {}
+            scheduler.open(first, model=None, expected_tokens=10**6, **told)
+            some = lengths[first : first + 64]
+            scheduler.add(Row(first, index, tokens) for index, tokens in enumerate(some))
+        run = 0
+        while batch := scheduler.next_batch(lanes=2):
+            run += math.prod(buckets.together(len(batch), max(row.tokens for row in batch)))
+        found[name] = round(run / sum(lengths), 2)
+    return found
 
 
 def beside_cpu(texts: dict[str, list[str]], rounds: int) -> dict[str, Any]:
@@ -127,7 +165,12 @@ def main() -> None:
     )
     worker.close()
     print("without buckets:", new_shapes(options.shapes), flush=True)
+    core = Runtime(MODEL / "onnx" / "model.onnx")
+    for precision in (each for each in OpenvinoPrecision if each is not OpenvinoPrecision.AUTO and core.lists(each)):
+        print(f"µs a token, by tokens, {precision}:", costs_of_tokens(precision, 4 * options.rounds), flush=True)
     tokenizer = plain_tokenizer()
+    for profile, some in compared_corpora(320, tokenizer).items():
+        print(f"padded, over real tokens, {profile}:", padding(some, tokenizer), flush=True)
     texts = {profile: docstring_corpus(profile, options.texts, tokenizer) for profile in ("short", "mixed")}
     for name, row in beside_cpu(texts, options.rounds).items():
         print(f"{name}: {row}", flush=True)

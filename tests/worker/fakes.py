@@ -135,10 +135,14 @@ class FakeEngine:
         self.entered: queue.SimpleQueue[int] = queue.SimpleQueue()  # the rows of each run, as it begins
         self.runs: list[int] = []
         self.scale = 1.0
+        self.row_step = 1  # batches are padded to so many rows
         self.tokenizer = FakeTokenizer(_open_gate(), queue.SimpleQueue())
         report = SimpleNamespace(asked="auto", chosen="FakeProvider", reason="it is a fake")
         self.backend = SimpleNamespace(provider=report, precision="float32", tolerance=1e-6)
         self.plan = plan
+
+    def padded_to(self, rows: int, tokens: int) -> tuple[int, int]:
+        return -(-rows // self.row_step) * self.row_step, tokens
 
     def embed(self, rows: Sequence[FakeText], **_: Any) -> Float32:
         self.runs.append(len(rows))

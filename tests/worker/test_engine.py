@@ -116,6 +116,9 @@ class FakeBackend:
         self.dependence = dependence
         self.batches: list[TokenBatch] = []
 
+    def padded_to(self, rows: int, tokens: int) -> tuple[int, int]:
+        return 2 * rows, tokens
+
     def use_all_cores(self) -> None:
         """Open nothing more."""
 
@@ -170,6 +173,7 @@ def test_batch_invariance_is_measured_and_a_graph_that_scales_by_batch_never_has
     backend.scales_by_batch = scales_by_batch
     engine = warm_up(backend)
     assert (engine.is_batch_invariant, engine.one_by_one is None) == expected
+    assert engine.padded_to(3, 5) == ((6, 5) if engine.one_by_one is None else (3, 5))  # each is run by itself
     if engine.one_by_one is not None:
         assert {len(batch.ids) for batch in backend.batches[-3:]} == {1}
 

@@ -58,6 +58,15 @@ def test_a_batch_fits_its_bucket_and_wastes_little(rows: int, tokens: int, budge
         assert bucket in set(buckets)
 
 
+@given(st.integers(1, 600), st.integers(1, 1024), st.sampled_from([16, 512]))
+def test_what_is_run_for_a_batch_of_any_size_is_known_before(rows: int, tokens: int, budget: int) -> None:
+    buckets = Buckets(batch_tokens=budget, max_tokens=1024)
+    most = buckets.most_rows(tokens)
+    turns = [min(most, rows - first) for first in range(0, rows, most)]
+    run = [buckets.of(turn, tokens) for turn in turns]
+    assert buckets.together(rows, tokens) == Bucket(sum(bucket.rows for bucket in run), run[0].tokens)
+
+
 def test_there_are_few_buckets() -> None:
     assert len(list(Buckets(batch_tokens=512, max_tokens=256))) < 80
     assert len(list(Buckets(batch_tokens=512, max_tokens=8192))) < 90

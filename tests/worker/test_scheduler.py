@@ -73,6 +73,35 @@ def test_a_micro_batch_has_no_more_rows_than_allowed() -> None:
     assert [len(scheduler.next_batch()) for _ in range(4)] == [2, 2, 1, 0]
 
 
+def in_steps(rows: int, tokens: int) -> tuple[int, int]:
+    return -(-rows // 4) * 4, -(-tokens // 16) * 16
+
+
+def test_rows_take_the_place_of_padding_that_is_computed_anyway() -> None:
+    lengths = [40, 31, 20, 20, 20, 20, 5]
+    for padded_to, expected in (
+        (lambda rows, tokens: (rows, tokens), [[40], [31, 20], [20, 20, 20], [5]]),
+        (in_steps, [[40, 31, 20, 20], [20, 20, 5]]),
+    ):
+        scheduler: Scheduler[Job] = Scheduler(batch_tokens=BUDGET)
+        job = Job("padded", is_small=False)
+        scheduler.open(job, model="m", expected_tokens=1000, padded_to=padded_to)
+        scheduler.add([Row(job, index, length) for index, length in enumerate(lengths)])
+        batches = [[row.tokens for row in scheduler.next_batch()] for _ in range(5)]
+        assert [batch for batch in batches if batch] == expected
+
+
+def test_longer_rows_take_the_place_of_padding_first_and_never_more_rows_than_allowed() -> None:
+    for max_rows, expected in ((None, [17, 20, 17, 5]), (2, [17, 20])):
+        scheduler: Scheduler[Job] = Scheduler(batch_tokens=20, max_rows=max_rows)
+        first, second = Job("first"), Job("second")
+        for job, lengths in ((first, [17]), (second, [20, 17, 5])):
+            scheduler.open(job, model="m", expected_tokens=1, padded_to=in_steps)
+            scheduler.add([Row(job, index, length) for index, length in enumerate(lengths)])
+        batch = [row.tokens for row in scheduler.next_batch()]
+        assert sorted(batch) == sorted(expected), batch
+
+
 def test_a_small_job_overtakes_a_bulk_job() -> None:
     scheduler: Scheduler[Job] = Scheduler(batch_tokens=BUDGET)
     submit(scheduler, "bulk", [8] * 400)
@@ -194,9 +223,23 @@ def test_every_row_leaves_exactly_once_within_the_budget(
 
 
 def check_batch(batch: list[Row[Job]], max_rows: int | None = None) -> None:
-    assert len(batch) == 1 or len(batch) * max(row.tokens for row in batch) <= BUDGET
+    """Its first rows are within the budget, and the others cost nothing beside them."""
+    longest = max(row.tokens for row in batch)
+    firsts = [batch[:count] for count in range(1, len(batch) + 1)]
+    assert any(
+        (len(first) == 1 or len(first) * max(row.tokens for row in first) <= BUDGET)
+        and (len(first) == len(batch) or covers(first, len(batch), longest))
+        for first in firsts
+    )
     assert max_rows is None or len(batch) <= max_rows
     assert len({row.job.model for row in batch}) == 1
+
+
+def covers(first: list[Row[Job]], rows: int, tokens: int) -> bool:
+    if first[0].job.model != "padded":
+        return False
+    most, longest = in_steps(len(first), max(row.tokens for row in first))
+    return rows <= most and tokens <= longest
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -208,11 +251,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.waiting: dict[Job, dict[int, int]] = {}
         self.opened = 0
 
-    @rule(model=st.sampled_from("ab"), expected=st.integers(0, 2 * BUDGET))
+    @rule(model=st.sampled_from(["a", "b", "padded"]), expected=st.integers(0, 2 * BUDGET))
     def open(self, model: str, expected: int) -> None:
         self.opened += 1
         job = Job(str(self.opened), model, expected <= BUDGET)
-        self.scheduler.open(job, model=model, expected_tokens=expected)
+        if model == "padded":
+            self.scheduler.open(job, model=model, expected_tokens=expected, padded_to=in_steps)
+        else:
+            self.scheduler.open(job, model=model, expected_tokens=expected)
         self.waiting[job] = {}
 
     @precondition(lambda self: self.waiting)

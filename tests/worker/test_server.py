@@ -104,6 +104,21 @@ def test_texts_of_several_requests_share_a_micro_batch() -> None:
         assert max(worker.engine.runs) > 1
 
 
+@pytest.mark.parametrize(("row_step", "runs"), [(1, [1, 1]), (2, [2])])
+def test_a_short_text_takes_the_place_of_padding_beside_a_long_one(row_step: int, runs: list[int]) -> None:
+    texts = [" ".join(f"word{number}" for number in range(20)), "short"]
+    with running_worker() as worker:
+        hold_the_lane(worker)
+        worker.engine.row_step = row_step
+        worker.send(*({"id": number, "inputs": text} for number, text in enumerate(texts)))
+        assert worker.is_silent()
+        worker.engine.gate.set()
+        answers = worker.receive_many(3)
+        assert worker.engine.runs[2:] == runs  # after those that warm up and hold the lane
+    for number, text in enumerate(texts):
+        np.testing.assert_array_equal(matrix_of(answers[number]), [expected_vector(text)])
+
+
 def test_the_same_text_is_computed_once_for_all_who_wait_for_it() -> None:
     texts = ["twice", "once", "twice"]
     with running_worker() as worker:

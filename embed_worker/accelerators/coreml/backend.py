@@ -164,6 +164,10 @@ class CoremlBackend:
         """The type that is computed in: that of the CPU's graph, unless CoreML serves in another."""
         return "float16" if self._changes_precision and self._serving() else self._cpu.precision
 
+    def padded_to(self, rows: int, tokens: int) -> tuple[int, int]:
+        """Return the batch's own shape."""
+        return rows, tokens
+
     def use_all_cores(self) -> None:
         """Let the CPU use all cores, then prove what is asked for, in the background. It never raises."""
         self._let_cpu_use_all_cores()

@@ -85,6 +85,10 @@ class MlxBackend:
         self._model = model
         self._plan = plan
 
+    def padded_to(self, rows: int, tokens: int) -> tuple[int, int]:
+        """Return the batch's own shape."""
+        return rows, tokens
+
     def use_all_cores(self) -> None:
         """There is nothing that could wait until now."""
 

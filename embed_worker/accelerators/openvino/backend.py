@@ -95,6 +95,10 @@ class OpenvinoBackend:
         """What every compiled graph has kept to in every bucket."""
         return 1 - MIN_COSINE[OpenvinoPrecision(self.precision)]
 
+    def padded_to(self, rows: int, tokens: int) -> tuple[int, int]:
+        """Return the bucket of a batch, or what those of its turns are together."""
+        return self._buckets.together(rows, tokens)
+
     def use_all_cores(self) -> None:
         """Compile the graph for batches that run alone, where it is right. It never raises."""
         if self._to_compile is None:
