@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 
 from embed_worker.accelerators.openvino.buckets import Buckets
 from embed_worker.accelerators.openvino.runtime import Runtime
-from embed_worker.config import OpenvinoPrecision
+from embed_worker.config import OpenvinoPrecision, RuntimeOptions
 from embed_worker.serving.scheduler import Row, Scheduler
 from tests.benchmarks.contestants import MODEL, Worker, plain_tokenizer
 from tests.benchmarks.corpus import compared_corpora, docstring_corpus
@@ -29,6 +29,7 @@ from tests.benchmarks.machine_load import wait_until_idle
 from tests.benchmarks.measures import machine, percentiles, resident_mb
 
 _OPENVINO = ("--provider", "openvino")
+_BATCH_TOKENS = RuntimeOptions().batch_tokens
 
 
 def start_up(rounds: int) -> dict[str, float]:
@@ -93,10 +94,10 @@ def costs_of_tokens(precision: OpenvinoPrecision, rounds: int) -> dict[int, floa
 def padding(texts: list[str], tokenizer: Tokenizer) -> dict[str, float]:
     """Return what is run over the tokens of texts, in requests of 64, by batches that fill their buckets or do not."""
     lengths = [len(encoding.ids) for encoding in tokenizer.encode_batch(texts)]
-    buckets = Buckets(batch_tokens=512, max_tokens=256)
+    buckets = Buckets(batch_tokens=_BATCH_TOKENS, max_tokens=256)
     found = {}
     for name, fills in (("filled", True), ("not filled", False)):
-        scheduler: Scheduler[int] = Scheduler(batch_tokens=512)
+        scheduler: Scheduler[int] = Scheduler(batch_tokens=_BATCH_TOKENS)
         for first in range(0, len(lengths), 64):
             told = {"padded_to": buckets.together} if fills else {}
             scheduler.open(first, model=None, expected_tokens=10**6, **told)
