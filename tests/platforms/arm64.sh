@@ -31,6 +31,9 @@ make_root() {
 
 [ -e "$root/done" ] || { echo "arm64: making its root file system"; make_root; }
 register_qemu
+# Where Python finds them by itself: a client passes no PYTHONPATH on to its worker.
+mkdir -p "$root/usr/local/lib/python3.11/dist-packages"
+echo /site >"$root/usr/local/lib/python3.11/dist-packages/site.pth"
 rm -rf "$root/embed-bridge" && mkdir "$root/embed-bridge"
 (cd "$project" && git ls-files -co --exclude-standard -z | xargs -0 ls -d 2>/dev/null | tar -cf - -T -) |
   tar -C "$root/embed-bridge" -xf -
@@ -47,6 +50,6 @@ export root cpu
 unshare --mount bash -euo pipefail -c '
   mount -t proc proc "$root/proc" && mount -t sysfs -o ro sysfs "$root/sys" && mount --rbind /dev "$root/dev"
   mount --bind "$root/cpuinfo" "$root/proc/cpuinfo"
-  exec env -i PATH=/usr/bin:/bin HOME=/root LANG=C.UTF-8 PYTHONPATH=/site ORT_DISABLE_TELEMETRY=1 EMBED_BRIDGE_PATIENCE=20 QEMU_CPU="$cpu" \
+  exec env -i PATH=/usr/bin:/bin HOME=/root LANG=C.UTF-8 ORT_DISABLE_TELEMETRY=1 EMBED_BRIDGE_PATIENCE=20 QEMU_CPU="$cpu" \
     nice -n 5 /usr/sbin/chroot "$root" /usr/bin/python3 /embed-bridge/tests/platforms/suites.py "$@"
 ' arm64 "${parts[@]}"
