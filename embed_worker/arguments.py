@@ -33,7 +33,7 @@ from embed_worker.errors import printable
 from embed_worker.model_files.plan import pooling_argument
 from embed_worker.model_files.search import as_listed, model_name, models_folders, names_in
 from embed_worker.model_files.suggestions import meant_model
-from embed_worker.protocol import ExitCode, Limits, closest
+from embed_worker.protocol import METHODS, ExitCode, Limits, closest
 
 _SUPERVISED_DRAIN_S = 10.0
 
@@ -73,7 +73,8 @@ Turn texts into embeddings: JSON lines on standard input, JSON lines on standard
 """
 
 _EPILOG = """\
-requests: embed, info, ping, metrics, cancel, load_model, unload_model, shutdown; docs/protocol.md describes them.
+requests, which docs/protocol.md describes:
+  {requests}
 commands, each with a --help of its own:
 {commands}
 exit status: 0 end of input, shutdown or SIGTERM; 2 usage; 70 internal error; 74 the pipe failed; 75 out of memory or
@@ -201,7 +202,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="embed-worker",
         description=_DESCRIPTION,
-        epilog=_EPILOG.format(commands="\n".join(f"  {name:9} {what}" for name, what in COMMANDS.items())),
+        epilog=_EPILOG.format(
+            requests=", ".join(name for name in METHODS if name != "embed_batch"),  # an older name of `embed`
+            commands="\n".join(f"  {name:9} {what}" for name, what in COMMANDS.items()),
+        ),
     )
     parser.add_argument("--version", action="version", version=f"embed-worker {__version__}")
     runtime = RuntimeOptions()

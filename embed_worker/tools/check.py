@@ -1,8 +1,9 @@
 """`embed-worker check`: is a model what it should be, and fast enough? A real worker process answers.
 
 Quality is judged by reference vectors: those of `--references`, the folder's own `references.json`, or those that
-embed-bridge has of a known model. Without any, figures are printed and nothing is judged. Every figure of speed is the
-best of three rounds, because a busy machine can only make it worse. Only the default model has targets for speed.
+embed-bridge has of a known model. Without any, figures are printed, and nothing is judged but whether vectors can be
+used and have the length that they should. Every figure of speed is the best of three rounds, because a busy machine can
+only make it worse. Only the default model has targets for speed.
 Exit status: 0 all gates passed, 1 a gate failed, 2 wrong usage, 3 there is no reference to judge by, 75 no memory or no
 threads for it now, 78 the model or the configuration cannot be used.
 

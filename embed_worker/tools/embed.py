@@ -7,8 +7,9 @@
 
 A corpus is embedded in parts that are written aside, so that after an interruption, whatever its kind, the same command
 goes on where it was. The output appears whole or not at all. Exit status: 0 everything is embedded; 1 some rows have no
-vector, or no worker could be started; 2 wrong usage, or the corpus cannot be used; 78 the model cannot be used; 130
-interrupted: the same command goes on.
+vector and `--on-error null` lets them, or no worker could be started; 2 wrong usage, a row that has no vector, a corpus
+that cannot be used or an output that cannot be written; 78 the model cannot be used; 130 interrupted: the same command
+goes on.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ import numpy as np
 
 from embed_worker.machine import available_cores
 from tests.benchmarks.contestants import MODEL, ROOT, Contestant, DirectAlone, Worker
+from tests.benchmarks.machine_load import wait_until_idle
 
 Row = dict[str, Any]
 
@@ -238,6 +239,7 @@ def memory(texts: list[str], *, first: int, then: int) -> Row:
         return resident_mb(worker.process.pid)
 
     try:
+        wait_until_idle(worker.process.pid)  # the session of all cores is opened after the start
         at_start = resident_mb(worker.process.pid)
         after_first = embed(first)
         after_then = embed(then)

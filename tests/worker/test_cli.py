@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -15,7 +16,7 @@ import pytest
 from embed_worker.__main__ import main
 from embed_worker.arguments import COMMANDS, make_config, make_parser
 from embed_worker.config import DEFAULT_MODEL, LogFormat, ModelOptions, RuntimeOptions, Verify, WorkerConfig
-from embed_worker.protocol import ExitCode, Limits
+from embed_worker.protocol import METHODS, ExitCode, Limits
 from tests.worker.harness import ROOT, TINY_MODEL, WAIT_S
 
 HOSTILE = "red\x1b[31m\n2030-01-01 00:00:00,000 ERROR forged\r\x07\x9b2J\u202eend"
@@ -197,6 +198,8 @@ def test_a_command_that_there_is_not_gets_one_suggestion(
         (["export", "nowhere"], "argument DIR: there is no folder 'nowhere'"),
         (["export", "--for", "cormel", "."], "did you mean `coreml`?"),
         (["export", "--opset", "x", "."], "argument --opset is written N, and not 'x'"),
+        (["pull", "--variant", "int8", "--onnx-file", "a.onnx", "org/name"],
+         "argument --onnx-file: not allowed with argument --variant"),
         (["embed", "--chunk", "x", "text"], "argument --chunk is written N[,OVERLAP], and not 'x'"),
         (["embed", "--dtype", "flaot16", "text"], "did you mean `float16`?"),
     ],
@@ -344,8 +347,11 @@ def test_help_names_every_option_and_every_request(capsys: pytest.CaptureFixture
         make_parser().parse_args(["--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    for word in ("--model ", "--pooling", "--supervised", "--max-in-flight-bytes", "unload_model", "exit status"):
+    for word in ("--model ", "--pooling", "--supervised", "--max-in-flight-bytes", "exit status"):
         assert word in text
+    assert set(METHODS) - {"embed_batch"} <= set(
+        re.findall(r"\w+", text.partition("requests,")[2].partition("commands,")[0])
+    )
 
 
 @pytest.mark.parametrize(

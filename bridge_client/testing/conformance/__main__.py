@@ -19,7 +19,7 @@ _EPILOG = """\
 examples:
   python -m bridge_client.testing.conformance worker -- embed-worker
   python -m bridge_client.testing.conformance client -- python -m bridge_client.testing.conformance.adapter
-  python -m bridge_client.testing.conformance client --only 'client-*dies*' -- ./my-adapter
+  python -m bridge_client.testing.conformance client --only 'client-*deaths*' -- ./my-adapter
 
 exit status: 0 all transcripts are ok, 1 one has failed, 2 usage or a transcript that cannot be played.
 """

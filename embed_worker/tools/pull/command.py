@@ -105,8 +105,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="REV",
         help="a commit, branch or tag (default: the pinned commit of a known model, else main)",
     )
-    parser.add_argument("--variant", metavar="NAME", help="fetch onnx/model_NAME.onnx: fp16, int8, quantized …")
-    parser.add_argument("--onnx-file", metavar="FILE", help="fetch this graph, by its path in the repository")
+    graph = parser.add_mutually_exclusive_group()
+    graph.add_argument("--variant", metavar="NAME", help="fetch onnx/model_NAME.onnx: fp16, int8, quantized …")
+    graph.add_argument("--onnx-file", metavar="FILE", help="fetch this graph, by its path in the repository")
     parser.add_argument(
         "--weights", action="store_true", help=f"also fetch {WEIGHTS}, which `embed-worker export` needs"
     )
