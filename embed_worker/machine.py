@@ -292,7 +292,8 @@ def process_start(pid: int) -> int | None:
 
 def _start_in_proc(pid: int) -> int | None:
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+        # Of the first thread, which is as old as the process: qemu makes up what a process reads of itself.
+        stat = Path(f"/proc/{pid}/task/{pid}/stat").read_text("utf-8", "replace")
     except OSError:
         return 0
     state, *fields = stat.rpartition(")")[2].split()  # the name before it may hold blanks and brackets

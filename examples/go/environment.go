@@ -66,7 +66,8 @@ func thisProcess() string {
 	pid := os.Getpid()
 	var stat []byte
 	if runtime.GOOS == "linux" { // a program of Windows could read it, too, under Wine, and mean another process
-		stat, _ = os.ReadFile("/proc/self/stat")
+		// Of the first thread, which is as old as the process: qemu makes up what a process reads of itself.
+		stat, _ = os.ReadFile(fmt.Sprintf("/proc/self/task/%d/stat", pid))
 	}
 	behindName := string(stat[bytes.LastIndexByte(stat, ')')+1:]) // the name may hold blanks and brackets
 	const start = 22 - 3                                          // the first field behind the name is the third of all
