@@ -61,7 +61,10 @@ def main() -> NoReturn:
     if sys.argv[1:] in (["--help"], ["-h"]):  # of a person: hosts add the path of a script
         sys.stderr.write(__doc__ or "")
         sys.exit(ExitCode.OK)
-    arguments = worker_arguments(os.environ)
+    try:
+        arguments = worker_arguments(os.environ)
+    except ValueError as error:
+        _usage(f"EMBED_WORKER_ARGS cannot be taken apart: {error}")
     model = os.environ.get("EMBED_WORKER_MODEL") or DEFAULT_MODEL
     options = make_parser().parse_args(["--supervised", "--model", model, *arguments])
     config = make_config(options)
@@ -88,7 +91,11 @@ def _usage(message: str) -> NoReturn:
 
 
 def worker_arguments(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Turn the environment into the worker's arguments after `--model`; an empty variable is not set."""
+    """Turn the environment into the worker's arguments after `--model`; an empty variable is not set.
+
+    Raises:
+        ValueError: A quotation mark has no other.
+    """
     given = [(option, environment.get(name, "")) for name, option in OPTIONS.items()]
     named = [part for option, value in given if value for part in (option, value)]
     return (*named, *shlex.split(environment.get("EMBED_WORKER_ARGS", "")))

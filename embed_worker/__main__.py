@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             sys.exit(ExitCode.USAGE)
         if arguments[0] != "serve":
             sys.exit(run_tool(arguments[0], arguments[1:]))
-    with _reader_may_leave():
+    with _ending_in_a_line("embed-worker"):
         options = make_parser().parse_args(arguments[1:] if arguments[:1] == ["serve"] else arguments)
     status = serve(make_config(options), log_level=options.log_level, log_format=LogFormat(options.log_format))
     with contextlib.suppress(OSError, ValueError):
@@ -51,25 +51,45 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def run_tool(name: str, arguments: Sequence[str]) -> int:
     """Run a command beside the worker; return its exit status."""
-    tool = importlib.import_module(f"embed_worker.tools.{name}")
-    parser = CommandParser(prog=f"embed-worker {name}", description=tool.__doc__)
-    tool.add_arguments(parser)
-    _make_printable(sys.stdout)  # noqa: TID251 - a tool's own, not the wire
-    _make_printable(sys.stderr)
-    with _reader_may_leave():
+    program = f"embed-worker {name}"
+    _open_what_is_closed()
+    with _ending_in_a_line(program):
+        tool = importlib.import_module(f"embed_worker.tools.{name}")
+        parser = CommandParser(prog=program, description=tool.__doc__)
+        tool.add_arguments(parser)
+        _make_printable(sys.stdout)  # noqa: TID251 - a tool's own, not the wire
+        _make_printable(sys.stderr)
         return int(tool.run(parser.parse_args(arguments)))
 
 
+def _open_what_is_closed() -> None:
+    """Let a tool read nothing from a closed standard input, and write to a closed output as to nobody."""
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115 - to the end of the process
+    if sys.stdout is None:  # noqa: TID251 - a tool's own, not the wire
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, TID251
+
+
 @contextlib.contextmanager
-def _reader_may_leave() -> Iterator[None]:
-    """End with 74 and no complaint where whoever reads has seen enough, as in `inspect | head` and `--help | less`."""
+def _ending_in_a_line(program: str) -> Iterator[None]:
+    """End with one line where Python would show where it was: after Ctrl-C, and where standard output takes no more.
+
+    Nothing is said where whoever reads has seen enough, as in `inspect | head` and `--help | less`.
+    """
     try:
         try:
             yield
         finally:
             if sys.stdout is not None:  # noqa: TID251 - a tool's own, not the wire
                 sys.stdout.flush()  # noqa: TID251
-    except BrokenPipeError:
+    except KeyboardInterrupt:
+        _say(f"{program}: interrupted")
+        sys.exit(ExitCode.INTERRUPTED)
+    except OSError as error:
+        if error.filename is not None:  # not a stream
+            raise
+        if not isinstance(error, BrokenPipeError):
+            _say(f"{program}: {error.strerror or error}")
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes once more
         sys.exit(ExitCode.PIPE_FAILED)
 

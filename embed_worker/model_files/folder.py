@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import filecmp
+import glob
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -67,6 +68,8 @@ class _FolderReader:
         self._decisions: list[Decision] = []
         self._undecided: list[str] = []
         self._name = model_name(folder)
+        if not folder.name:
+            raise ModelError(f"{str(folder)!r} is the root of a file system and not a model's folder")
         if not folder.name.isprintable():
             raise ModelError(f"the model folder {folder.name!a} has a name that is not text: rename it")
         self._sentence_config = self._files.read_object(_SENTENCE_CONFIG, _SENTENCE_CONFIG)
@@ -229,7 +232,9 @@ class _FolderReader:
                 )
 
     def _other_graphs(self) -> str:
-        found = sorted(path.relative_to(self._folder).as_posix() for path in self._folder.rglob("*.onnx"))
+        # Two levels down: what is not a model's folder may be somebody's whole disk.
+        levels = ("*.onnx", "*/*.onnx", "*/*/*.onnx")
+        found = sorted(Path(path).as_posix() for level in levels for path in glob.glob(level, root_dir=self._folder))
         if found:
             return f"; --onnx-file can choose one of: {', '.join(found[:8])}"
         if self._config.get("model_type") == "model2vec":

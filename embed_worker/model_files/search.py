@@ -52,6 +52,8 @@ def as_listed(folder: Path) -> Path:
         absolute = Path(os.path.abspath(folder))
     except FileNotFoundError:  # the working directory is deleted: nothing is beside it
         return folder
+    if not absolute.name:
+        return absolute  # the root has no name
     try:
         names = os.listdir(absolute.parent)
         if absolute.name in names:

@@ -165,7 +165,7 @@ def test_the_wheel_has_the_command() -> None:
     assert scripts["embed-lockstep"] == f"{lockstep.__name__}:{lockstep.main.__name__}"
 
 
-@pytest.mark.parametrize("arguments", ["--no-such-option", "--model x", "--threads many"])
+@pytest.mark.parametrize("arguments", ["--no-such-option", "--model x", "--threads many", "EMBED_WORKER_ARGS '1"])
 def test_settings_that_mean_nothing_end_it_at_once(arguments: str) -> None:
     done = subprocess.run(
         COMMAND, input=b"", env=ENVIRONMENT | {"EMBED_WORKER_ARGS": arguments}, capture_output=True, timeout=WAIT_S

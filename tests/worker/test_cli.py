@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import importlib
 import os
 import re
 import subprocess
@@ -340,6 +342,42 @@ def test_a_tool_whose_reader_has_seen_enough_ends_without_a_traceback(arguments:
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (ExitCode.PIPE_FAILED, b"")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_a_tool_whose_output_takes_no_more_says_so_in_one_line() -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "embed_worker", "models"],
+            stdout=full, stderr=subprocess.PIPE, cwd=ROOT, timeout=WAIT_S, check=False,
+        )  # fmt: skip
+    assert done.returncode == ExitCode.PIPE_FAILED
+    assert done.stderr == f"embed-worker models: {os.strerror(errno.ENOSPC)}\n".encode()
+
+
+def test_a_tool_that_is_interrupted_says_so_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(arguments: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib.import_module("embed_worker.tools.check"), "run", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        main(["check"])
+    assert (ended.value.code, capsys.readouterr().err) == (ExitCode.INTERRUPTED, "embed-worker check: interrupted\n")
+
+
+def test_a_tool_reads_nothing_and_writes_to_nobody_where_its_streams_are_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(SystemExit) as ended:
+        main(["models"])
+    assert ended.value.code == ExitCode.OK
+    assert sys.stdin.buffer.read() == b""
+    for stream in (sys.stdin, sys.stdout):
+        stream.close()
 
 
 def test_help_names_every_option_and_every_request(capsys: pytest.CaptureFixture[str]) -> None:

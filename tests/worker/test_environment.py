@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import os
@@ -15,10 +16,11 @@ from pathlib import Path
 import pytest
 
 from embed_worker import machine
-from embed_worker.config import path_argument
-from embed_worker.errors import reason_of
+from embed_worker.config import ModelOptions, path_argument
+from embed_worker.errors import ModelError, reason_of
 from embed_worker.logs import JsonFormatter, TextFormatter
 from embed_worker.machine import available_cores, choose_threads, describe_machine
+from embed_worker.model_files.folder import read_model_folder
 from embed_worker.model_files.search import as_listed, models_folders, user_models_folder
 from tests.worker.harness import ROOT, TINY_MODEL, WAIT_S, WorkerProcess
 
@@ -183,6 +185,14 @@ def folding_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("spelling", ["bert-mean", "BERT-MEAN", "Bert-Mean"])
 def test_a_folder_has_one_name_whatever_spelling_opens_it(folding_disk: Path, spelling: str) -> None:
     assert as_listed(folding_disk / spelling) == folding_disk / "bert-mean"
+
+
+def test_the_root_of_a_file_system_is_no_model_and_is_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(Path.cwd().anchor)
+    assert as_listed(root) == root
+    monkeypatch.setattr(glob, "glob", lambda *_, **__: pytest.fail("it is searched"))
+    with pytest.raises(ModelError, match="is the root of a file system and not a model's folder"):
+        read_model_folder(root, ModelOptions())
 
 
 def test_a_folder_that_is_not_there_keeps_its_spelling(tmp_path: Path) -> None:
