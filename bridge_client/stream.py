@@ -162,7 +162,7 @@ def _embed_block(
         try:
             done.append((rows, (yield [texts[row] for row in rows])))
         except (RequestError, PoisonedInputError) as error:
-            fault = _moved(error, [start + row for row in rows])
+            fault = moved(error, [start + row for row in rows])
             if on_error == "raise" or _is_passing(fault):
                 raise fault from error
             waiting += _after(fault, start, rows, failures, done)
@@ -180,8 +180,8 @@ def _is_passing(fault: Fault) -> bool:
     return isinstance(fault, RequestError) and fault.retryable
 
 
-def _moved(fault: Fault, places: Sequence[int]) -> Fault:
-    """Return a fault with places in the stream instead of those in the call."""
+def moved(fault: Fault, places: Sequence[int]) -> Fault:
+    """Return a fault with an input's place among others, such as in the stream, instead of that in the call."""
     if isinstance(fault, PoisonedInputError):
         return PoisonedInputError(tuple(places[index] for index in fault.indexes), fault.others)
     message = str(fault).removeprefix(f"{fault.code}: ")

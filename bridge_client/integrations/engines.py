@@ -7,6 +7,7 @@ dimension.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Unpack
 
@@ -14,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bridge_client.calls import EmbedKeywords
+from bridge_client.chunks import plain_text
 from bridge_client.client import EmbedClient, options_of
 from bridge_client.embeddings import Matrix
-from bridge_client.errors import RequestError
+from bridge_client.errors import PoisonedInputError, RequestError
 from bridge_client.options import ClientOptions, OptionKeywords
 from bridge_client.shared import shared_client
+from bridge_client.stream import Fault, moved
 
 
 class EmbedBatch:
@@ -106,17 +109,26 @@ class EmbedBatch:
 
         Returns:
             (N, D) float32 in which rows without a vector are NaN, and (N,) whether a row has one.
+
+        Raises:
+            TypeError: A text is no string and `on_error` is `raise`; it names the row, as the two below do.
+            RequestError: A text is refused, likewise.
+            PoisonedInputError: A text kills the worker, likewise.
+            BridgeError: There is no worker.
         """
         present = np.array([not _is_null(text) for text in texts], np.bool_)
-        wanted = [text for text, there in zip(texts, present, strict=True) if there]
+        rows = np.flatnonzero(present).tolist()
+        wanted = [plain_text(text) for text, there in zip(texts, present, strict=True) if there]
+        if self._on_error == "raise":
+            for row, text in zip(rows, wanted, strict=True):
+                if not isinstance(text, str):
+                    raise TypeError(f"row {row} must be a string, not {type(text).__name__}")
         client = self.client()
 
         try:
             parts = list(client.embed_iter_detailed(wanted, on_error=self._on_error, **self._parameters))
-        except RequestError as error:  # its index counts the texts that are there
-            row = None if error.index is None else int(np.flatnonzero(present)[error.index])
-            problem = str(error).removeprefix(f"{error.code}: ").replace(f"input {error.index}", f"row {row}")
-            raise RequestError(error.code, problem, retryable=error.retryable, index=row) from error
+        except (RequestError, PoisonedInputError) as error:
+            raise _of_rows(error, rows) from error
         dimension = parts[0].vectors.shape[1] if parts else self._dimensions or int(client.info()["dimension"])
         matrix = np.full((len(texts), dimension), np.nan, np.float32)
         if parts:
@@ -163,6 +175,13 @@ class EmbedBatch:
 def _is_null(text: Any) -> bool:
     # NaN and NA are what pandas has for None.
     return text is None or type(text).__name__ == "NAType" or (isinstance(text, float) and text != text)
+
+
+def _of_rows(fault: Fault, rows: Sequence[int]) -> Fault:
+    """Return a fault of a text that names its row, for texts that are null were not sent."""
+    error = moved(fault, rows)
+    error.args = (re.sub(r"\binput (?=\d)", "row ", str(error), count=1),)
+    return error
 
 
 def _objects(matrix: Matrix, present: NDArray[np.bool_]) -> NDArray[np.object_]:

@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from bridge_client import EmbedClient, RequestError, shared_client
+from bridge_client import ClientOptions, EmbedClient, PoisonedInputError, RequestError, shared_client
 from bridge_client.integrations.engines import EmbedBatch
+from bridge_client.testing import fake_command
 from tests.worker.harness import ROOT
 
 MODEL = str(ROOT / "tests" / "models" / "bert-mean")
@@ -102,6 +103,29 @@ def test_a_bad_text_is_an_error_with_its_row_or_a_null() -> None:
     assert caught.value.index == 2
     found = batch(on_error="null")({"text": texts})["embedding"]
     assert [vector is None for vector in found] == [False, True, True]
+
+
+@pytest.fixture
+def fragile() -> Iterator[ClientOptions]:
+    """The options of a worker that dies of a text."""
+    options = ClientOptions(worker_command=fake_command(poison="bad"), backoff_initial_s=0.01)
+    yield options
+    shared_client(options).close()
+
+
+def test_a_text_that_kills_the_worker_or_is_none_is_named_by_its_row(fragile: ClientOptions) -> None:
+    embed = EmbedBatch(fragile)
+    with pytest.raises(PoisonedInputError, match="row 3 killed the worker") as poisoned:
+        embed({"text": [None, None, "ok", "bad"]})
+    assert (poisoned.value.index, poisoned.value.indexes) == (3, (3,))
+    assert str(pickle.loads(pickle.dumps(poisoned.value))) == str(poisoned.value)
+    with pytest.raises(RequestError, match="row 2 holds a lone surrogate") as refused:
+        embed({"text": [None, "ok", "\ud800"]})
+    assert refused.value.index == 2
+    with pytest.raises(TypeError, match="row 2 must be a string, not int"):
+        embed({"text": [None, None, 5]})
+    nulls = EmbedBatch(fragile, on_error="null")({"text": [None, "ok", 5, "bad"]})["embedding"]
+    assert [vector is None for vector in nulls] == [True, False, True, True]
 
 
 def test_prompts_and_dimensions_are_those_of_the_client(worker: EmbedClient) -> None:
