@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bridge_client.bulk.parts import VECTOR_COLUMN, Output, Rows, Vectors, written_whole
+from bridge_client.bulk.rows import CorpusError
 
 _LEAF = f"{VECTOR_COLUMN}.list.element"  # the numbers' own column in parquet
 
@@ -24,6 +25,13 @@ class ArrowParts:
     """Tables of the kept columns and the vectors."""
 
     def __init__(self, kept: pa.Schema, metadata: Mapping[str, str], output: Output, *, is_folder: bool) -> None:
+        """Note what is to be written.
+
+        Raises:
+            CorpusError: Parquet has no such type as one of the kept columns.
+        """
+        if output is Output.PARQUET:
+            _check_parquet(kept)
         self._kept = kept
         self._metadata = {f"embed_bridge.{name}": value for name, value in metadata.items()}
         self._output = output
@@ -69,6 +77,15 @@ class ArrowParts:
             out, schema, compression="zstd", use_dictionary=others, use_byte_stream_split=apart
         ) as writer:
             yield writer
+
+
+def _check_parquet(kept: pa.Schema) -> None:
+    for field in kept:
+        try:
+            pq.ParquetWriter(pa.BufferOutputStream(), pa.schema([field])).close()
+        except pa.ArrowException as error:
+            message = f"the column {field.name!r} is of the type {field.type}, which parquet does not have"
+            raise CorpusError(f"{message}: leave it out of --keep, or write arrow") from error
 
 
 def _schema_of(part: Path) -> pa.Schema:

@@ -96,7 +96,7 @@ class JsonlParts:
     def write(self, rows: Rows, file: Path) -> None:
         """Write a part as lines; numbers are the shortest that read back as the same float32."""
         vectors = rows.vectors.astype(np.float32, copy=False)
-        columns = {name: _values(pieces) for name, pieces in rows.columns.items()}
+        columns = {name: _values(name, pieces) for name, pieces in rows.columns.items()}
         with written_whole(file) as out:
             for number, (vector, has_vector) in enumerate(zip(vectors, rows.has_vector, strict=True)):
                 row = {name: values[number] for name, values in columns.items()}
@@ -111,9 +111,24 @@ class JsonlParts:
                     shutil.copyfileobj(lines, out, 2**20)
 
 
-def _values(pieces: Sequence[Any]) -> list[Any]:
-    """Return a column's values as Python has them; the pieces are lists, or arrays of pyarrow."""
-    return [value for piece in pieces for value in (piece if isinstance(piece, list) else piece.to_pylist())]
+def _values(name: str, pieces: Sequence[Any]) -> list[Any]:
+    """Return a column's values as orjson takes them; the pieces are lists, or arrays of pyarrow.
+
+    Raises:
+        CorpusError: A value has no form in JSON.
+    """
+    values: list[Any] = []
+    for piece in pieces:
+        if isinstance(piece, list):
+            values += piece
+            continue
+        from bridge_client.bulk.json_values import json_values  # pyarrow is there where a table is read
+
+        try:
+            values += json_values(piece)
+        except ValueError as error:
+            raise CorpusError(f"the column {name!r} cannot be written as JSON: {error}") from error
+    return values
 
 
 @contextmanager
