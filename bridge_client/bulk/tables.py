@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bridge_client.bulk.rows import CHUNK_COLUMNS, Block, CorpusError, Format, Source
@@ -31,14 +32,28 @@ class TableReader:
         """Return the columns."""
         return list(self.schema.names)
 
+    def may_have(self, name: str) -> bool:
+        """Whether there is such a column."""
+        return name in self.names()
+
     def blocks(self, text: str, kept: Sequence[str]) -> Iterator[Block]:
-        """Yield all rows; kept columns are arrays, and nothing of them is copied."""
+        """Yield all rows; kept columns are arrays, and what `plain` leaves as it is is not copied."""
         done = 0
         try:
             for batch in _batches(self._source, list(dict.fromkeys([text, *kept]))):
                 done += batch.num_rows
-                columns = {name: [batch.column(name)] for name in kept}
-                yield Block(texts=batch.column(text).to_pylist(), columns=columns, done=done)
+                columns: dict[str, pa.Array] = {}
+                problems: dict[int, str] = {}
+                for name in dict.fromkeys([text, *kept]):
+                    columns[name], faulty = _readable(_decoded(batch.column(name)))
+                    problems |= dict.fromkeys(faulty, f"the value of {name!r} is not UTF-8")
+                texts = columns[text].to_pylist()
+                for row in problems:
+                    texts[row] = None
+                pieces = {name: [columns[name]] for name in kept}
+                yield Block(texts=texts, problems=problems, columns=pieces, done=done)
+        except pa.ArrowNotImplementedError as error:
+            raise CorpusError(f"{self._source.name} has what pyarrow cannot read: {error}") from error
         except pa.ArrowException as error:
             raise CorpusError(f"{self._source.name} is damaged: {error}") from error
 
@@ -59,13 +74,71 @@ def _describe(source: Source) -> tuple[Any, int]:
 def _batches(source: Source, columns: list[str]) -> Iterator[Any]:
     if source.format is Format.PARQUET:
         with pq.ParquetFile(source.path) as file:
-            yield from file.iter_batches(batch_size=_BLOCK_ROWS, columns=columns)
+            # A batch over two row groups would have two dictionaries, which pyarrow cannot join inside of lists.
+            for group in range(file.num_row_groups):
+                yield from file.iter_batches(batch_size=_BLOCK_ROWS, row_groups=[group], columns=columns)
         return
     with pa.memory_map(source.path) as mapped, pa.ipc.open_file(mapped) as reader:
         for number in range(reader.num_record_batches):
             batch = reader.get_batch(number).select(columns)
             for start in range(0, batch.num_rows, _BLOCK_ROWS):
                 yield batch.slice(start, _BLOCK_ROWS)
+
+
+def _decoded(array: pa.Array) -> pa.Array:
+    """Return an array of the type that `plain` says."""
+    if pa.types.is_dictionary(array.type):
+        return _decoded(array.dictionary_decode())
+    if pa.types.is_run_end_encoded(array.type):
+        return _decoded(pc.run_end_decode(array))
+    kind = plain(array.type)
+    return array if array.type == kind else array.cast(kind)
+
+
+def _readable(array: pa.Array) -> tuple[pa.Array, list[int]]:
+    """Return an array with nulls for what is not UTF-8, which pyarrow reads without a look, and the rows of those."""
+    if _is_utf8(array):
+        return array, []
+    faulty = [row for row in range(len(array)) if not _is_utf8(array.take(pa.array([row])))]
+    return array.take(pa.array([None if row in faulty else row for row in range(len(array))], pa.int64())), faulty
+
+
+def _is_utf8(array: pa.Array) -> bool:
+    try:
+        array.validate(full=True)
+    except pa.ArrowInvalid as error:
+        if "UTF8" not in str(error):  # pyarrow has no type of its own for it
+            raise
+        return False
+    return True
+
+
+def plain(kind: pa.DataType) -> pa.DataType:
+    """Return the type that a column gets here and in the output: without dictionaries, runs and views, nested too.
+
+    Each shard, and each row group, has a dictionary of its own, and a file of arrow may have one. pyarrow does not take
+    rows from views of strings.
+    """
+
+    def inner(field: pa.Field) -> pa.Field:
+        return field.with_type(plain(field.type))
+
+    types = pa.types
+    if types.is_dictionary(kind) or types.is_run_end_encoded(kind):
+        return plain(kind.value_type)
+    if types.is_string_view(kind) or types.is_binary_view(kind):
+        return pa.string() if types.is_string_view(kind) else pa.binary()
+    if types.is_struct(kind):
+        return pa.struct([inner(kind.field(number)) for number in range(kind.num_fields)])
+    if types.is_map(kind):
+        return pa.map_(inner(kind.key_field), inner(kind.item_field), keys_sorted=kind.keys_sorted)
+    if types.is_fixed_size_list(kind):
+        return pa.list_(inner(kind.value_field), kind.list_size)
+    if types.is_list(kind) or types.is_list_view(kind):
+        return pa.list_(inner(kind.value_field))
+    if types.is_large_list(kind) or types.is_large_list_view(kind):
+        return pa.large_list(inner(kind.value_field))
+    return kind
 
 
 def strings(names: Sequence[str]) -> pa.Schema:
@@ -82,6 +155,8 @@ def chunked(kept: pa.Schema, text: str) -> pa.Schema:
 def common_schema(sources: Sequence[Source], text: str, kept: Sequence[str]) -> pa.Schema:
     """Return the schema of the kept columns, which all tables must agree on.
 
+    A column is of plain values, and may have nulls: a value that cannot be read is one.
+
     Raises:
         CorpusError: They do not, or the texts are no strings.
     """
@@ -91,7 +166,7 @@ def common_schema(sources: Sequence[Source], text: str, kept: Sequence[str]) -> 
         kind = schema.field(text).type
         if not _is_text(kind):
             raise CorpusError(f"the column {text!r} of {source.name} is of the type {kind}, not of strings")
-        found = pa.schema([schema.field(name).remove_metadata() for name in kept])
+        found = pa.schema([pa.field(name, plain(schema.field(name).type)) for name in kept])
         if common is not None and not found.equals(common):
             raise CorpusError(f"the columns of {source.name} have other types than those of {sources[0].name}")
         common = found
@@ -100,6 +175,5 @@ def common_schema(sources: Sequence[Source], text: str, kept: Sequence[str]) -> 
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+    kind = plain(kind)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))

@@ -6,12 +6,16 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from bridge_client.bulk import corpus as corpora
+from bridge_client.bulk.arrow_parts import ArrowParts
 from bridge_client.bulk.corpus import Corpus, find_sources
+from bridge_client.bulk.parts import Output, Rows
 from bridge_client.bulk.rows import CorpusError, Format
 
 
@@ -120,3 +124,88 @@ def test_what_is_compressed_or_read_once_is_refused_by_name(tmp_path: Path) -> N
         os.mkfifo(tmp_path / "pipe.jsonl")
         with pytest.raises(CorpusError, match="is a pipe or a device"):
             find_sources([str(tmp_path / "pipe.jsonl")], None)
+
+
+# What is not UTF-8
+
+
+def not_utf8(kind: pa.DataType) -> pa.Array:
+    array = pa.array(
+        [b"ok", b"\xff\xfe bad", b"fine", None], pa.large_binary() if "large" in str(kind) else pa.binary()
+    )
+    if kind == pa.string_view():
+        return array.cast(pa.binary_view()).view(kind)
+    return array.view(kind)
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
+def test_a_row_of_a_table_that_is_not_utf8_costs_itself_alone(kind: pa.DataType, tmp_path: Path) -> None:
+    bad, good = not_utf8(kind), ["a", "b", "c", "d"]
+    nested = pa.ListArray.from_arrays([0, 1, 2, 3, 4], bad)
+    pq.write_table(pa.table({"text": bad, "id": good}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"text": good, "note": bad, "notes": nested}), tmp_path / "b.parquet")
+    texts, problems, columns = read(tmp_path / "a.parquet", keep=["text", "id"])
+    assert texts == columns["text"] == ["ok", None, "fine", None]
+    assert problems == {1: "the value of 'text' is not UTF-8"}
+    assert columns["id"] == good
+    for name, value in (("note", "ok"), ("notes", ["ok"])):
+        texts, problems, columns = read(tmp_path / "b.parquet", keep=[name])
+        assert texts == ["a", None, "c", "d"]
+        assert problems == {1: f"the value of {name!r} is not UTF-8"}
+        assert columns[name][:2] == [value, None]
+    assert read(tmp_path / "b.parquet")[1] == {}, "a column that nobody reads has no faults"
+
+
+# Dictionaries: each piece of a table has its own
+
+
+def categories(label: str) -> dict[str, pa.Array]:
+    each = pa.array([label] * 3).dictionary_encode()
+    return {
+        "text": each,
+        "label": each,
+        "view": pa.array([label] * 3, pa.string_view()),
+        "views": pa.array([[label]] * 3, pa.list_(pa.string_view())),
+        "list": pa.ListArray.from_arrays([0, 1, 2, 3], each),
+        "fixed": pa.FixedSizeListArray.from_arrays(each, 1),
+        "struct": pa.StructArray.from_arrays([each], ["name"]),
+        "map": pa.MapArray.from_arrays([0, 1, 2, 3], pa.array(["k"] * 3), each),
+    }
+
+
+@pytest.mark.parametrize("is_one_file", [True, False])
+@pytest.mark.parametrize("output", [Output.ARROW, Output.PARQUET])
+def test_dictionaries_and_views_become_their_values(output: Output, is_one_file: bool, tmp_path: Path) -> None:
+    tables = [pa.table(categories(label)) for label in ("lab0", "lab1")]
+    if is_one_file:
+        with pq.ParquetWriter(tmp_path / "0.parquet", tables[0].schema) as out:
+            for table in tables:
+                out.write_table(table)
+    else:
+        for number, table in enumerate(tables):
+            pq.write_table(table, tmp_path / f"{number}.parquet")
+    corpus = Corpus(find_sources([str(tmp_path / "*.parquet")], None), None, ["*"])
+    form = ArrowParts(corpus.schema(), {}, output, is_folder=False)
+    parts = []
+    for number, block in enumerate(corpus.blocks(4)):
+        parts.append(tmp_path / f"part-{number}")
+        count = len(block.texts)
+        form.write(
+            Rows(vectors=np.zeros((count, 2), np.float32), has_vector=np.ones(count, np.bool_), columns=block.columns),
+            parts[-1],
+        )
+    form.join(parts, tmp_path / "out", 2)
+    if output is Output.PARQUET:
+        found = pq.read_table(tmp_path / "out")
+    else:
+        with pa.memory_map(str(tmp_path / "out")) as mapped, pa.ipc.open_file(mapped) as reader:
+            found = reader.read_all()
+    assert found.drop("embedding").to_pylist() == pa.concat_tables(tables).to_pylist()
+    assert found.schema.field("label").type == pa.string()
+
+
+def test_runs_become_their_values(tmp_path: Path) -> None:
+    table = pa.table({"text": pc.run_end_encode(pa.array(["a", "a", None]))})
+    with pa.ipc.new_file(tmp_path / "a.arrow", table.schema) as out:
+        out.write_table(table)
+    assert read(tmp_path / "a.arrow", keep=["text"]) == (["a", "a", None], {}, {"text": ["a", "a", None]})
