@@ -92,22 +92,18 @@ class Corpus:
         Args:
             sources: At least one.
             column: Of the texts; by default `text`, or the only column that there is.
-            keep: Columns to keep; `*` is all of them, and by default it is the texts' own.
+            keep: Columns to keep; `*` is all that any source tells of, and by default it is the texts' own.
 
         Raises:
             CorpusError: A source cannot be read, a column is not there, or tables do not agree.
         """
         self.sources = list(sources)
         self._readers = [_reader(source) for source in sources]
-        names = next(filter(None, (reader.names() for reader in self._readers)), [])
-        self.column = column or _text_column(names, sources[0])
+        names = list(dict.fromkeys(name for reader in self._readers for name in reader.names()))
+        self.column = column or _text_column(names)
         self.kept = list(dict.fromkeys([self.column] if keep is None else names if "*" in keep else keep))
-        for source, reader in zip(sources, self._readers, strict=True):
-            if not (there := reader.names()):
-                continue  # nothing is in it
-            for name in (self.column, *self.kept):
-                if name not in there:
-                    raise CorpusError(f"{source.name} has no column {name!r}; it has {', '.join(there)}")
+        for name in (self.column, *self.kept):
+            self._check_column(name)
         totals = [reader.total for reader in self._readers]
         self.total = None if None in totals else sum(total for total in totals if total is not None)
         self.unit = self._readers[0].unit
@@ -117,6 +113,14 @@ class Corpus:
             from bridge_client.bulk import tables
 
             self._schema = tables.common_schema(self.sources, self.column, self.kept)
+
+    def _check_column(self, name: str) -> None:
+        """Check that every source may have a column; of ragged ones it is enough that one may."""
+        known = [(source, reader) for source, reader in zip(self.sources, self._readers, strict=True) if reader.names()]
+        lacking = [(source, reader) for source, reader in known if not reader.may_have(name)]
+        for source, reader in lacking:
+            if not source.format.is_ragged or len(lacking) == len(known):
+                raise CorpusError(f"{source.name} has no column {name!r}; it has {', '.join(reader.names())}")
 
     @property
     def is_table(self) -> bool:
@@ -185,9 +189,9 @@ def _reader(source: Source) -> Reader:
     return TextReader(source)
 
 
-def _text_column(names: Sequence[str], source: Source) -> str:
+def _text_column(names: Sequence[str]) -> str:
     if TEXT_COLUMN in names or not names:
         return TEXT_COLUMN
     if len(names) == 1:
         return names[0]
-    raise CorpusError(f"{source.name} has the columns {', '.join(names)}: say with --column which one has the texts")
+    raise CorpusError(f"there are the columns {', '.join(names)}: say with --column which one has the texts")

@@ -29,6 +29,11 @@ class Format(StrEnum):
         """Whether columns have types, and pyarrow reads them."""
         return self in (Format.PARQUET, Format.ARROW)
 
+    @property
+    def is_ragged(self) -> bool:
+        """Whether each row has columns of its own, and is null in all others."""
+        return self is Format.JSONL
+
 
 class CorpusError(ValueError):
     """The corpus, or what is to be done with it, cannot be used; the message is one sentence."""
@@ -96,6 +101,9 @@ class Reader(Protocol):
 
     def names(self) -> list[str]:
         """Return the names of the columns, as far as they are known before reading."""
+
+    def may_have(self, name: str) -> bool:
+        """Whether a row may have the column, as far as that is known before reading."""
 
     def blocks(self, text: str, kept: Sequence[str]) -> Iterator[Block]:
         """Yield all rows, in blocks of the reader's own size.

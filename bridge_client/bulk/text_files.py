@@ -1,14 +1,17 @@
 """Rows of txt, jsonl, csv and tsv files, in UTF-8.
 
-A line of a txt file is a text. A line of a jsonl file is an object, or a string that is the text. A csv or tsv file has
-a head; an empty cell is null. A row that cannot be read is a row with a problem, so that those around it keep their
-places.
+A line of a txt file is a text. A line of a jsonl file is an object, or a string, which stands for `{"text": string}`; a
+member that is missing is null. The first line of a csv or tsv file with anything in it is the head; an empty cell is
+null. A row that cannot be read is a row with a problem, so that those around it keep their places.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import itertools
+import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +24,8 @@ from bridge_client.bulk.rows import STDIN, TEXT_COLUMN, Block, CorpusError, Form
 _BLOCK_ROWS = 1024
 _MAX_CELL_CHARACTERS = 2**27  # of a csv file; by itself the csv module stops at 131,072
 _BOM = b"\xef\xbb\xbf"
+_LONG_INTEGER = re.compile(rb"\d{19}")  # an integer beyond 64 bits has as many digits, or more
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # what `surrogateescape` makes of a byte, and UTF-8 of nothing
 
 # The values by column, or a sentence on what is wrong with the row.
 _Row: TypeAlias = Mapping[str, Any] | str
@@ -35,51 +40,61 @@ class TextReader:
         self._source = source
         self.total = source.size
         self._names: list[str] | None = None
+        self._has_more = False  # than the rows of a jsonl file that `names` has looked at
+        self._rows: Iterator[_Row] | None = None  # of standard input once `names` has looked at it: it is read once
 
     def names(self) -> list[str]:
-        """Return the columns: of a jsonl file the members of its first row."""
+        """Return the columns: of jsonl the members that the first rows have, as many as a block has."""
         if self._names is None:
-            self._names = self._read_names()
+            try:
+                with _opened(self._source) as file:
+                    self._names = self._look(file)
+            except (OSError, csv.Error) as error:
+                raise CorpusError(f"{self._source.name} cannot be read: {error}") from error
         return self._names
 
-    def _read_names(self) -> list[str]:
-        if self._source.format is Format.TXT or (self._source.path == STDIN and self._source.format is Format.JSONL):
-            return [TEXT_COLUMN]
-        if self._source.path == STDIN:
-            raise CorpusError(f"standard input is read once: as {self._source.format} it cannot tell its columns first")
-        try:
-            with _opened(self._source) as file:
-                if self._source.format is Format.JSONL:
-                    first = next((row for row in _json_rows(file) if not isinstance(row, str)), {})
-                    return list(first)
-                return list(_csv_reader(file, self._source).fieldnames or ())
-        except (OSError, csv.Error, UnicodeDecodeError) as error:
-            raise CorpusError(f"{self._source.name} cannot be read: {error}") from error
+    def may_have(self, name: str) -> bool:
+        """Whether a row may have the column: one of jsonl that was not looked at may have any."""
+        return name in self.names() or self._has_more
 
     def blocks(self, text: str, kept: Sequence[str]) -> Iterator[Block]:
         """Yield all rows."""
         with _opened(self._source) as file:
+            rows = self._rows or _read(file, self._source)[1]
             block = _empty(kept)
             try:
-                for row in self._rows(file):
+                for row in rows:
                     _add(block, row, text)
                     if len(block.texts) == _BLOCK_ROWS:
                         block.done = _position(file)
                         yield block
                         block = _empty(kept)
-            except (csv.Error, UnicodeDecodeError) as error:
+            except csv.Error as error:
                 raise CorpusError(f"{self._source.name} is damaged: {error}") from error
             block.done = _position(file)
             yield block
 
-    def _rows(self, file: IO[bytes]) -> Iterator[_Row]:
-        match self._source.format:
-            case Format.TXT:
-                return _text_rows(file)
-            case Format.JSONL:
-                return _json_rows(file)
-            case _:
-                return ({name: value or None for name, value in row.items()} for row in _csv_reader(file, self._source))
+    def _look(self, file: IO[bytes]) -> list[str]:
+        names, rows = _read(file, self._source)
+        if names is None:
+            first = list(itertools.islice(rows, _BLOCK_ROWS))
+            names = list(dict.fromkeys(name for row in first if not isinstance(row, str) for name in row))
+            self._has_more = len(first) == _BLOCK_ROWS
+            rows = itertools.chain(first, rows)
+        if self._source.path == STDIN:
+            self._rows = rows
+        return names
+
+
+def _read(file: IO[bytes], source: Source) -> tuple[list[str] | None, Iterator[_Row]]:
+    """Return the columns, None where each row has its own, and the rows."""
+    match source.format:
+        case Format.TXT:
+            return [TEXT_COLUMN], _text_rows(file)
+        case Format.JSONL:
+            return None, _json_rows(file)
+        case _:
+            return _csv_rows(file, source)
 
 
 def _empty(kept: Sequence[str]) -> Block:
@@ -136,8 +151,8 @@ def _json_rows(file: IO[bytes]) -> Iterator[_Row]:
         if not line.strip():
             continue
         try:
-            row = orjson.loads(line)
-        except orjson.JSONDecodeError:
+            row = _json(line)
+        except (orjson.JSONDecodeError, RecursionError):
             yield "the line is not JSON"
             continue
         match row:
@@ -149,11 +164,42 @@ def _json_rows(file: IO[bytes]) -> Iterator[_Row]:
                 yield "the line is neither an object nor a string"
 
 
-def _csv_reader(file: IO[bytes], source: Source) -> csv.DictReader[str]:
+def _json(line: bytes) -> Any:
+    """Read JSON. An integer beyond 64 bits, of which orjson makes a float, is its own digits, as orjson writes them."""
+    value = orjson.loads(line)
+    return json.loads(line, parse_int=_integer) if _LONG_INTEGER.search(line) else value
+
+
+def _integer(digits: str) -> int | orjson.Fragment:
+    # The length first, for Python refuses to read some thousand digits.
+    return int(digits) if len(digits) <= 20 and -(2**63) <= int(digits) < 2**64 else orjson.Fragment(digits)
+
+
+def _csv_rows(file: IO[bytes], source: Source) -> tuple[list[str], Iterator[_Row]]:
+    """Return the head and the rows below it.
+
+    Raises:
+        CorpusError: The head cannot be read.
+    """
     csv.field_size_limit(_MAX_CELL_CHARACTERS)
     # A copy of the descriptor's file object would be closed with the text layer; the owner closes it.
-    text = io.TextIOWrapper(io.BufferedReader(_Unclosed(file)), encoding="utf-8-sig", newline="")
-    return csv.DictReader(text, dialect="excel-tab" if source.format is Format.TSV else "excel", restval="")
+    bytes_ = io.BufferedReader(_Unclosed(file))
+    text = io.TextIOWrapper(bytes_, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    reader = csv.reader(text, dialect="excel-tab" if source.format is Format.TSV else "excel")
+    head = next((cells for cells in reader if any(map(str.strip, cells))), [])
+    if any(map(_NOT_UTF8.search, head)):
+        raise CorpusError(f"the head of {source.name} is not UTF-8: convert the file, with iconv perhaps")
+
+    def rows() -> Iterator[_Row]:
+        first_line = reader.line_num + 1
+        for cells in reader:
+            if any(map(_NOT_UTF8.search, cells)):
+                yield f"line {first_line} is not UTF-8"
+            elif cells:
+                yield {name: cell or None for name, cell in zip(head, cells, strict=False)}
+            first_line = reader.line_num + 1
+
+    return head, rows()
 
 
 class _Unclosed(io.RawIOBase):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -126,7 +128,96 @@ def test_what_is_compressed_or_read_once_is_refused_by_name(tmp_path: Path) -> N
             find_sources([str(tmp_path / "pipe.jsonl")], None)
 
 
-# What is not UTF-8
+# Columns of jsonl: each row has its own
+
+
+def jsonl(folder: Path, *rows: str, name: str = "a.jsonl") -> Path:
+    (folder / name).write_text("".join(f"{row}\n" for row in rows), "utf-8")
+    return folder / name
+
+
+MANY = ['{"id":"k"}'] * 1024  # as many as are looked at
+LATE = '{"id":"z","text":"hello","lang":"en"}'
+
+
+def test_the_columns_of_jsonl_are_those_of_its_first_rows_and_not_of_the_first_alone(tmp_path: Path) -> None:
+    file = jsonl(tmp_path, '{"id":"k1"}', '{"id":"k2","text":"hello"}', '{"text":"b","lang":"en"}')
+    texts, _, columns = read(file, keep=["*"])
+    assert texts == [None, "hello", "b"]
+    assert columns == {"id": ["k1", "k2", None], "text": texts, "lang": [None, None, "en"]}
+    assert read(file, column="text", keep=["lang"])[2] == {"lang": [None, None, "en"]}
+
+
+def test_the_columns_of_jsonl_are_those_of_all_files(tmp_path: Path) -> None:
+    jsonl(tmp_path, '{"id":"k1"}')
+    jsonl(tmp_path, '{"id":"k2","text":"hello"}', name="b.jsonl")
+    texts, _, columns = read(tmp_path, keep=["*"])
+    assert texts == [None, "hello"]
+    assert columns == {"id": ["k1", "k2"], "text": texts}
+
+
+def test_a_column_of_jsonl_that_is_stated_is_believed_unless_no_row_can_have_it(tmp_path: Path) -> None:
+    file = jsonl(tmp_path, *MANY, LATE)
+    texts, _, columns = read(file, column="text", keep=["lang", "id"], rows=500)
+    assert texts == [None] * 1024 + ["hello"]
+    assert columns["lang"] == [*texts[:-1], "en"]
+    assert read(file, keep=["*"])[2].keys() == {"id"}  # as documented: of the rows that were looked at
+    small = jsonl(tmp_path, LATE, name="b.jsonl")
+    for options in ({"column": "body"}, {"column": "text", "keep": ["body"]}):
+        with pytest.raises(CorpusError, match=r"b\.jsonl has no column 'body'; it has id, text, lang"):
+            read(small, **options)  # type: ignore[arg-type]
+    read(small, file, column="body")
+
+
+def test_a_table_of_text_still_has_all_columns_that_are_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id\n1\n")
+    jsonl(tmp_path, *MANY, LATE, name="b.jsonl")
+    with pytest.raises(CorpusError, match=r"a\.csv has no column 'text'; it has id"):
+        read(tmp_path, column="text")
+
+
+@pytest.mark.parametrize(
+    ("form", "data"),
+    [
+        (Format.JSONL, b'{"id":"1"}\n{"id":"2","body":"b"}\n' + b'{"body":"c"}\n' * 1500),
+        (Format.CSV, b"id,body\n1,\n2,b\n" + b",c\n" * 1500),
+    ],
+)
+def test_standard_input_has_columns_too(form: Format, data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+    corpus = Corpus(find_sources(["-"], form), "body", ["*"])
+    blocks = list(corpus.blocks(2000))
+    texts = [None, "b", *["c"] * 1500]
+    assert [block.texts for block in blocks] == [texts]
+    values = {name: [value for piece in pieces for value in piece] for name, pieces in blocks[0].columns.items()}
+    assert values == {"id": ["1", "2", *[None] * 1500], "body": texts}
+
+
+def test_integers_of_jsonl_keep_all_their_digits(tmp_path: Path) -> None:
+    numbers = [2**64 + 1, 2**64 - 1, -(2**63) - 1, -(2**63), 10**30, 0.1234567890123456789, 5]
+    file = jsonl(tmp_path, *(f'{{"text":"a","id":[{number!r}]}}' for number in numbers))
+    ids = read(file, keep=["id"])[2]["id"]
+    assert [orjson.dumps(each).decode() for each in ids] == [f"[{number!r}]" for number in numbers]
+    assert read(jsonl(tmp_path, '{"text":"a","id":1%s}' % ("0" * 299)), keep=["id"])[1] == {}
+
+
+# What is not UTF-8, and lines without anything
+
+
+def test_empty_lines_before_the_head_of_a_csv_are_no_head(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbf\n , \r\ntext,id\n\nhello,1\n")
+    assert read(tmp_path / "a.csv", keep=["id"]) == (["hello"], {}, {"id": ["1"]})
+
+
+def test_a_row_of_csv_that_is_not_utf8_costs_itself_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b'id,text\n1,"one\nline"\n\n2,"tw\xffo\n"\n3,gr\xc3\xb6\xc3\x9fer\n4,\xe2\x82')
+    texts, problems, columns = read(tmp_path / "a.csv", keep=["id"])
+    assert texts == ["one\nline", None, "größer", None]
+    assert problems == {1: "line 5 is not UTF-8", 3: "line 8 is not UTF-8"}
+    assert columns == {"id": ["1", None, "3", None]}
+    (tmp_path / "a.csv").write_bytes("größe,text\n1,a\n".encode("latin-1"))
+    with pytest.raises(CorpusError, match=r"the head of .*a\.csv is not UTF-8"):
+        read(tmp_path / "a.csv")
 
 
 def not_utf8(kind: pa.DataType) -> pa.Array:

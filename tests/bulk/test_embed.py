@@ -469,6 +469,15 @@ def test_standard_input_is_known_by_its_texts(tmp_path: Path) -> None:
     assert np.load(tmp_path / "o.npy").shape[0] == 25
 
 
+def test_standard_input_has_the_columns_that_are_asked_for(expected: dict[str, Any], tmp_path: Path) -> None:
+    out, lines = tmp_path / "o.jsonl", f'{{"id":{2**64 + 1}}}\n{{"body":"a river","id":2}}\n"{RAIN}"\n'
+    command = [sys.executable, "-m", "embed_worker", "embed", "-", "-o", str(out), "--model", MODEL]
+    options = ["--format", "jsonl", "--column", "body", "--keep", "id"]
+    subprocess.run([*command, *options], cwd=ROOT, input=lines.encode(), check=True, timeout=WAIT_S)
+    assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == [2**64 + 1, 2, None]
+    assert_same(vectors_of(out), expected, texts=[None, "a river", None])
+
+
 def test_nothing_is_left_of_a_lock_whatever_happens(tmp_path: Path) -> None:
     with contextlib.suppress(ZeroDivisionError), Job(tmp_path / "out", ".npy").locked():
         assert list(tmp_path.iterdir())

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from bridge_client.bulk.arrow_parts import ArrowParts
+from bridge_client.bulk.corpus import Corpus, find_sources
 from bridge_client.bulk.parts import Form, JsonlParts, NpyParts, Output, Rows
 from bridge_client.bulk.rows import CorpusError
 
@@ -94,3 +96,15 @@ def test_a_column_that_parquet_has_no_type_for_is_refused_before_the_work() -> N
         with pytest.raises(CorpusError, match=r"the column 'it' is of the type .*, which parquet does not have"):
             ArrowParts(kept, {}, Output.PARQUET, is_folder=False)
         ArrowParts(kept, {}, Output.ARROW, is_folder=False)
+
+
+def test_integers_beyond_64_bits_are_written_with_all_their_digits(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text(f'{{"text":"a","id":{2**64 + 1}}}\n{{"text":"b","id":{{"of":[{-(2**70)}]}}}}\n')
+    (block,) = Corpus(find_sources([str(file)], None), None, ["id"]).blocks(2)
+    rows = Rows(vectors=VECTORS[:2], has_vector=np.ones(2, np.bool_), columns=block.columns)
+    JsonlParts().write(rows, tmp_path / "part.jsonl")
+    written = [json.loads(line)["id"] for line in (tmp_path / "part.jsonl").read_text("utf-8").splitlines()]
+    assert written == [2**64 + 1, {"of": [-(2**70)]}]
+    ArrowParts(pa.schema([("id", pa.string())]), {}, Output.PARQUET, is_folder=True).write(rows, tmp_path / "p.parquet")
+    assert [json.loads(value) for value in pq.read_table(tmp_path / "p.parquet")["id"].to_pylist()] == written
