@@ -165,7 +165,7 @@ def test_a_column_of_jsonl_that_is_stated_is_believed_unless_no_row_can_have_it(
     small = jsonl(tmp_path, LATE, name="b.jsonl")
     for options in ({"column": "body"}, {"column": "text", "keep": ["body"]}):
         with pytest.raises(CorpusError, match=r"b\.jsonl has no column 'body'; it has id, text, lang"):
-            read(small, **options)  # type: ignore[arg-type]
+            read(small, **options)
     read(small, file, column="body")
 
 
