@@ -35,7 +35,7 @@ def replace_folder(made: Path, folder: Path, old: Path) -> None:
     Args:
         made: The new one, on the same file system.
         folder: Its place.
-        old: Where the other one is meanwhile; it is deleted.
+        old: Where the other one is meanwhile; it is deleted. If that is in `made`, it comes along and stays.
 
     Raises:
         OSError: It cannot be.

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import json
 import os
-import shutil
 import signal
 import sys
 import time
@@ -22,9 +21,10 @@ import orjson
 from bridge_client import BridgeError, ClientOptions, EmbedClient, RequestError
 from bridge_client.bulk.chunks import Chunker, ChunkSize
 from bridge_client.bulk.corpus import Corpus, find_sources
-from bridge_client.bulk.job import Job, RowError
-from bridge_client.bulk.parts import VECTOR_COLUMN, Form, JsonlParts, NpyParts, Output, written_whole
+from bridge_client.bulk.job import Job, RowError, parts_folder
+from bridge_client.bulk.parts import VECTOR_COLUMN, Form, JsonlParts, NpyParts, Output, told
 from bridge_client.bulk.pipeline import Pipeline
+from bridge_client.bulk.places import Place, check_places, place_of, refuse_changed, refuse_existing
 from bridge_client.bulk.report import Progress
 from bridge_client.bulk.rows import CHUNK_COLUMNS, CorpusError, Format
 from bridge_client.bulk.token_counts import WorkerTokens
@@ -118,16 +118,19 @@ def run(args: argparse.Namespace, model: str, worker_args: Sequence[str]) -> int
         model: The model's name or folder.
         worker_args: The worker's options that decide about the model.
     """
+    place = None
     try:
+        if args.output is not None:
+            place = place_of(args.output, None if args.output_format is None else Output(args.output_format))
         options = replace(_PATIENT, model=model, worker_args=tuple(worker_args))
         with _interruptible(), EmbedClient(options) as client:
-            if args.output is None:
+            if place is None:
                 return _print_vectors(client, args)
-            return _embed_corpus(client, args)
+            return _embed_corpus(client, args, place)
     except (CorpusError, RequestError) as error:  # not of a row: the model has no such prompt, or fewer dimensions
         return _fail(one_line(str(error)), _USAGE)
     except BridgeError as error:
-        goes_on = args.output is not None and Job(args.output, "").folder.exists()
+        goes_on = place is not None and parts_folder(place.path).exists()
         return _fail(f"{printable(str(error))}{'; the same command goes on' if goes_on else ''}", _SOME_FAILED)
     except KeyboardInterrupt:
         return _fail("interrupted; the same command goes on", _INTERRUPTED)
@@ -193,10 +196,10 @@ def _parameters(args: argparse.Namespace) -> EmbedKeywords:
 # A corpus -------------------------------------------------------------------------------------------------------------
 
 
-def _embed_corpus(client: EmbedClient, args: argparse.Namespace) -> int:
+def _embed_corpus(client: EmbedClient, args: argparse.Namespace, place: Place) -> int:
     """Embed a corpus into a file or a folder of parts."""
     begun_s = time.monotonic()
-    output, kind, is_folder = _output_of(args)
+    kind = place.kind
     stated = None if args.format is None else Format(args.format)
     keep = None if args.keep is None else [name for name in args.keep.split(",") if name]
     _need_pyarrow(kind, args.inputs, stated)
@@ -207,7 +210,7 @@ def _embed_corpus(client: EmbedClient, args: argparse.Namespace) -> int:
         if args.chunk is not None:
             raise CorpusError("an npy file cannot say which chunk a vector is of: write parquet, arrow or jsonl")
     corpus = Corpus(find_sources(args.inputs, stated), args.column, keep)
-    _check_places(output, corpus, args, is_folder=is_folder)
+    check_places(place, corpus.sources, args.errors)
     _refuse_taken_names(corpus.kept, is_chunked=args.chunk is not None)
     part_rows = args.part_rows or (_PART_ROWS if args.chunk is None else _PART_TEXTS)
     info = client.info()
@@ -220,11 +223,12 @@ def _embed_corpus(client: EmbedClient, args: argparse.Namespace) -> int:
         "prompt": parameters["prompt_name"] or parameters["input_type"] or "",
         "version": __version__,
     }  # fmt: skip
-    form = _form_of(kind, corpus, metadata, is_folder=is_folder, is_chunked=chunker is not None)
-    job = Job(output, form.suffix)
+    form = _form_of(kind, corpus, metadata, is_folder=place.is_folder, is_chunked=chunker is not None)
+    job = Job(place.path, form.suffix)
     with job.locked():
-        if (summary := job.earlier_summary(asked)) is None or args.overwrite:
-            _refuse_existing(output, job, is_folder=is_folder, is_overwriting=args.overwrite)
+        # Nothing tells before it is read whether standard input is the same.
+        if (summary := job.earlier_summary(asked)) is None or corpus.has_stdin:
+            refuse_existing(place, is_overwriting=args.overwrite)
             job.begin(asked)
             progress = Progress(corpus.total, lambda: client.stats().restarts, is_quiet=args.quiet or args.json)
             with progress.shown() as on_progress:
@@ -241,6 +245,7 @@ def _embed_corpus(client: EmbedClient, args: argparse.Namespace) -> int:
                     on_progress=on_progress,
                 )
                 pipeline.run()
+            refuse_changed(corpus.sources, job.folder)
             if args.errors is not None:
                 _write_errors(args.errors, pipeline.errors)
             summary = asdict(pipeline.counts) | {
@@ -249,31 +254,13 @@ def _embed_corpus(client: EmbedClient, args: argparse.Namespace) -> int:
                 "model": info["model"],
                 "fingerprint": info["fingerprint"],
                 "dimension": dimension,
-                "output": str(output),
+                "output": str(place.path),
             }
-            with job.finishing(summary):
-                if is_folder:
-                    if output.exists():
-                        shutil.rmtree(output)
-                    job.move_folder()
-                else:
-                    form.join([job.part(number) for number in range(pipeline.parts)], output, dimension)
+            refuse_existing(place, is_overwriting=args.overwrite)  # somebody may have made it meanwhile
+            parts = [job.part(number) for number in range(pipeline.parts)]
+            job.finish(summary, None if place.is_folder else lambda file: form.join(parts, file, dimension))
     _report(summary, args, kind)
     return _SOME_FAILED if summary["failed"] else 0
-
-
-def _output_of(args: argparse.Namespace) -> tuple[Path, Output, bool]:
-    """Return where the output goes, what it is, and whether it is a folder of parts."""
-    output: Path = args.output
-    stated = None if args.output_format is None else Output(args.output_format)
-    suffix = output.suffix.lower().removeprefix(".")
-    if suffix in set(Output):
-        if stated is not None and stated != suffix:
-            raise CorpusError(f"{output} ends in .{suffix}, and --output-format says {stated}")
-        return output.absolute(), Output(suffix), False
-    if suffix and not output.is_dir():
-        raise CorpusError(f"{output} cannot be written: an output ends in {', '.join(f'.{each}' for each in Output)}")
-    return output.absolute(), stated or Output.PARQUET, True
 
 
 def _refuse_taken_names(kept: Sequence[str], *, is_chunked: bool) -> None:
@@ -348,38 +335,14 @@ def _asked(
     }
 
 
-def _check_places(output: Path, corpus: Corpus, args: argparse.Namespace, *, is_folder: bool) -> None:
-    """Refuse before the work what could not be written after it."""
-    if str(output) in (source.path for source in corpus.sources):
-        raise CorpusError(f"{output} is an input, too")
-    if output.is_dir() and not is_folder:
-        raise CorpusError(f"{output} is a folder")
-    if args.errors is not None and not args.errors.absolute().parent.is_dir():
-        raise CorpusError(f"{args.errors} cannot be written: there is no such folder")
-
-
-def _refuse_existing(output: Path, job: Job, *, is_folder: bool, is_overwriting: bool) -> None:
-    if not output.exists():
-        return
-    if is_folder and output.is_dir():
-        others = [
-            file.name for file in output.iterdir() if not file.name.startswith(("part-", ".part-", ".job", ".summ"))
-        ]
-        if others:
-            raise CorpusError(f"{output} is there already, with other files than parts, such as {others[0]}")
-        if next(output.iterdir(), None) is None:
-            return
-    if is_overwriting:
-        return
-    if job.folder.exists():
-        raise CorpusError(f"{output} is there already, and so is {job.folder}: remove the one that is not wanted")
-    raise CorpusError(f"{output} is there already: --overwrite replaces it")
-
-
 def _write_errors(file: Path, errors: Sequence[RowError]) -> None:
-    with written_whole(file.absolute()) as out:
+    # In its place, and not aside: a device, a pipe or a link stays what it is.
+    with told(f"{file} cannot be written"), file.open("wb") as out:
         for error in errors:
             out.write(orjson.dumps(error, option=orjson.OPT_APPEND_NEWLINE))
+        out.flush()
+        if file.is_file():
+            os.fsync(out.fileno())
 
 
 def _report(summary: dict[str, Any], args: argparse.Namespace, kind: Output) -> None:

@@ -1,28 +1,35 @@
-"""One job on disk: what it was asked to do, which parts are finished, and where its output goes.
+"""One job on disk: what it was asked to do, which parts are finished, and how its output appears.
 
 `OUT.parts/` holds `.job.json` and the finished parts until the output appears. A part is a file of the vectors and,
-there before it, a record of its rows: the part counts once its own file is there. When all are, `.summary.json` comes
-before the output, so that after a kill between the two, or before everything is tidy, it is known whose output that is.
+there before it, a record of its rows: the part counts once its own file is there. When all are, `.summary.json` says
+which file becomes the output, and then that file is renamed. So after a kill, wherever it comes, it is known whether
+what stands at OUT is this job's or somebody else's. What a kill leaves half written lies in `OUT.parts/`, too.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from bridge_client.bulk.parts import sync_folder, written_whole
+from bridge_client.bulk.parts import sync_folder, told, written_whole
 from bridge_client.bulk.rows import CorpusError
 from embed_worker import atomic
 
 # Hidden, so that readers of a folder of parts pass over what a kill has left there.
 _JOB = ".job.json"
 _SUMMARY = ".summary.json"
+_JOINED = ".joined"
+_REPLACED = ".replaced"
+_PART = "part-"
+OURS = (_PART, f".{_PART}", _JOB, _SUMMARY, _REPLACED)  # how the names in an output of parts begin
 _VERSION = 2
 
 
@@ -69,17 +76,22 @@ class PartRecord:
     errors: list[RowError] = field(default_factory=list)
 
 
+def parts_folder(output: Path) -> Path:
+    """Return where the parts of an output are kept."""
+    return output.with_name(f"{output.name}.parts")
+
+
 class Job:
     """The folder of a job. Use it inside `locked`."""
 
     def __init__(self, output: Path, suffix: str) -> None:
         self.output = output
-        self.folder = output.with_name(f"{output.name}.parts")
+        self.folder = parts_folder(output)
         self._suffix = suffix
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other commands from the same job.
+        """Keep other commands from the same job; an output that a kill left half replaced is put back.
 
         Raises:
             CorpusError: One is at work on it, or the folder cannot be made.
@@ -94,47 +106,68 @@ class Job:
                 raise CorpusError(f"another command is at work on {self.output}") from None
             except OSError as error:
                 raise CorpusError(f"{beside} cannot be made: {error.strerror}") from error
+            with told(f"{self.output} cannot be put back from {self.folder}"):
+                atomic.recover_folder(self.output, self.folder / _REPLACED)
+            with suppress(OSError):
+                self.folder.rmdir()  # where a kill came when nothing else was left to remove
             yield
 
     def earlier_summary(self, asked: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return the summary of an output that this very job has brought about already; tidy up behind it.
 
         None where the output is not there, or is somebody else's.
-        """
-        for folder in (self.folder, self.output):
-            try:
-                summary = orjson.loads((folder / _SUMMARY).read_bytes())
-                is_same = orjson.loads((folder / _JOB).read_bytes()) == _as_written(asked)
-            except (OSError, orjson.JSONDecodeError):
-                continue
-            if is_same and self.output.exists():
-                self._tidy() if folder == self.output else self._discard()
-                return dict(summary)
-        return None
-
-    def begin(self, asked: Mapping[str, Any]) -> None:
-        """Write down what is asked for, or compare it with what was.
 
         Raises:
-            CorpusError: The folder is another job's; the message names what is different.
+            CorpusError: What is left of the job cannot be removed.
         """
-        file = self.folder / _JOB
-        self.folder.mkdir(exist_ok=True)
+        if (summary := self._summary_in(self.folder, asked)) is not None:
+            self._discard()
+        elif (summary := self._summary_in(self.output, asked)) is not None:
+            self._tidy()
+        return summary
+
+    def _summary_in(self, folder: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
         try:
-            begun = orjson.loads(file.read_bytes())
-        except FileNotFoundError:
-            with written_whole(file) as out:
-                out.write(orjson.dumps(_as_written(asked), option=orjson.OPT_INDENT_2))
-            return
-        except (OSError, orjson.JSONDecodeError) as error:
+            ended = json.loads((folder / _SUMMARY).read_bytes())
+            # A folder of parts that has become the output has brought its summary along.
+            is_there = folder == self.output or ended["file"] == _identity(self.output)
+            return dict(ended["summary"]) if is_there and ended["job"] == _as_written(asked) else None
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def begin(self, asked: Mapping[str, Any]) -> None:
+        """Write down what is asked for, or compare it with what was; remove what a kill has left half written.
+
+        Raises:
+            CorpusError: The folder is another job's, or is no job's; the message names what is different.
+        """
+        asked, file = _as_written(asked), self.folder / _JOB
+        with told(f"{self.folder} cannot be written"):
+            self.folder.mkdir(exist_ok=True)
+            if not file.exists():
+                self._refuse_strangers()
+                with written_whole(file) as out:
+                    out.write(json.dumps(asked, indent=2).encode())
+        try:
+            begun = dict(json.loads(file.read_bytes()))
+        except (OSError, ValueError, TypeError) as error:
             raise CorpusError(f"{file} is damaged: remove {self.folder} to begin again") from error
-        asked = _as_written(asked)
         if changed := [name for name in {**begun, **asked} if begun.get(name) != asked.get(name)]:
             differences = "; ".join(_difference(name, begun.get(name), asked.get(name)) for name in changed)
             raise CorpusError(
                 f"{self.folder} was begun with something else: {differences}. "
                 f"Repeat the earlier command, or remove the folder to begin again"
             )
+        with told(f"{self.folder} cannot be written"):
+            for left in self.folder.glob(".*"):
+                if left.suffix != ".json" or left.name == _SUMMARY:
+                    left.unlink(missing_ok=True)
+
+    def _refuse_strangers(self) -> None:
+        """Refuse a folder that no job has begun: the files there would be removed in the end."""
+        for file in self.folder.iterdir():
+            if not file.name.startswith((f".{_JOB}.", _SUMMARY)):  # a kill came before all else, or after it
+                raise CorpusError(f"{self.folder} is there already, with other files than parts, such as {file.name}")
 
     def finished(self) -> list[PartRecord]:
         """Return the records of the parts that are finished, in order."""
@@ -145,41 +178,58 @@ class Job:
 
     def part(self, number: int) -> Path:
         """Return the file of a part's vectors."""
-        return self.folder / f"part-{number:06}{self._suffix}"
+        return self.folder / f"{_PART}{number:06}{self._suffix}"
 
     def write_record(self, number: int, record: PartRecord) -> None:
         """Write what is known of a part, before its vectors."""
         with written_whole(self._record_file(number)) as out:
             out.write(orjson.dumps(record))
 
-    @contextmanager
-    def finishing(self, summary: Mapping[str, Any]) -> Iterator[None]:
-        """Let the output appear inside; afterwards nothing of the job is left."""
-        with written_whole(self.folder / _SUMMARY) as out:
-            out.write(orjson.dumps(summary))
-        yield
-        if self.folder.exists():
-            self._discard()
-        else:
-            self._tidy()
+    def finish(self, summary: Mapping[str, Any], join: Callable[[Path], None] | None) -> None:
+        """Let the output appear, whole; afterwards nothing of the job is left.
 
-    def move_folder(self) -> None:
-        """Let the folder of parts be the output."""
-        os.replace(self.folder, self.output)
-        sync_folder(self.output.parent)
+        Args:
+            summary: What a repetition of the command reports, if it finds the output there.
+            join: Writes all parts as one file; None where the folder of parts is the output.
+
+        Raises:
+            CorpusError: It cannot appear: the parts stay, and so does what was there before.
+        """
+        joined = self.folder / _JOINED
+        with told(f"{self.output} cannot be written"):
+            if join is not None:
+                join(joined)
+            ended = {
+                "job": json.loads((self.folder / _JOB).read_bytes()),
+                "file": None if join is None else _identity(joined),
+                "summary": summary,
+            }
+            with written_whole(self.folder / _SUMMARY) as out:
+                out.write(json.dumps(ended).encode())
+            if join is None:
+                atomic.replace_folder(self.folder, self.output, self.folder / _REPLACED)
+            else:
+                os.replace(joined, self.output)
+            sync_folder(self.output.parent)
+        self._tidy() if join is None else self._discard()
 
     def _discard(self) -> None:
-        """Remove the parts; what tells the job goes last, so that a removal that is cut can be repeated."""
-        for file in sorted(self.folder.iterdir(), key=lambda file: file.name in (_JOB, _SUMMARY)):
-            file.unlink(missing_ok=True)
-        self.folder.rmdir()
+        """Remove the parts. From the last one on, so that after a kill those that stay are the first ones, whole."""
+        with told(f"{self.output} is written, but {self.folder} cannot be removed"):
+            for file in sorted(self.folder.iterdir(), key=_removal, reverse=True):
+                file.unlink(missing_ok=True)
+            self.folder.rmdir()
 
     def _tidy(self) -> None:
-        for file in sorted(self.output.glob(".*.json"), key=lambda file: file.name in (_JOB, _SUMMARY)):
-            file.unlink(missing_ok=True)
+        """Remove what is beside the parts in an output of parts."""
+        with told(f"{self.output} is written, but what was needed for it cannot be removed"):
+            if (replaced := self.output / _REPLACED).exists():
+                shutil.rmtree(replaced)
+            for file in sorted(self.output.glob(".*.json"), key=_removal, reverse=True):
+                file.unlink(missing_ok=True)
 
     def _record_file(self, number: int) -> Path:
-        return self.folder / f".part-{number:06}.json"
+        return self.folder / f".{_PART}{number:06}.json"
 
     def _record(self, number: int) -> PartRecord:
         try:
@@ -190,8 +240,20 @@ class Job:
             raise CorpusError(f"{self._record_file(number)} is damaged: remove {self.folder} to begin again") from error
 
 
+def _identity(file: Path) -> list[int]:
+    """Return what stays the same when a file is renamed, and is another's in no other file."""
+    facts = file.stat()
+    return [facts.st_ino, facts.st_size, facts.st_mtime_ns]
+
+
+def _removal(file: Path) -> tuple[bool, bool, str]:
+    """Sort what is removed last to the front: the summary, for it tells whose all is, the job, records, vectors."""
+    return file.name != _SUMMARY, file.name != _JOB, file.name
+
+
 def _as_written(asked: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(orjson.loads(orjson.dumps({"version": _VERSION, **asked})))
+    # Not with orjson: a path that is not UTF-8 has characters that it refuses.
+    return dict(json.loads(json.dumps({"version": _VERSION, **asked})))
 
 
 def _difference(name: str, before: Any, now: Any) -> str:
@@ -203,4 +265,4 @@ def _difference(name: str, before: Any, now: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    return "not given" if value is None else orjson.dumps(value).decode()
+    return "not given" if value is None else json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -138,14 +138,25 @@ def written_whole(file: Path) -> Iterator[IO[bytes]]:
     Raises:
         CorpusError: There is no room, or it cannot be written.
     """
-    try:
+    with told(f"{file} cannot be written"):
         with atomic.written_aside(file) as aside, aside.open("wb") as out:
             yield out
             out.flush()
             os.fsync(out.fileno())
         sync_folder(file.parent)
+
+
+@contextmanager
+def told(what: str) -> Iterator[None]:
+    """Make a sentence of what the system refuses: `what`, and why.
+
+    Raises:
+        CorpusError: Instead of an OSError.
+    """
+    try:
+        yield
     except OSError as error:
-        raise CorpusError(f"{file} cannot be written: {error.strerror or error}") from error
+        raise CorpusError(f"{what}: {error.strerror or error}") from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -392,31 +392,6 @@ def test_a_second_ctrl_c_waits_for_nobody(many: Path, tmp_path: Path) -> None:
     assert b"Traceback" not in error
 
 
-SUMMARY = {"rows": 7, "failed": 0}
-
-
-@pytest.mark.parametrize("is_folder", [False, True])
-def test_a_kill_behind_the_output_costs_nothing(is_folder: bool, tmp_path: Path) -> None:
-    job = Job(tmp_path / "out", ".npy")
-    job.begin({"model": "this"})
-    job.part(0).write_bytes(b"vectors")
-    with contextlib.suppress(ZeroDivisionError), job.finishing(SUMMARY):
-        job.move_folder() if is_folder else job.output.write_bytes(b"vectors")
-        raise ZeroDivisionError  # the kill
-    assert job.earlier_summary({"model": "another"}) is None
-    assert job.earlier_summary({"model": "this"}) == SUMMARY
-    left = [file.name for file in tmp_path.rglob("*")]
-    assert left == (["out", "part-000000.npy"] if is_folder else ["out"])
-
-
-def test_a_kill_before_the_output_is_no_end(tmp_path: Path) -> None:
-    job = Job(tmp_path / "out", ".npy")
-    job.begin({"model": "this"})
-    with contextlib.suppress(ZeroDivisionError), job.finishing(SUMMARY):
-        raise ZeroDivisionError  # the kill
-    assert job.earlier_summary({"model": "this"}) is None
-
-
 @pytest.fixture
 def interrupted(many: Path, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     """A corpus of its own and a job that has begun."""
