@@ -67,6 +67,8 @@ def _describe(source: Source) -> tuple[Any, int]:
                 return file.schema_arrow, file.metadata.num_rows
         with pa.memory_map(source.path) as mapped, pa.ipc.open_file(mapped) as reader:
             return reader.schema, sum(reader.get_batch(n).num_rows for n in range(reader.num_record_batches))
+    except UnicodeEncodeError:
+        raise CorpusError(f"{source.name!a} has a name that is not UTF-8, and pyarrow opens no such file") from None
     except (pa.ArrowException, OSError) as error:
         raise CorpusError(f"{source.name} is not a file of the format {source.format}: {error}") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -300,3 +301,12 @@ def test_runs_become_their_values(tmp_path: Path) -> None:
     with pa.ipc.new_file(tmp_path / "a.arrow", table.schema) as out:
         out.write_table(table)
     assert read(tmp_path / "a.arrow", keep=["text"]) == (["a", "a", None], {}, {"text": ["a", "a", None]})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are UTF-8 there")
+@pytest.mark.parametrize("format_", [Format.PARQUET, Format.ARROW])
+def test_a_table_whose_name_is_not_utf8_is_refused_by_name(tmp_path: Path, format_: Format) -> None:
+    file = tmp_path / f"bad\udcff.{format_}"
+    file.touch()
+    with pytest.raises(CorpusError, match=r"bad\\udcff.* has a name that is not UTF-8"):
+        Corpus(find_sources([str(file)], None), None, [])
