@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +13,20 @@ from bridge_client import ClientOptions, EmbedClient, RequestError, WorkerStartE
 from bridge_client.testing.processes import send_signal
 from tests.client.conftest import WAIT_S, wait_until
 
+# A model is loaded as slowly as a test waits for it, where the machine is emulated.
+PATIENT = ClientOptions(start_timeout_s=WAIT_S, request_timeout_s=2 * WAIT_S)
 TEXTS = [f"sentence number {number} about {topic}" for number in range(20) for topic in ("cats", "rivers", "law")]
 
 
 @pytest.fixture(scope="module")
 def peaceful() -> np.ndarray:
     """The right vectors, computed in peace."""
-    with EmbedClient() as client:
+    with EmbedClient(PATIENT) as client:
         return client.embed(TEXTS)
 
 
 def test_embed_detailed_tells_what_the_worker_tells(peaceful: np.ndarray) -> None:
-    with EmbedClient() as client:
+    with EmbedClient(PATIENT) as client:
         result = client.embed_detailed(["hello world", "word " * 1000])
         info = client.info()
     assert result.vectors.shape == (2, info["dimension"])
@@ -35,9 +38,9 @@ def test_embed_detailed_tells_what_the_worker_tells(peaceful: np.ndarray) -> Non
 
 
 def test_blocks_and_single_texts_give_the_same_vectors(peaceful: np.ndarray) -> None:
-    with EmbedClient() as client:
+    with EmbedClient(PATIENT) as client:
         blocks = np.concatenate(list(client.embed_iter(iter(TEXTS), block_inputs=7)))
-        singles = np.concatenate([future.result(60.0).vectors for future in map(client.submit, TEXTS)])
+        singles = np.concatenate([future.result(WAIT_S).vectors for future in map(client.submit, TEXTS)])
         with pytest.raises(RequestError) as caught:
             client.embed(["fine", "word " * 1000], truncate=False)
     assert np.allclose(blocks, peaceful, atol=1e-5)
@@ -47,7 +50,7 @@ def test_blocks_and_single_texts_give_the_same_vectors(peaceful: np.ndarray) -> 
 
 def test_kills_under_load_lose_nothing(peaceful: np.ndarray) -> None:
     wrong: list[int] = []
-    options = ClientOptions(restart_budget=100, backoff_initial_s=0.01, backoff_max_s=0.1)
+    options = replace(PATIENT, restart_budget=100, backoff_initial_s=0.01, backoff_max_s=0.1)
 
     def load(first: int) -> None:
         for turn in range(6):
@@ -79,7 +82,7 @@ def alive(thread: threading.Thread) -> bool:
 
 
 def test_a_model_that_does_not_exist_is_permanent() -> None:
-    with EmbedClient(model="no-such-model") as client:
+    with EmbedClient(replace(PATIENT, model="no-such-model")) as client:
         with pytest.raises(WorkerStartError) as caught:
             client.embed(["a"])
         assert caught.value.exit_status == 78
@@ -88,7 +91,8 @@ def test_a_model_that_does_not_exist_is_permanent() -> None:
 
 def test_queries_documents_and_other_models_are_those_of_the_folders() -> None:
     models = Path(__file__).resolve().parents[1] / "models"
-    with EmbedClient(models / "extra-prompt-options", worker_args=("--model", str(models / "e5-prefix"))) as client:
+    both = ("--model", str(models / "e5-prefix"))
+    with EmbedClient(replace(PATIENT, model=models / "extra-prompt-options", worker_args=both)) as client:
         assert np.array_equal(client.embed_query("a"), client.embed("a", prompt="Find an answer for: "))
         assert np.array_equal(client.embed_documents(["a"]), client.embed("a", prompt_name="document"))
         other = client.embed_detailed("a", model="e5-prefix", prompt_name="query")
@@ -97,6 +101,7 @@ def test_queries_documents_and_other_models_are_those_of_the_folders() -> None:
         with pytest.raises(RequestError) as caught:
             client.embed("a", model="no-such-model")
     assert caught.value.code == "model_not_found"
-    with EmbedClient(models / "e5-prefix") as client:  # its default model publishes `passage` and an empty `document`
+    # Its default model publishes `passage` and an empty `document`.
+    with EmbedClient(replace(PATIENT, model=models / "e5-prefix")) as client:
         assert np.array_equal(client.embed_documents("a"), client.embed("a", prompt="passage: "))
         assert np.array_equal(client.embed("a", prompt_name="query"), other.vectors)
