@@ -195,6 +195,14 @@ def test_the_root_of_a_file_system_is_no_model_and_is_not_searched(monkeypatch: 
         read_model_folder(root, ModelOptions())
 
 
+def test_graphs_are_looked_for_two_levels_down_and_no_deeper(tmp_path: Path) -> None:
+    for folder in ("", "a", "a/b", "a/b/c"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "odd.onnx").touch()
+    with pytest.raises(ModelError, match=r"can choose one of: a/b/odd\.onnx, a/odd\.onnx, odd\.onnx(;|$)"):
+        read_model_folder(tmp_path, ModelOptions())
+
+
 def test_a_folder_that_is_not_there_keeps_its_spelling(tmp_path: Path) -> None:
     assert as_listed(tmp_path / "none" / "Bert") == tmp_path / "none" / "Bert"
     assert as_listed(tmp_path / "Bert") == tmp_path / "Bert"

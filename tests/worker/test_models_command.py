@@ -18,7 +18,8 @@ from embed_worker.inference.engine import LoadedModel
 from embed_worker.loading import load_model
 from embed_worker.model_files.known_models import known_models, names_elsewhere
 from embed_worker.model_files.search import find_by_name, find_model, models_folders
-from embed_worker.tools.pull.command import PullError, pull
+from embed_worker.tools.pull.command import pull
+from embed_worker.tools.pull.wanted import PullError
 from tests.worker.harness import ROOT, TINY_MODEL
 
 FIXTURES = ROOT / "tests" / "models"

@@ -25,9 +25,11 @@ from embed_worker.loading import load_model
 from embed_worker.model_files.known_models import KnownModel
 from embed_worker.model_files.manifest import Manifest, verify
 from embed_worker.tools.pull import command as module
-from embed_worker.tools.pull.command import PullError, PullReport
+from embed_worker.tools.pull import wanted
+from embed_worker.tools.pull.command import PullReport
 from embed_worker.tools.pull.hub import Hub, HubError, VerificationError
 from embed_worker.tools.pull.staging import BusyError, staging
+from embed_worker.tools.pull.wanted import PullError
 from tests.worker.harness import ROOT, WAIT_S
 from tests.worker.hub import FakeHub, HubRepository, fake_hub
 
@@ -349,7 +351,7 @@ def known_model(**changes: Any) -> KnownModel:
 
 def test_the_commit_of_a_known_model_is_pinned(hub: FakeHub, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pinned = hub.repositories["org/tiny"].commit
-    monkeypatch.setattr(module, "find_known_model", lambda name: known_model(revision=pinned))
+    monkeypatch.setattr(wanted, "find_known_model", lambda name: known_model(revision=pinned))
     hub.repositories["org/tiny"].tags = ()  # main has moved on
     assert pull(hub, target, "tiny").source == f"org/tiny@{pinned}"
     assert all(pinned in request.path for request in hub.requests if request.server == "hub")
@@ -358,7 +360,7 @@ def test_the_commit_of_a_known_model_is_pinned(hub: FakeHub, target: Path, monke
 def test_a_revision_on_the_command_line_comes_first(
     hub: FakeHub, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "find_known_model", lambda name: known_model(revision="0" * 40))
+    monkeypatch.setattr(wanted, "find_known_model", lambda name: known_model(revision="0" * 40))
     hub.repositories["org/tiny"].tags = ("v1",)
     assert pull(hub, target, "tiny", revision="v1").source == f"org/tiny@{hub.repositories['org/tiny'].commit}"
 
@@ -366,7 +368,7 @@ def test_a_revision_on_the_command_line_comes_first(
 def test_another_repository_of_the_same_weights_has_its_own_commits(
     hub: FakeHub, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "find_known_model", lambda name: known_model(revision="0" * 40))
+    monkeypatch.setattr(wanted, "find_known_model", lambda name: known_model(revision="0" * 40))
     other = hub.add(HubRepository.of_folder("other/tiny", FIXTURES / "xenova-bare"))
     assert pull(hub, target, "other/tiny").source == f"other/tiny@{other.commit}"
 
@@ -377,7 +379,7 @@ def test_a_graph_may_be_in_another_repository(hub: FakeHub, target: Path, monkey
     for graph in ("onnx/model.onnx", "onnx/model_fp16.onnx"):
         export.files[graph] = tiny.files.pop(graph)
     known = known_model(revision=tiny.commit, onnx_repository="export/tiny", onnx_revision=export.commit)
-    monkeypatch.setattr(module, "find_known_model", lambda name: known)
+    monkeypatch.setattr(wanted, "find_known_model", lambda name: known)
     report = pull(hub, target, "tiny")
     assert report.source == f"org/tiny@{tiny.commit}, graph from export/tiny@{export.commit}"
     assert files_of(target) == NEEDED

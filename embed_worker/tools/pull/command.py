@@ -20,13 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from embed_worker.config import ModelOptions, Verify, path_argument
-from embed_worker.errors import ModelError, ModelNotFoundError
+from embed_worker.errors import ModelError
 from embed_worker.model_files.folder import read_model_folder
-from embed_worker.model_files.known_models import find_known_model
 from embed_worker.model_files.layout import MODULES, WEIGHTS, OutsideError, files_of_a_model, inner_path
 from embed_worker.model_files.manifest import MANIFEST_NAME, Manifest, ManifestError, file_sha256, verify
-from embed_worker.model_files.search import short_name, user_models_folder
-from embed_worker.model_files.suggestions import meant_model
+from embed_worker.model_files.search import user_models_folder
 from embed_worker.protocol import ExitCode
 from embed_worker.tools.pull.hub import Hub, HubError, RemoteFile, Repository, VerificationError, is_verifiable, matches
 from embed_worker.tools.pull.selection import (
@@ -37,37 +35,11 @@ from embed_worker.tools.pull.selection import (
     usual_graph,
 )
 from embed_worker.tools.pull.staging import BusyError, Staging, staging
+from embed_worker.tools.pull.wanted import PullError, Wanted, wanted_of
 from embed_worker.tools.report import refuse, show
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _VERIFICATION_FAILED = 1
-
-
-class PullError(Exception):
-    """The model cannot be had as asked; the message says what to do."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """What is wanted of which repositories; no revision: the main branch; no graph: the usual one."""
-
-    repository: str
-    revision: str | None
-    onnx_repository: str
-    onnx_revision: str | None
-    license: str | None
-    graph: str | None
-    weights: bool
-
-    def source(self, commit: str, onnx_commit: str) -> str:
-        """Return where a folder is from, for its manifest."""
-        source = f"{self.repository}@{commit}"
-        return source if self.is_one_repository else f"{source}, graph from {self.onnx_repository}@{onnx_commit}"
-
-    @property
-    def is_one_repository(self) -> bool:
-        """Whether the graph is where the rest is."""
-        return self.onnx_repository == self.repository
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +135,7 @@ def pull(
     if variant is not None and onnx_file is not None:
         raise PullError("--variant and --onnx-file both choose the graph: give one of them")
     graph = onnx_file if variant is None else f"onnx/model_{variant}.onnx"
-    wanted, folder_name = _wanted(name, revision, graph, weights)
+    wanted, folder_name = wanted_of(name, revision, graph, weights)
     folder = _destination(output, folder_name)
     try:
         if (report := _found_without_hub(folder, wanted)) is not None:
@@ -188,40 +160,6 @@ def _destination(output: Path | None, folder_name: str) -> Path:
     if (users := user_models_folder()) is None:
         raise PullError("there is no home to keep models in: --output names a folder")
     return Path(os.path.realpath(users / folder_name))
-
-
-def _wanted(name: str, revision: str | None, graph: str | None, weights: bool) -> tuple[Wanted, str]:
-    """Decide what is wanted, and how the folder is called."""
-    known = find_known_model(name)
-    if known is None and "/" not in name:
-        meant = meant_model(name, ())
-        hint = ", which `embed-worker models` lists; name any other as `org/name`"
-        raise PullError(f"{name!r} is not a known model{hint if meant is None else f'; did you mean `{meant}`?'}")
-    if known is not None and ("/" not in name or name.casefold() == known.repository.casefold()):
-        wanted = Wanted(
-            repository=known.repository,
-            revision=revision or known.revision,
-            onnx_repository=known.onnx_repository or known.repository,
-            onnx_revision=known.onnx_revision if known.onnx_repository is not None else revision or known.revision,
-            license=known.license,
-            graph=graph,
-            weights=weights,
-        )
-        return wanted, known.name
-    try:
-        folder_name = short_name(name)
-    except ModelNotFoundError as error:
-        raise PullError(str(error)) from error
-    wanted = Wanted(
-        repository=name,
-        revision=revision,
-        onnx_repository=name,
-        onnx_revision=revision,
-        license=known.license if known is not None else None,
-        graph=graph,
-        weights=weights,
-    )
-    return wanted, folder_name
 
 
 def _check_replaceable(folder: Path) -> None:
