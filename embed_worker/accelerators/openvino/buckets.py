@@ -1,6 +1,6 @@
 """The shapes that batches are padded to: few, because OpenVINO prepares and keeps something for each. Pure.
 
-A new shape costs about 10 ms and some megabytes: 60 random shapes took 830 MB in a worker. Padding costs what texts
+A new shape costs about 10 ms and a megabyte or more: 60 random shapes took 830 MB in a worker. Padding costs what texts
 cost, so the scheduler fills a bucket with texts where others wait.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-# Multiples of 16 are what its kernels are fast at: in bfloat16 28 tokens take longer than 32, and 24 hardly less.
+# Multiples of 16 are what its kernels are fast at: in bfloat16 28 tokens take longer than 32.
 _TOKENS = (8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 _ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64)
 
