@@ -261,7 +261,7 @@ def decode_request(envelope: Envelope, limits: Limits) -> Request:
         if stray:
             _refuse(f"beside `params` stand only `id` and `method`, not {_quoted(stray[0])}: move it into `params`")
         members = params
-    else:
+    elif "method" in members:
         members = {name: value for name, value in members.items() if name != "method"}
     if envelope.has_lone_surrogates:
         _refuse_lone_surrogates(members)

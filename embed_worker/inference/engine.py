@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -267,10 +268,10 @@ class LoadedModel:
         `at_precision`.
         """
         finished, lengths = self._finish_and_measure(raw, dimensions, normalize)
+        told = at_precision(finished, precision)
         good = are_lengths(lengths)
         if finished.shape != raw.shape:
-            good &= are_usable(raw)
-        told = at_precision(finished, precision)
+            good = list(map(operator.and_, good, are_usable(raw).tolist()))
         if precision == "float16":
-            good &= are_usable(told)
-        return told, None if good.all() else int(good.argmin())
+            good = list(map(operator.and_, good, are_usable(told).tolist()))
+        return told, None if all(good) else good.index(False)

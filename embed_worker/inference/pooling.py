@@ -5,6 +5,7 @@ B, T and D are batch, tokens and dimension. Everything here is float32 unless it
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypeAlias, assert_never
 
 import numpy as np
@@ -33,7 +34,8 @@ def pool(hidden: Float32, mask: Int64, modes: tuple[PoolingMode, ...], skipped: 
     # Only places in a text need to be counted, and leading tokens; otherwise 1 and 0 tell as much.
     counts = skipped is not None or PoolingMode.WEIGHTED_MEAN in modes
     positions = token_counts(mask, skipped) if counts else mask
-    pooled = [_pool_one(mode, hidden, mask, positions) for mode in modes]
+    counted = np.sign(positions) if counts else mask
+    pooled = [_pool_one(mode, hidden, mask, positions, counted) for mode in modes]
     return pooled[0] if len(pooled) == 1 else np.concatenate(pooled, axis=1)
 
 
@@ -46,18 +48,18 @@ def token_counts(mask: Int64, skipped: Int64 | None = None) -> Int64:
     return counts if skipped is None else counts * (counts > skipped[:, None])
 
 
-def _pool_one(mode: PoolingMode, hidden: Float32, mask: Int64, positions: Int64) -> Float32:
+def _pool_one(mode: PoolingMode, hidden: Float32, mask: Int64, positions: Int64, counted: Int64) -> Float32:
     match mode:
         case PoolingMode.CLS:
-            return cls_pool(hidden, np.sign(positions))
+            return cls_pool(hidden, counted)
         case PoolingMode.LAST_TOKEN:
             return last_token_pool(hidden, mask)
         case PoolingMode.MEAN:
-            return mean_pool(hidden, np.sign(positions))
+            return mean_pool(hidden, counted)
         case PoolingMode.MEAN_SQRT_LEN:
-            return mean_sqrt_len_pool(hidden, np.sign(positions))
+            return mean_sqrt_len_pool(hidden, counted)
         case PoolingMode.MAX:
-            return max_pool(hidden, np.sign(positions))
+            return max_pool(hidden, counted)
         case PoolingMode.WEIGHTED_MEAN:
             return weighted_mean_pool(hidden, positions)
         case _:
@@ -66,13 +68,15 @@ def _pool_one(mode: PoolingMode, hidden: Float32, mask: Int64, positions: Int64)
 
 def mean_pool(hidden: Float32, mask: Int64) -> Float32:
     """Average the vectors of the tokens of each text: (B, T, D), (B, T) → (B, D)."""
-    return weighted_sum(hidden, mask) / _at_least_one(mask.sum(axis=1))
+    weights = mask.astype(np.float32)
+    return weighted_sum(hidden, weights) / _total(weights)
 
 
 def mean_sqrt_len_pool(hidden: Float32, mask: Int64) -> Float32:
     """Sum the vectors of each text and divide by the square root of its length: (B, T, D), (B, T) → (B, D)."""
-    roots: Float32 = np.sqrt(_at_least_one(mask.sum(axis=1)))
-    return weighted_sum(hidden, mask) / roots
+    weights = mask.astype(np.float32)
+    roots: Float32 = np.sqrt(_total(weights))
+    return weighted_sum(hidden, weights) / roots
 
 
 def weighted_mean_pool(hidden: Float32, positions: Int64) -> Float32:
@@ -80,7 +84,8 @@ def weighted_mean_pool(hidden: Float32, positions: Int64) -> Float32:
 
     Positions count from the text's own first token, so that padding on the left changes nothing.
     """
-    return weighted_sum(hidden, positions) / _at_least_one(positions.sum(axis=1))
+    weights = positions.astype(np.float32)
+    return weighted_sum(hidden, weights) / _total(weights)
 
 
 def cls_pool(hidden: Float32, mask: Int64) -> Float32:
@@ -102,14 +107,16 @@ def max_pool(hidden: Float32, mask: Int64) -> Float32:
     return largest
 
 
-def weighted_sum(hidden: Float32, weights: NDArray[Any]) -> Float32:
+def weighted_sum(hidden: Float32, weights: Float32) -> Float32:
     """Sum token vectors with weights, as one matrix product a text: (B, T, D), (B, T) → (B, D)."""
-    product: Float32 = np.matmul(weights.astype(np.float32)[:, None, :], hidden)[:, 0, :]
+    product: Float32 = np.matmul(weights[:, None], hidden)[:, 0]
     return product
 
 
-def _at_least_one(lengths: Int64) -> Float32:
-    return np.maximum(lengths, 1).astype(np.float32)[:, None]
+def _total(weights: Float32) -> Float32:
+    """Add up the weights of each text: (B, T) → (B, 1); 1 where there is none, for a division."""
+    total: Float32 = weights.sum(axis=1, keepdims=True)
+    return np.maximum(total, 1, out=total)
 
 
 _TINY = np.finfo(np.float64).tiny
@@ -135,9 +142,11 @@ def finish_and_measure(raw: Float32, dimensions: int | None, *, normalize: bool)
     finished, lengths = np.empty(kept.shape, np.float32), np.empty(len(kept))
     for first in range(0, len(kept), _PIECE_ROWS):
         here = slice(first, first + _PIECE_ROWS)
-        wide = kept[here].astype(np.float64)
-        lengths[here] = found = _norms(wide)
-        finished[here] = wide / np.maximum(found, _TINY)[:, None] if normalize else wide
+        lengths[here] = norms(kept[here])
+        if normalize:
+            np.divide(kept[here], np.maximum(lengths[here], _TINY)[:, None], out=finished[here])
+        else:
+            finished[here] = kept[here]
     return finished, lengths
 
 
@@ -171,21 +180,17 @@ _PIECE_ROWS = 1024  # norms are computed in float64: the copy of a whole matrix 
 
 def norms(vectors: Float32) -> NDArray[np.float64]:
     """Compute L2 norms in float64, where squares of float32 neither overflow nor vanish: (B, D) → (B,)."""
-    return _norms(vectors.astype(np.float64))
-
-
-def _norms(wide: NDArray[np.float64]) -> NDArray[np.float64]:
-    lengths: NDArray[np.float64] = np.sqrt(np.vecdot(wide, wide))
+    lengths: NDArray[np.float64] = np.sqrt(np.vecdot(vectors, vectors, dtype=np.float64))
     return lengths
 
 
-def are_lengths(lengths: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return which L2 norms are those of vectors that can be used, as `are_usable` says: (B,) → (B,).
+def are_lengths(lengths: NDArray[np.float64]) -> list[bool]:
+    """Return which L2 norms are those of vectors that can be used, as `are_usable` says: (B,) → B.
 
     In float64 no square of a float32 overflows or vanishes: a norm is finite and above 0 where its vector is finite and
     not 0, and nowhere else.
     """
-    return (lengths > 0) & (lengths < np.inf)
+    return [0 < length < math.inf for length in lengths.tolist()]
 
 
 def cosine_distances(a: Float32, b: Float32) -> NDArray[np.float64]:

@@ -1,8 +1,9 @@
 """The threads of the worker: one of them reads, the others tokenise and run.
 
-*Leader and followers*: the thread that has read a small request, when nothing else waits, does the work of it itself,
-after it has let another thread take over reading. That spares the hand-over of the request to a thread that must be
-woken first. There is one thread more than may work at once, so that there is always one to read.
+*Leader and followers*: the thread that has read a small request, when nothing else waits, does the work of it itself.
+That spares the hand-over of the request to a thread that must be woken first. There is one thread more than may work at
+once, so that there is always one to read: it is let read before a small request, and where a brief one takes longer
+than it should. In a stream of brief ones nobody is woken at all.
 
 The lock of the answers is never held while a thread works.
 """
@@ -10,6 +11,7 @@ The lock of the answers is never held while a thread works.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, assert_never
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _LONG_CHARACTERS = 64 * 1024  # a text of 1 MiB takes the tokenizer 100 MB, which the C library would keep
+_BRIEF_TOKENS = 64  # beyond, waking another thread is little of what the work takes
+_WATCH_S = 0.02  # how often a thread looks whether a brief request is at its end; S16 allows 100 ms
+_ACTIVE_S = 1.0  # how long it goes on after the last request, before it sleeps until it is woken
 
 ReadLine = Callable[[], Task | None]
 
@@ -65,6 +70,9 @@ class Lanes:
         self._happens = happens
         self._may_read = True
         self._is_reading = False
+        self._kept: Task | None = None  # what the thread that reads does, without having let another one read
+        self._is_watched = False  # a thread will look soon how long that takes
+        self._active_s = -math.inf  # when a thread last did what it had read
         self._is_over = False
         self._busy = 0  # threads that tokenise or run
         self._threads = [threading.Thread(target=self._run, name=f"lane-{n}", daemon=True) for n in range(lanes + 1)]
@@ -109,8 +117,12 @@ class Lanes:
             is_alone = self._answers.in_flight == 1 and self._busy < self._lanes and not more_lines
             if is_alone and task.model is not None and self._queue.is_for(task):
                 self._busy += 1
-                self._is_reading = False
-                self._queue.changed.notify()
+                self._active_s = self._clock()
+                if self._is_watched and task.expected_tokens <= _BRIEF_TOKENS:
+                    self._kept = task
+                else:
+                    self._is_reading = False
+                    self._queue.changed.notify()
                 return True, task
             self._queue.expect(task)
             if task.model is not None:
@@ -142,11 +154,29 @@ class Lanes:
                 if self._may_read and not self._is_reading:
                     self._is_reading = True
                     break
-                self._queue.changed.wait(self._queue.seconds_to_deadline(self._clock()))
+                self._wait()
         if work is not None:
             self._do(work)
-        elif (task := self._read()) is not None:
+            return
+        while (task := self._read()) is not None:
             self._do(task)
+            with self._queue.changed:
+                if self._kept is not task:
+                    return
+                self._kept = None
+
+    def _wait(self) -> None:
+        """Wait for a change, and see to it that no line is left unread for long; the lock is held, and let go."""
+        now = self._clock()
+        wait_s = self._queue.seconds_to_deadline(now)
+        if self._is_watched or now - self._active_s > _ACTIVE_S:
+            self._queue.changed.wait(wait_s)
+            return
+        kept, self._is_watched = self._kept, True
+        is_told = self._queue.changed.wait(min(wait_s, _WATCH_S))
+        self._is_watched = False
+        if not is_told and kept is not None and kept is self._kept:
+            self._kept, self._is_reading = None, False
 
     def _choose(self) -> Work | None:
         if self._busy == self._lanes or (self._may_read and not self._is_reading):

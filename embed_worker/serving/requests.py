@@ -116,12 +116,17 @@ class Requests:
             request = protocol.decode_request(envelope, self._config.limits)
             if self._answers.refusal is not None:
                 self._refuse(request, self._answers.refusal)
-            if not isinstance(request, protocol.Embed | protocol.Tokenize):
-                self._answers.accept(answer)
-                self._dispatch(request, answer)
-                return None
+            kind: type[Task]
+            match request:
+                case protocol.Embed():
+                    kind = EmbedTask
+                case protocol.Tokenize():
+                    kind = TokenizeTask
+                case _:
+                    self._answers.accept(answer)
+                    self._dispatch(request, answer)
+                    return None
             entry = self._store.acquire(request.model)
-            kind = EmbedTask if isinstance(request, protocol.Embed) else TokenizeTask
             answer = task = kind.of_line(line, envelope.id, request, entry, self._clock)
             if (model := entry.model) is not None:
                 task.meet(model)

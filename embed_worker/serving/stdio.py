@@ -106,7 +106,7 @@ class Line:
     @property
     def is_blank(self) -> bool:
         """Whether there is nothing but white space."""
-        return self.data is not None and not self.data.strip()
+        return self.data is not None and (not self.data or self.data.isspace())
 
 
 class LineSplitter:

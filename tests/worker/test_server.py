@@ -8,6 +8,7 @@ import os
 import queue
 import random
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -1060,6 +1061,104 @@ def test_the_thread_that_read_a_small_request_does_it_when_nothing_else_waits(mo
             assert worker.ask({"id": number, "inputs": "a"})["status"] == "ok"
     assert readers == workers
     assert len(workers) == 10
+
+
+def ask_until_reading_is_watched(worker: Worker) -> None:
+    """Ask brief requests until the thread that reads them does them without waking another."""
+    for number in range(100):
+        worker.ask({"id": f"brief {number}", "inputs": "a"})
+        if worker.server._lanes._is_watched:
+            return
+    raise AssertionError("nobody watches")
+
+
+def hold_a_run_of(worker: Worker, request: dict[str, Any]) -> None:
+    """Send a request, and keep it in its run until the gate opens."""
+    worker.engine.gate.clear()
+    while not worker.engine.entered.empty():
+        worker.engine.entered.get()
+    worker.send(request)
+    worker.engine.entered.get(timeout=WAIT_S)
+
+
+def test_in_a_stream_of_brief_requests_one_thread_does_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embed_worker.serving.lanes._ACTIVE_S", 1e9)
+    monkeypatch.setattr("embed_worker.serving.lanes._WATCH_S", WAIT_S)
+    with running_worker(lanes=2) as worker:
+        ask_until_reading_is_watched(worker)
+        workers: list[int] = []
+        embed = worker.engine.embed
+
+        def note_worker(*arguments: Any, **named: Any) -> Any:
+            workers.append(threading.get_ident())
+            return embed(*arguments, **named)
+
+        monkeypatch.setattr(worker.engine, "embed", note_worker)
+        for number in range(20):
+            assert worker.ask({"id": number, "inputs": "a"})["status"] == "ok"
+    assert len(workers) == 20
+    assert len(set(workers)) == 1
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_a_brief_request_that_takes_long_does_not_keep_lines_from_being_read(
+    lanes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embed_worker.serving.lanes._ACTIVE_S", 1e9)
+    with running_worker(lanes=lanes) as worker:
+        ask_until_reading_is_watched(worker)
+        for number in range(3):
+            hold_a_run_of(worker, {"id": number, "inputs": "a"})
+            assert worker.is_silent()
+            worker.send({"id": "queued", "inputs": "b"})
+            assert worker.is_silent()
+            worker.engine.gate.set()
+            assert set(worker.receive_many(2)) == {number, "queued"}
+            ask_until_reading_is_watched(worker)
+        hold_a_run_of(worker, {"id": "last", "inputs": "a"})
+        worker.close_input()
+        assert worker.status.empty()
+        worker.engine.gate.set()
+        assert worker.receive()["id"] == "last"
+        assert worker.wait() == ExitCode.OK
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_a_long_request_is_never_kept_from_other_lines(lanes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embed_worker.serving.lanes._ACTIVE_S", 1e9)
+    with running_worker(lanes=lanes) as worker:
+        ask_until_reading_is_watched(worker)
+        monkeypatch.setattr("embed_worker.serving.lanes._WATCH_S", 1e9)
+        worker.ask({"id": "the last brief one", "inputs": "a"})
+        hold_a_run_of(worker, {"id": "long", "inputs": "word " * 100})
+        assert worker.is_silent()
+        worker.engine.gate.set()
+        assert worker.receive()["id"] == "long"
+
+
+def test_brief_and_long_runs_between_pauses_are_all_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(1)
+    monkeypatch.setattr("embed_worker.serving.lanes._WATCH_S", 0.002)
+    monkeypatch.setattr("embed_worker.serving.lanes._ACTIVE_S", 0.02)
+    with running_worker(lanes=2) as worker:
+        worker.ask({"id": "warm", "inputs": "x"})
+        embed = worker.engine.embed
+
+        def take_some_time(*arguments: Any, **named: Any) -> Any:
+            time.sleep(rng.choice([0, 0, 0, 0.001, 0.004]))
+            return embed(*arguments, **named)
+
+        monkeypatch.setattr(worker.engine, "embed", take_some_time)
+        expected: set[int] = set()
+        for number in range(400):
+            worker.send({"id": number, "inputs": "a"} if rng.random() < 0.9 else {"id": number, "method": "ping"})
+            expected.add(number)
+            if rng.random() < 0.8:
+                answers = [worker.receive()["id"] for _ in range(len(expected))]
+                assert set(answers) == expected
+                expected.clear()
+            time.sleep(rng.choice([0, 0, 0, 0, 0, 0.003, 0.03]) if rng.random() < 0.2 else 0)
+        assert {worker.receive()["id"] for _ in range(len(expected))} == expected
 
 
 def test_a_reader_that_meets_a_bug_ends_the_worker_instead_of_hanging_it(monkeypatch: pytest.MonkeyPatch) -> None:
