@@ -104,6 +104,7 @@ class Corpus:
         self.kept = list(dict.fromkeys([self.column] if keep is None else names if "*" in keep else keep))
         for name in (self.column, *self.kept):
             self._check_column(name)
+        self._names = names
         totals = [reader.total for reader in self._readers]
         self.total = None if None in totals else sum(total for total in totals if total is not None)
         self.unit = self._readers[0].unit
@@ -164,16 +165,20 @@ class Corpus:
 
     def _pieces(self) -> Iterator[Block]:
         before = 0
+        has_texts = self.column in self._names or not self._names
         for source, reader in zip(self.sources, self._readers, strict=True):
             begun = before
             try:
                 for piece in reader.blocks(self.column, self.kept):
+                    has_texts = has_texts or bool(piece.problems) or any(text is not None for text in piece.texts)
                     piece.begun, piece.done = begun, before + piece.done
                     begun = piece.done
                     yield piece
             except OSError as error:
                 raise CorpusError(f"{source.name} cannot be read: {error.strerror or error}") from error
             before += reader.total or 0
+        if not has_texts:  # a column that is stated is believed, for it may come late
+            raise CorpusError(f"no row has the column {self.column!r}; the first ones have {', '.join(self._names)}")
 
     def _empty(self) -> Block:
         return Block(columns={name: [] for name in self.kept})

@@ -167,7 +167,15 @@ def test_a_column_of_jsonl_that_is_stated_is_believed_unless_no_row_can_have_it(
     for options in ({"column": "body"}, {"column": "text", "keep": ["body"]}):
         with pytest.raises(CorpusError, match=r"b\.jsonl has no column 'body'; it has id, text, lang"):
             read(small, **options)
-    read(small, file, column="body")
+    late = jsonl(tmp_path, *MANY, '{"body":"late"}', name="c.jsonl")
+    assert read(small, late, column="body")[0] == [None] * 1025 + ["late"]
+
+
+def test_a_column_of_jsonl_that_no_row_has_is_refused_once_that_is_known(tmp_path: Path) -> None:
+    file = jsonl(tmp_path, *MANY, LATE)
+    with pytest.raises(CorpusError, match="no row has the column 'txet'; the first ones have id"):
+        read(file, column="txet")
+    assert read(jsonl(tmp_path, *['{"text":null}'] * 2000), column="text")[0] == [None] * 2000
 
 
 def test_a_table_of_text_still_has_all_columns_that_are_asked_for(tmp_path: Path) -> None:
