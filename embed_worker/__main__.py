@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
@@ -53,7 +54,7 @@ def run_tool(name: str, arguments: Sequence[str]) -> int:
     """Run a command beside the worker; return its exit status."""
     program = f"embed-worker {name}"
     _open_what_is_closed()
-    with _ending_in_a_line(program):
+    with _ending_in_a_line(program), _sigterm_interrupts():
         tool = importlib.import_module(f"embed_worker.tools.{name}")
         parser = CommandParser(prog=program, description=tool.__doc__)
         tool.add_arguments(parser)
@@ -92,6 +93,20 @@ def _ending_in_a_line(program: str) -> Iterator[None]:
             _say(f"{program}: {error.strerror or error}")
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes once more
         sys.exit(ExitCode.PIPE_FAILED)
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM end a tool as Ctrl-C does, so that nothing half written is left."""
+    before = signal.getsignal(signal.SIGTERM)
+    if before is not signal.SIG_DFL or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _make_printable(stream: TextIO | None) -> None:

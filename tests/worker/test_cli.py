@@ -7,6 +7,7 @@ import errno
 import importlib
 import os
 import re
+import signal
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -353,6 +354,43 @@ def test_a_tool_whose_output_takes_no_more_says_so_in_one_line() -> None:
         )  # fmt: skip
     assert done.returncode == ExitCode.PIPE_FAILED
     assert done.stderr == f"embed-worker models: {os.strerror(errno.ENOSPC)}\n".encode()
+
+
+_WRITES_FOR_LONG = """
+import sys, time
+from pathlib import Path
+from embed_worker.__main__ import run_tool
+from embed_worker.atomic import written_aside
+from embed_worker.tools import quantize
+
+def run(arguments):
+    with written_aside(Path("model.onnx")):
+        print("it writes", flush=True)
+        time.sleep(600)
+
+quantize.run = run
+sys.exit(run_tool("quantize", ["."]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process without a signal")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_tool_that_is_told_to_end_leaves_nothing_half_written(number: signal.Signals, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", _WRITES_FOR_LONG],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "it writes\n"
+        assert len(list(tmp_path.iterdir())) == 1
+        process.send_signal(number)
+        _, problem = process.communicate(timeout=WAIT_S)
+    assert (process.returncode, problem) == (ExitCode.INTERRUPTED, "embed-worker quantize: interrupted\n")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_tool_that_is_interrupted_says_so_in_one_line(
