@@ -140,7 +140,7 @@ class EmbedBatch:
     def _arrow(self, batch: Any) -> Any:
         import pyarrow as pa
 
-        array = self._arrow_column(batch.column(self._column).to_pylist())
+        array = self._arrow_column(_strings(batch.column(self._column)))
         names = [*batch.schema.names, self._output]
         made = type(batch).from_arrays([*batch.columns, array], names=names)
         schema = batch.schema.append(pa.field(self._output, array.type))
@@ -170,6 +170,21 @@ class EmbedBatch:
         matrix, present = self.vectors(column if isinstance(column, list) else list(column))
         vectors: Any = matrix if present.all() else _objects(matrix, present)
         return {**batch, self._output: vectors.tolist() if isinstance(column, list) and present.all() else vectors}
+
+
+def _strings(column: Any) -> list[Any]:
+    """Return the values of an Arrow column, with bytes for a string that is not UTF-8: it is refused with its row."""
+    try:
+        return list(column.to_pylist())
+    except UnicodeDecodeError:
+        return [_string(scalar) for scalar in column]
+
+
+def _string(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        return getattr(scalar, "value", scalar).as_buffer().to_pybytes()  # of a dictionary, or a string
 
 
 def _is_null(text: Any) -> bool:

@@ -128,6 +128,22 @@ def test_a_text_that_kills_the_worker_or_is_none_is_named_by_its_row(fragile: Cl
     assert [vector is None for vector in nulls] == [True, False, True, True]
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
+@pytest.mark.parametrize("is_dictionary", [False, True])
+def test_a_string_of_arrow_that_is_not_utf8_is_named_by_its_row(
+    kind: pa.DataType, is_dictionary: bool, fragile: ClientOptions
+) -> None:
+    column = pa.array([b"ok", None, b"\xff\xfe"], _BYTES[kind]).view(kind)
+    batch = pa.table({"text": pa.DictionaryArray.from_arrays([0, 1, 2], column) if is_dictionary else column})
+    with pytest.raises(TypeError, match="row 2 must be a string, not bytes"):
+        EmbedBatch(fragile)(batch)
+    found = EmbedBatch(fragile, on_error="null")(batch)["embedding"].to_pylist()
+    assert [vector is None for vector in found] == [False, True, True]
+
+
+_BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
+
+
 def test_prompts_and_dimensions_are_those_of_the_client(worker: EmbedClient) -> None:
     found = batch(input_type="query", dimensions=4, column="q", output="v")({"q": ["a river"]})
     np.testing.assert_allclose(found["v"], worker.embed_query("a river", dimensions=4), atol=2e-6)
