@@ -143,8 +143,11 @@ def worker_path() -> Recorder:
     from embed_worker.config import ModelOptions, RuntimeOptions, WorkerConfig
     from embed_worker.loading import load_model
     from embed_worker.machine import Threads
+    from embed_worker.serving import lanes
     from embed_worker.serving.model_store import ModelStore
     from embed_worker.serving.server import Environment, Server
+
+    lanes._WATCH_S = 60.0  # a thread that looks now and then whether a text is done is not on the way of the text
     from embed_worker.serving.stdio import LineReader
 
     reading, writing = os.pipe()
