@@ -118,6 +118,11 @@ def _load(plan: DensePlan) -> DenseLayer:
     residual: Float32 | bool = plan.use_residual
     if plan.use_residual and weight.shape[0] != weight.shape[1]:
         residual = _tensor(file, "residual.weight", rank=2)
+    expected = {"linear.weight": True, "linear.bias": plan.bias, "residual.weight": not isinstance(residual, bool)}
+    if stray := [name for name in file if not expected.get(name)]:
+        raise ValueError(
+            f"its model.safetensors has {', '.join(map(ascii, stray))}, and its configuration says otherwise"
+        )
     if (bias is not None and bias.shape != weight.shape[:1]) or (
         not isinstance(residual, bool) and residual.shape != weight.shape
     ):

@@ -53,7 +53,7 @@ def _pool_one(mode: PoolingMode, hidden: Float32, mask: Int64, positions: Int64,
         case PoolingMode.CLS:
             return cls_pool(hidden, counted)
         case PoolingMode.LAST_TOKEN:
-            return last_token_pool(hidden, mask)
+            return last_token_pool(hidden, counted)
         case PoolingMode.MEAN:
             return mean_pool(hidden, counted)
         case PoolingMode.MEAN_SQRT_LEN:
@@ -95,9 +95,13 @@ def cls_pool(hidden: Float32, mask: Int64) -> Float32:
 
 
 def last_token_pool(hidden: Float32, mask: Int64) -> Float32:
-    """Take the last token of each text, wherever the padding is: (B, T, D), (B, T) → (B, D)."""
+    """Take the last token of each text that counts, wherever the padding is: (B, T, D), (B, T) → (B, D).
+
+    Zeros where none counts: a prompt that is left out may be all that there is.
+    """
     place = mask.shape[1] - 1 - mask[:, ::-1].argmax(axis=1)
     last: Float32 = hidden[np.arange(len(hidden)), place]
+    last[~mask.any(axis=1)] = 0
     return last
 
 

@@ -74,7 +74,9 @@ def _read_table(file: SafetensorsFile) -> Float32:
     if name not in file:
         raise ValueError("it has neither embedding.weight nor embeddings")
     stored = file[name]
-    if stored.ndim != 2 or stored.dtype.kind != "f":
+    # Whole numbers are model2vec's, quantised; the weights of the tokens give them their fraction.
+    is_scaled = name == "embeddings" and "weights" in file and stored.dtype.kind in "iu"
+    if stored.ndim != 2 or not (stored.dtype.kind == "f" or is_scaled):
         raise ValueError(f"{name} is {stored.dtype} of shape {stored.shape}, not a table of numbers with a fraction")
     table = np.ascontiguousarray(stored, np.float32)
     if name == "embeddings" and "mapping" in file:

@@ -34,7 +34,7 @@ from embed_worker.model_files.plan import (
 )
 from embed_worker.model_files.search import model_name
 from embed_worker.model_files.tokenizer_plan import TokenizerPlan
-from embed_worker.model_files.transformer_module import read_transformer_config
+from embed_worker.model_files.transformer_module import TransformerConfig, read_transformer_config
 
 _T = TypeVar("_T")
 
@@ -76,7 +76,11 @@ class _FolderReader:
         self._modules = read_modules(self._files)
         self._head = f"{self._modules.path}/" if self._modules.path else ""
         self._config = self._files.read_object(f"{self._head}config.json")
-        self._transformer = read_transformer_config(self._files, self._modules.path)
+        # A StaticEmbedding reads none of these files, whoever has left them there.
+        is_static = self._modules.head == "StaticEmbedding"
+        self._transformer = (
+            TransformerConfig(name="") if is_static else read_transformer_config(self._files, self._modules.path)
+        )
 
     def plan(self) -> ModelPlan:
         self._check_kind()

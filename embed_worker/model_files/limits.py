@@ -114,7 +114,8 @@ class FolderLimits:
         transformer = self._transformer
         if transformer.max_length is not None:
             return transformer.max_length, f"{transformer.name}: processing_kwargs"
-        stated = transformer.processor_kwargs.get("model_max_length", transformer.max_seq_length)
+        kwargs = transformer.processor_kwargs
+        stated = kwargs.get("model_max_length", transformer.max_seq_length)
         if stated is not None and not _is_no_limit(stated):
             return self._files.positive(stated, f"{transformer.name}: max_seq_length"), (
                 f"{transformer.name}: max_seq_length"
@@ -122,7 +123,9 @@ class FolderLimits:
         if self._known is not None:
             return self._known
         limits = []
-        if stated is None and (limit := self._limit_of_the_tokenizer()) is not None:
+        # A null among the arguments is stated: it takes the tokenizer's own limit away.
+        is_unsaid = stated is None and "model_max_length" not in kwargs
+        if is_unsaid and (limit := self._limit_of_the_tokenizer()) is not None:
             limits.append((limit, "tokenizer_config.json: model_max_length"))
         if (rows := self._rows()) is not None:
             limits.append((rows - self._offset(), "config.json: max_position_embeddings"))
@@ -131,7 +134,8 @@ class FolderLimits:
         return min(limits)
 
     def _limit_of_the_tokenizer(self) -> int | None:
-        limit = self._tokenizer_config.get("model_max_length", self._tokenizer_config.get("max_len"))
+        settings = {**self._tokenizer_config, **self._transformer.processor_kwargs}
+        limit = settings.get("model_max_length", settings.get("max_len"))
         if limit is not None and (not isinstance(limit, int | float) or isinstance(limit, bool)):
             raise self._files.error("has a model_max_length in tokenizer_config.json that is not a number")
         return int(limit) if limit is not None and 0 < limit < _NO_LIMIT else None

@@ -138,7 +138,7 @@ def _dense(files: FolderFiles, config: Mapping[str, Any], path: str) -> DensePla
     _check_names(files, config, "a Dense module")
     activation = config.get("activation_function", "torch.nn.modules.activation.Tanh")
     # What is not torch's own is a program; sentence-transformers takes Tanh for it and says so in a log.
-    if not isinstance(activation, str) or not activation.startswith("torch.nn.modules."):
+    if not isinstance(activation, str) or not _is_of_torch(activation):
         raise files.error(f"has a Dense module with an activation of its own, {activation!a} ({where}): it is not run")
     weights = files.folder / path / WEIGHTS  # not needed where the graph pools itself
     files.check(weights)
@@ -154,6 +154,11 @@ def _dense(files: FolderFiles, config: Mapping[str, Any], path: str) -> DensePla
         out_features=sizes[1],
         bias=files.truth(config, "bias", where, default=True),
     )
+
+
+def _is_of_torch(activation: str) -> bool:
+    """Return whether it is a class of `torch.nn`, by its short name or by the one that sentence-transformers writes."""
+    return activation.startswith("torch.nn.modules.") or activation.rpartition(".")[0] == "torch.nn"
 
 
 def _check_names(files: FolderFiles, config: Mapping[str, Any], what: str) -> None:

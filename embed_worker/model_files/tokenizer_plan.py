@@ -193,35 +193,67 @@ def _special_tokens(
     Reference: transformers 5, `PreTrainedTokenizerBase._from_pretrained`.
     """
     settings = dict(settings)
-    if settings.get("additional_special_tokens") and not settings.get("extra_special_tokens"):
-        settings["extra_special_tokens"] = settings["additional_special_tokens"]
-    own = {key: value for key, value in settings.items() if _is_own_token(key, value)}
-    stated = settings.get("extra_special_tokens") or []
+    _rename_extra(settings, is_there=bool(settings.get("extra_special_tokens")))
+    own = _own_tokens(settings) | _extra_by_name(settings)
     tokens: dict[int, Token] = {}
     if isinstance(decoder := settings.get("added_tokens_decoder"), dict):
         tokens = {int(index): _token(token) for index, token in decoder.items()}
     else:
-        for key, value in files.special_tokens_map.items():
-            if not files.overrides.get(key):
-                settings[key] = {**value, "special": True} if isinstance(value, dict) and key in NAMED_TOKENS else value
+        _merge_map(settings, files)
+        own = _own_tokens(settings) | own | _extra_by_name(settings)
         special = {_content(settings[name]) for name in NAMED_TOKENS if settings.get(name)}
+        special |= {_content(token) for token in settings.get("extra_special_tokens") or []}
         for content, index in files.added_tokens.items():
             is_special = content in special
             tokens[index] = _token({"content": content, "normalized": not is_special, "special": is_special})
         for token in files.document.get("added_tokens") or []:
             tokens[token["id"]] = _token(token)
+    # By now it is there or not, and an empty list is there.
+    _rename_extra(settings, is_there="extra_special_tokens" in settings)
     by_content = {token["content"]: token for token in tokens.values()}
     extra = settings.get("extra_special_tokens") or []
-    if any(not isinstance(token, str) and not (_is_token(token) and "__type" in token) for token in stated):
+    if any(not isinstance(token, str) and not (_is_token(token) and "__type" in token) for token in extra):
         raise TokenizerError(
-            "has special tokens in tokenizer_config.json that are neither strings nor marked as tokens"
+            "has further special tokens in its tokenizer's configuration that are neither strings nor marked as tokens"
         )
-    if isinstance(extra, dict):
-        own, extra = own | extra, []
     named = {name: settings[name] for name in NAMED_TOKENS if name in settings} | own
     _check_tokens(named)
     named = {name: value and by_content.get(_content(value), value) for name, value in named.items()}
     return named, list(extra), tokens
+
+
+def _rename_extra(settings: dict[str, Any], *, is_there: bool) -> None:
+    """Take the older name of the further special tokens where the newer one is not there."""
+    if "additional_special_tokens" in settings and not is_there:
+        settings["extra_special_tokens"] = settings.pop("additional_special_tokens")
+
+
+def _own_tokens(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the special tokens of names that no other model has."""
+    return {key: value for key, value in settings.items() if _is_own_token(key, value)}
+
+
+def _extra_by_name(settings: dict[str, Any]) -> dict[str, Any]:
+    """Take out the further special tokens where they have names."""
+    named = isinstance(settings.get("extra_special_tokens"), dict)
+    return dict(settings.pop("extra_special_tokens")) if named else {}
+
+
+def _merge_map(settings: dict[str, Any], files: TokenizerFiles) -> None:
+    """Let special_tokens_map.json win over tokenizer_config.json, and not over what sentence-transformers passes."""
+    for key, value in files.special_tokens_map.items():
+        if files.overrides.get(key):
+            continue
+        if key == "extra_special_tokens" and isinstance(value, list):
+            merged = list(settings.get(key) or [])
+            merged += [token for token in map(_marked, value) if token not in merged]
+            settings[key] = merged
+        else:
+            settings[key] = _marked(value) if _is_token(value) else value
+
+
+def _marked(token: Any) -> Any:
+    return {**token, "special": True, "__type": "AddedToken"} if isinstance(token, dict) else token
 
 
 def _check_tokens(named: Mapping[str, Any]) -> None:

@@ -299,4 +299,10 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         "of": "no repository: a vocabulary of model2vec that is mapped to fewer rows, and weighted", "base": "roberta",
         "table": "embeddings", "mapped": True, "tokenizer": {}, "modules": [("StaticEmbedding", "", None)],
     },
+    "static-quantized": {
+        "of": "no repository: the same in int8, with a stray file of a Transformer that nobody reads", "base": "roberta",
+        "table": "embeddings", "mapped": True, "whole": True, "tokenizer": {},
+        "modules": [("StaticEmbedding", "", None), _NORMALIZE],
+        "files": {"sentence_bert_config.json": {"max_seq_length": 3, "do_lower_case": True, "query_length": 4}},
+    },
 }  # fmt: skip

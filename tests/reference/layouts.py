@@ -114,6 +114,8 @@ def make_static(folder: Path, layout: dict[str, Any]) -> None:
             "mapping": torch.arange(len(table)) % 50,
             "weights": torch.rand(len(table)) + 0.5,
         }
+    if layout.get("whole"):
+        tensors["embeddings"] = (tensors["embeddings"] * 40).round().to(torch.int8)
     save_file(tensors, str(folder / "model.safetensors"))
     if layout.get("config"):
         (folder / "config.json").write_text(json.dumps(layout["config"]), "utf-8")

@@ -94,6 +94,25 @@ VARIANTS = [
     _variant("bert", "BertTokenizer", config={"truncation_side": "right"}, json={"truncation": _TRUNCATION}),
     _variant("bert", "BertTokenizer", map={"mask_token": _LSTRIP | {"content": "[MASK]"}, "unk_token": "[UNK]"}),
     _variant("bert", "BertTokenizer", added={"own": 600}, json={"added_tokens": []}),
+    _variant("bert", "BertTokenizer", map={"additional_special_tokens": ["own", "TOKEN"]}),
+    _variant("bert", "PreTrainedTokenizerFast", map={"additional_special_tokens": [{"__type": "AddedToken", **_OWN}]}),
+    _variant("bert", "BertTokenizer", map={"additional_special_tokens": [_OWN]}),
+    *(
+        _variant("bert", "BertTokenizer", config={"additional_special_tokens": stated}, map={name: ["own"]})
+        for name in ("additional_special_tokens", "extra_special_tokens")
+        for stated in ([], None, ["TOKEN"])
+    ),
+    _variant("bert", "BertTokenizer", config={"own_token": "TOKEN"}, map={"own_token": _OWN, "my_token": "own"}),
+    _variant(
+        "bert", "BertTokenizer", config={"own_token": "TOKEN"}, map={"extra_special_tokens": {"own_token": "own"}}
+    ),
+    _variant(
+        "bert",
+        "BertTokenizer",
+        config={"added_tokens_decoder": _DECODER},
+        map={"additional_special_tokens": ["own"], "my_token": "own"},
+    ),
+    _variant("bert", "BertTokenizer", map={"additional_special_tokens": ["own"]}, added={"own": 600, "TOKEN": 601}),
     _variant("bert", "BertTokenizer", json={"normalizer": None, "pre_tokenizer": {"type": "Whitespace"}}),
     _variant("bert", "PreTrainedTokenizerFast", json={"post_processor": None}),
     _variant(

@@ -140,6 +140,9 @@ def test_arguments_that_would_change_vectors_are_refused_by_name(
         ({"max_seq_length": 9, "processing_kwargs": {"text": {"max_length": 5}}}, 5),
         ({"processing_kwargs": {"text": {"max_length": 5}, "common": {"max_length": 6}}}, 6),
         ({"max_seq_length": 9, "processor_kwargs": {}, "tokenizer_args": {"model_max_length": 8}}, 8),
+        ({"tokenizer_args": {"max_len": 7}}, 7),
+        ({"max_seq_length": 9, "tokenizer_args": {"max_len": 7}}, 9),
+        ({"max_seq_length": 9, "tokenizer_args": {"model_max_length": None, "max_len": 7}}, 64),
     ],
 )
 def test_the_limit_is_the_one_that_wins_in_sentence_transformers(
@@ -208,6 +211,12 @@ def test_modules_may_stand_in_any_order_behind_the_pooling(tmp_path: Path) -> No
 def test_an_activation_of_its_own_is_a_program(tmp_path: Path, activation: Any) -> None:
     with pytest.raises(ModelError, match="an activation of its own"):
         plan_of(folder_with(tmp_path, "Dense", activation_function=activation))
+
+
+@pytest.mark.parametrize("name", ["torch.nn.ReLU", "torch.nn.modules.activation.ReLU"])
+def test_an_activation_may_have_its_short_name(tmp_path: Path, name: str) -> None:
+    (dense,) = plan_of(folder_with(tmp_path, "Dense", activation_function=name)).dense
+    assert dense.activation == "ReLU"
 
 
 def test_a_head_may_have_a_folder_of_its_own(tmp_path: Path) -> None:

@@ -148,3 +148,10 @@ def test_only_finite_vectors_with_a_length_are_usable(vector: list[float], usabl
     assert are_lengths(finish_and_measure(vectors, None, normalize=False)[1]) == [usable]
     if usable:
         np.testing.assert_allclose(norms(finish_vectors(vectors, None, normalize=True)), 1, rtol=1e-6)
+
+
+def test_the_last_token_of_a_text_that_is_all_prompt_is_zeros_as_in_sentence_transformers() -> None:
+    hidden = np.arange(1, 13, dtype=np.float32).reshape(2, 2, D)
+    mask, skipped = np.array([[1, 0], [1, 1]]), np.array([1, 1])
+    pooled = pool(hidden, mask, (PoolingMode.LAST_TOKEN, PoolingMode.CLS), skipped)
+    assert pooled.tolist() == [[0, 0, 0, 1, 2, 3], [10, 11, 12, 10, 11, 12]]
