@@ -21,6 +21,10 @@ QWEN2_SPLIT = (
 CLIP_SPLIT = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 
 
+class SettingError(ValueError):
+    """A setting is of a type that the class does not take; the message says which."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Build:
     """What a class makes of its settings.
@@ -54,7 +58,7 @@ def _metaspace(scheme: str, *, split: bool = True) -> dict[str, Any]:
     return {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": split}
 
 
-def _byte_level(*, add_prefix_space: bool, use_regex: bool = True) -> dict[str, Any]:
+def _byte_level(*, add_prefix_space: bool | None, use_regex: bool = True) -> dict[str, Any]:
     return {"type": "ByteLevel", "add_prefix_space": add_prefix_space, "trim_offsets": True, "use_regex": use_regex}
 
 
@@ -108,6 +112,14 @@ def token_of(settings: Settings, name: str, default: str | None) -> str | None:
     return value.get("content") if isinstance(value, dict) else value
 
 
+def _flag(settings: Settings, name: str, default: bool | None) -> bool | None:
+    """Return a setting that the tokenizer takes as it is: no number, and null only where that is the default."""
+    value = settings.get(name, default)
+    if isinstance(value, bool) or (value is None and default is None):
+        return value
+    raise SettingError(f"{name} that is neither true nor false")
+
+
 def _word_piece(settings: Settings, special: Mapping[str, str | None], *, mask_strips: bool) -> Build:
     cls, sep, unk = (token_of(settings, name, special[name]) for name in ("cls_token", "sep_token", "unk_token"))
     return Build(
@@ -115,9 +127,9 @@ def _word_piece(settings: Settings, special: Mapping[str, str | None], *, mask_s
         normalizer={
             "type": "BertNormalizer",
             "clean_text": True,
-            "handle_chinese_chars": settings.get("tokenize_chinese_chars", True),
-            "strip_accents": settings.get("strip_accents"),
-            "lowercase": settings.get("do_lower_case", True),
+            "handle_chinese_chars": _flag(settings, "tokenize_chinese_chars", True),
+            "strip_accents": _flag(settings, "strip_accents", None),
+            "lowercase": _flag(settings, "do_lower_case", True),
         },
         pre_tokenizer={"type": "BertPreTokenizer"},
         model={"unk_token": unk, "continuing_subword_prefix": "##", "max_input_chars_per_word": 100},
@@ -214,7 +226,7 @@ def _roberta(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build
     cls, sep = (token_of(settings, name, _ROBERTA_TOKENS[name]) for name in ("cls_token", "sep_token"))
     return Build(
         kind="BPE",
-        pre_tokenizer=_byte_level(add_prefix_space=settings.get("add_prefix_space", False)),
+        pre_tokenizer=_byte_level(add_prefix_space=_flag(settings, "add_prefix_space", False)),
         model=_bpe(),
         template=(cls, None, sep),
         special=_ROBERTA_TOKENS,
@@ -226,7 +238,7 @@ def _deberta(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build
     cls, sep = (token_of(settings, name, special[name]) for name in ("cls_token", "sep_token"))
     return Build(
         kind="BPE",
-        pre_tokenizer=_byte_level(add_prefix_space=settings.get("add_prefix_space", False)),
+        pre_tokenizer=_byte_level(add_prefix_space=_flag(settings, "add_prefix_space", False)),
         model=_bpe(),
         template=(cls, None, sep),
         special=special,
@@ -237,7 +249,7 @@ def _gpt2(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
     end = "<|endoftext|>"
     return Build(
         kind="BPE",
-        pre_tokenizer=_byte_level(add_prefix_space=settings.get("add_prefix_space", False)),
+        pre_tokenizer=_byte_level(add_prefix_space=_flag(settings, "add_prefix_space", False)),
         model=_bpe(),
         special={"bos_token": end, "eos_token": end, "unk_token": end},
     )
@@ -248,7 +260,7 @@ def _gpt_neox(settings: Settings, vocabulary: Any, charsmap: str | None) -> Buil
     return Build(
         kind="BPE",
         normalizer={"type": "NFC"},
-        pre_tokenizer=_byte_level(add_prefix_space=settings.get("add_prefix_space", False)),
+        pre_tokenizer=_byte_level(add_prefix_space=_flag(settings, "add_prefix_space", False)),
         model=_bpe(),
         template=(None,),
         special={"bos_token": end, "eos_token": end, "unk_token": end, "pad_token": "<|padding|>"},

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from embed_worker.model_files.tokenizer_builds import BUILDS, Build, Template
+from embed_worker.model_files.tokenizer_builds import BUILDS, Build, SettingError, Template
 from embed_worker.model_files.tokenizer_classes import FROM_THE_JSON, IN_PYTHON, builder_of
 from embed_worker.model_files.tokenizer_sections import changed_sections, kind_of, mentions, steps_of, template_of
 
@@ -167,7 +167,12 @@ def _build(files: TokenizerFiles, settings: Mapping[str, Any], builder: str) -> 
     model = files.document.get("model")
     if not isinstance(model, dict):
         return None  # what is wrong with the file is told when it is read
-    build = BUILDS[builder](settings, model.get("vocab"), _charsmap(files.document.get("normalizer")))
+    try:
+        build = BUILDS[builder](settings, model.get("vocab"), _charsmap(files.document.get("normalizer")))
+    except SettingError as error:
+        raise TokenizerError(
+            f"has in its tokenizer's configuration a setting {error}, which {builder} cannot take"
+        ) from error
     kind = kind_of(model)
     if kind != build.kind:
         raise TokenizerError(
@@ -212,6 +217,8 @@ def _special_tokens(
     _rename_extra(settings, is_there="extra_special_tokens" in settings)
     by_content = {token["content"]: token for token in tokens.values()}
     extra = settings.get("extra_special_tokens") or []
+    if not isinstance(extra, list):
+        raise TokenizerError("has further special tokens in its tokenizer's configuration that are no list")
     if any(not isinstance(token, str) and not (_is_token(token) and "__type" in token) for token in extra):
         raise TokenizerError(
             "has further special tokens in its tokenizer's configuration that are neither strings nor marked as tokens"

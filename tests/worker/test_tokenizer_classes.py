@@ -151,3 +151,20 @@ def test_tokenizers_for_several_versions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="--ignore-config fast_tokenizer_files"):
         plan_of(tmp_path, variant | {"config": files})
     plan_of(tmp_path, variant | {"config": files}, ignore_config=("fast_tokenizer_files",))
+
+
+@pytest.mark.parametrize(
+    ("base", "name", "config", "words"),
+    [
+        ("bert", "BertTokenizer", {"do_lower_case": None}, "a setting do_lower_case that is neither true nor false"),
+        ("bert", "BertTokenizer", {"tokenize_chinese_chars": "no"}, "a setting tokenize_chinese_chars that is neither"),
+        ("bert", "BertTokenizer", {"strip_accents": 1}, "a setting strip_accents that is neither"),
+        ("roberta", "RobertaTokenizer", {"add_prefix_space": None}, "a setting add_prefix_space that is neither"),
+        ("bert", "BertTokenizer", {"additional_special_tokens": "own"}, "special tokens .* that are no list"),
+    ],
+)
+def test_a_setting_of_another_type_is_refused_by_its_name_as_transformers_does(
+    tmp_path: Path, base: str, name: str, config: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ModelError, match=words):
+        plan_of(tmp_path, {"base": base, "tokenizer_class": name, "model_type": base, "config": config})
