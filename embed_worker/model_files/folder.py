@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from embed_worker.config import ModelOptions
 from embed_worker.errors import ModelError
 from embed_worker.model_files import tokenizer_files
-from embed_worker.model_files.folder_files import FolderFiles, UndecidedError
+from embed_worker.model_files.folder_files import FolderFiles, UndecidedError, ignore_hint
 from embed_worker.model_files.known_models import KnownModel, find_known_model
 from embed_worker.model_files.layout import USUAL_GRAPHS, WEIGHTS
 from embed_worker.model_files.limits import FolderLimits
@@ -106,6 +106,7 @@ class _FolderReader:
             self._files.warnings.append(
                 "adapter_config.json lies beside the graph, which alone is run: whether it has the adapter is not known"
             )
+        self._check_padding(tokenizer, limits, pooling_config)
         truncate_dim = self._truncate_dim()
         modules, normalize = self._behind(truncate_dim)
         chat = self._chat(tokenizer_config, tokenizer)
@@ -179,6 +180,24 @@ class _FolderReader:
         kind = self._sentence_config.get("model_type", "SentenceTransformer")
         if kind != "SentenceTransformer":
             raise self._error(f"is a {kind!a} ({_SENTENCE_CONFIG}), which is not a model of sentence embeddings")
+
+    def _check_padding(self, tokenizer: TokenizerPlan, limits: FolderLimits, pooling: Mapping[str, Any]) -> None:
+        """Refuse padding of a text by itself where sentence-transformers lets it shape the vector."""
+        if not self._transformer.pads_alone:
+            return
+        side = self._transformer.padding_side
+        is_left = tokenizer.pad_left if side is None else side == "left"
+        if not self._files.truth(pooling, "include_prompt", "1_Pooling", default=True):
+            effect = "makes the part of a prompt that is left out longer (include_prompt: false)"
+        elif is_left and limits.counts_padding():
+            effect = "on the left shifts the positions of its tokens"
+        else:
+            return
+        where = f"{self._transformer.name}: processing_kwargs"
+        raise self._error(
+            f"pads a text that is alone ({where}), which {effect}: it is not followed, and "
+            f"{ignore_hint('processing_kwargs')}"
+        )
 
     # Decisions, in the order of the plan
 

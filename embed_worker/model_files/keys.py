@@ -132,6 +132,7 @@ PROCESSOR_KWARGS_REFUSED = frozenset(
     ]
 )
 # What calls of the tokenizer may carry without a change of any vector: how a batch is padded, and what comes back.
+# Padding of a text that is alone is another matter: `folder.py` looks at it.
 CALL_KWARGS_THAT_SHAPE_NOTHING = frozenset(
     [
         "padding",

@@ -166,6 +166,11 @@ class FolderLimits:
         is_stated = isinstance(padding_id, int) and self._kind() != "mpnet"
         return padding_id if is_stated else 1
 
+    def counts_padding(self) -> bool:
+        """Return whether the architecture counts positions over padding on the left, too, into a table."""
+        kind = self._kind() or ""
+        return _POSITION_OFFSETS.get(kind) == 0 or kind in _OTHER_NAMES
+
     def _position_table(self, *, is_asked: bool) -> int | None:
         if self._kind() is None and not is_asked and self._known is None:
             raise self._files.undecided(

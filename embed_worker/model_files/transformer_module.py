@@ -25,6 +25,8 @@ class TransformerConfig:
         processor_kwargs: What wins over tokenizer_config.json.
         max_length: Of the call of the tokenizer: it wins over every other limit.
         adds_special_tokens: Whether the call adds them.
+        pads_alone: Whether the call pads a text by itself, too.
+        padding_side: Of the call; None where it says none.
         hidden_state: Which of the hidden states is pooled, an index into them all; None for the last.
         chat_format: `flat`, `structured` or `auto` where texts go through a chat template; None where they do not.
         chat_kwargs: Variables for the template.
@@ -36,6 +38,8 @@ class TransformerConfig:
     processor_kwargs: Mapping[str, Any] = field(default_factory=dict)
     max_length: int | None = None
     adds_special_tokens: bool = True
+    pads_alone: bool = False
+    padding_side: object = None
     hidden_state: int | None = None
     chat_format: str | None = None
     chat_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -78,6 +82,8 @@ class _ModuleReader:
             processor_kwargs=self._processor_kwargs(),
             max_length=call.get("max_length"),
             adds_special_tokens=call.get("add_special_tokens", True),
+            pads_alone=call.get("padding") == "max_length" or bool(call.get("pad_to_multiple_of")),
+            padding_side=call.get("padding_side"),
             hidden_state=self._hidden_state(entry),
             chat_format=entry.get("format", "auto") if "message" in self._modalities() else None,
             chat_kwargs=self._chat_kwargs(),

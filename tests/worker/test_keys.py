@@ -159,6 +159,37 @@ def test_arguments_of_the_tokenizer_win_over_its_configuration(tmp_path: Path) -
     assert (plan.tokenizer.truncate_left, plan.pad_left) == (True, True)
 
 
+@pytest.mark.parametrize("padding", [{"padding": "max_length"}, {"pad_to_multiple_of": 8}])
+@pytest.mark.parametrize(
+    ("kind", "side", "include_prompt", "words"),
+    [
+        ("bert", "right", False, "makes the part of a prompt that is left out longer"),
+        ("bert", "left", True, "on the left shifts the positions"),
+        ("gpt2", "left", True, "on the left shifts the positions"),
+        ("bert", "right", True, None),
+        ("roberta", "left", True, None),
+        ("qwen3", "left", True, None),
+    ],
+)
+def test_padding_of_a_text_alone_is_refused_where_it_would_shape_vectors(
+    tmp_path: Path, padding: dict[str, Any], kind: str, side: str, include_prompt: bool, words: str | None
+) -> None:
+    call = {"processing_kwargs": {"text": {**padding, "padding_side": side}}, "max_seq_length": 16}
+    pooling = {"word_embedding_dimension": 8, "pooling_mode_mean_tokens": True, "include_prompt": include_prompt}
+    folder = write(
+        tmp_path,
+        sentence_bert_config=call,
+        config={"model_type": kind, "max_position_embeddings": 64, "n_positions": 64},
+        **{"1_Pooling__config": pooling},
+    )
+    if words is None:
+        assert plan_of(folder).max_tokens == 16
+        return
+    with pytest.raises(ModelError, match=words):
+        plan_of(folder)
+    assert plan_of(folder, ignore_config=("processing_kwargs",)).max_tokens == 16
+
+
 def test_special_tokens_may_be_left_out(tmp_path: Path) -> None:
     assert not transformer(tmp_path, processing_kwargs={"text": {"add_special_tokens": False}}).adds_special_tokens
 
