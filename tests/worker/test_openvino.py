@@ -128,7 +128,6 @@ def test_a_text_alone_and_among_others_is_the_same_and_the_space_is_that_of_the_
 
 
 @needs_openvino
-@needs_openvino
 def test_a_text_alone_is_run_on_all_cores_while_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     from embed_worker.accelerators.openvino.backend import OpenvinoBackend, accelerate
 
@@ -161,6 +160,7 @@ def test_a_text_alone_is_run_on_all_cores_while_that_is_faster(monkeypatch: pyte
     assert ran == [False]
 
 
+@needs_openvino
 def test_two_hundred_requests_at_once_are_answered_as_one_by_one(worker: WorkerProcess) -> None:
     texts = [" ".join(["word"] * (1 + number % 40)) for number in range(200)]
     worker.send(*({"id": number, "inputs": text, "model": "bert-mean"} for number, text in enumerate(texts)))
