@@ -164,16 +164,19 @@ class Lanes:
                 if self._kept is not task:
                     return
                 self._kept = None
+                if not self._queue.is_empty:  # it was longer than it looked, and this thread reads on
+                    self._queue.changed.notify()
 
     def _wait(self) -> None:
         """Wait for a change, and see to it that no line is left unread for long; the lock is held, and let go."""
         now = self._clock()
-        wait_s = self._queue.seconds_to_deadline(now)
+        # Where all lanes are busy nobody could do anything about a deadline that has passed: it is looked at next.
+        wait_s = None if self._busy == self._lanes else self._queue.seconds_to_deadline(now)
         if self._is_watched or now - self._active_s > _ACTIVE_S:
             self._queue.changed.wait(wait_s)
             return
         kept, self._is_watched = self._kept, True
-        is_told = self._queue.changed.wait(min(wait_s, _WATCH_S))
+        is_told = self._queue.changed.wait(_WATCH_S if wait_s is None else min(wait_s, _WATCH_S))
         self._is_watched = False
         if not is_told and kept is not None and kept is self._kept:
             self._kept, self._is_reading = None, False

@@ -1136,6 +1136,44 @@ def test_a_long_request_is_never_kept_from_other_lines(lanes: int, monkeypatch: 
         assert worker.receive()["id"] == "long"
 
 
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_a_brief_request_that_is_several_runs_is_not_left_to_the_thread_that_reads_on(
+    lanes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embed_worker.serving.lanes._ACTIVE_S", 1e9)
+    monkeypatch.setattr("embed_worker.serving.lanes._WATCH_S", 1e6)
+    with running_worker(lanes=lanes, runtime=RuntimeOptions(batch_invariant=True)) as worker:
+        for number in range(5):  # a thread that has done its share meanwhile may help once by chance
+            ask_until_reading_is_watched(worker)
+            answer = worker.ask({"id": number, "inputs": ["a", "b", "c"]})
+            np.testing.assert_array_equal(matrix_of(answer), [expected_vector(text) for text in "abc"])
+
+
+def test_a_deadline_that_passes_while_all_lanes_are_busy_is_waited_for_asleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = FakeClock()
+    with running_worker(lanes=1, clock=clock) as worker:
+        hold_the_lane(worker)
+        worker.send({"id": "late", "inputs": "b", "deadline_ms": 1})
+        assert worker.is_silent()
+        clock.advance(1.0)
+        looked = threading.Event()
+        looks = [0]
+        choose = worker.server._lanes._choose
+
+        def count_looks() -> Any:
+            looks[0] += 1
+            if looks[0] > 100:
+                looked.set()
+            return choose()
+
+        monkeypatch.setattr(worker.server._lanes, "_choose", count_looks)
+        worker.close_input()
+        assert not looked.wait(0.2)
+        worker.engine.gate.set()
+        answers = worker.receive_many(2)
+        assert (answers["busy"]["status"], answers["late"]["code"]) == ("ok", "deadline_exceeded")
+
+
 def test_brief_and_long_runs_between_pauses_are_all_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(1)
     monkeypatch.setattr("embed_worker.serving.lanes._WATCH_S", 0.002)
