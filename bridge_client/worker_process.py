@@ -177,6 +177,8 @@ class WorkerProcess:
         """Spare a short line the way over the writer's thread, where the system promises that it cannot block."""
         if self._queued != self._written or self._room is None or len(line) > select.PIPE_BUF:
             return False
+        if _would_die_of_a_broken_pipe():
+            return False
         if not self._stdin_lock.acquire(blocking=False):
             return False
         try:
@@ -231,6 +233,8 @@ class WorkerProcess:
     # Threads
 
     def _write(self) -> None:
+        if sys.platform != "win32":  # a dead worker must not end a host that does not ignore it: EPIPE tells enough
+            signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGPIPE,))
         try:
             while (line := self._outbox.get()) is not None:
                 rest = memoryview(line)
@@ -295,6 +299,11 @@ def _poll_for_writing(pipe: IO[bytes]) -> select.poll | None:
     poll = select.poll()
     poll.register(pipe, select.POLLOUT)
     return poll
+
+
+def _would_die_of_a_broken_pipe() -> bool:
+    """Whether this host has given SIGPIPE its default back, as programs for the shell do; Python ignores it."""
+    return sys.platform != "win32" and signal.getsignal(signal.SIGPIPE) in (signal.SIG_DFL, None)
 
 
 def _plain_lines(written: bytearray) -> bytes:

@@ -422,6 +422,36 @@ def test_an_exit_status_that_the_host_has_thrown_away_is_not_made_up(habit: str)
     assert told == "None True" or (told == "-11 False" and "wait_for_any" in habit), done.stderr
 
 
+@posix
+@pytest.mark.parametrize("is_seen", [True, False], ids=["seen before the write", "in the moment of the write"])
+def test_a_host_that_does_not_ignore_broken_pipes_survives_a_worker_that_reads_no_more(is_seen: bool) -> None:
+    source = f"""
+    import os, select, signal, threading, time
+    from unittest.mock import Mock
+    from bridge_client.worker_process import WorkerProcess
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as programs for the shell do, so that `program | head` ends quietly
+    lost = threading.Event()
+    owner = Mock()
+    owner.on_pipe_lost.side_effect = lambda process: lost.set()
+    command = ("sh", "-c", "exec <&-; echo deaf >&2; exec sleep 1000")
+    process = WorkerProcess.spawn(command, environment=os.environ, cwd=None, owner=owner, number=0)
+    heard = threading.Event()
+    owner.on_stderr.side_effect = lambda process, line: heard.set()
+    process.begin()
+    assert heard.wait({WAIT_S})
+    if not {is_seen}:
+        process._room = Mock(poll=lambda _: [(process._stdin.fileno(), select.POLLOUT)])
+    process.send(b"a line\\n")
+    assert lost.wait({WAIT_S})
+    process.kill(None)
+    print("alive")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(source)], cwd=ROOT, capture_output=True, text=True, timeout=WAIT_S
+    )
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has handles of processes")
 def test_nothing_is_signalled_by_a_number_that_may_be_somebody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
     signalled: list[int] = []
