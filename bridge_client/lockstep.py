@@ -21,6 +21,7 @@ the host, and the program ends when its host does.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shlex
 import signal
@@ -46,6 +47,8 @@ from embed_worker.errors import ModelNotFoundError
 from embed_worker.model_files.search import find_by_name, find_model, model_name, models_folders
 from embed_worker.protocol import ErrorCode, ExitCode
 from embed_worker.serving import stdio
+
+_log = logging.getLogger(__name__)
 
 _START_S = 600.0  # that a model may take until it is there, restarts of its worker included
 _LOOK_S = 1.0  # how often it is looked whether the host is still there
@@ -156,7 +159,7 @@ class LockStep:
             if isinstance(request, protocol.Tokenize):
                 return self._tokenize(request, request_id, line.number)
             return protocol.encode_success(request_id, line.number, self._control(request))
-        except (protocol.ProtocolError, ModelNotFoundError, BridgeError) as error:
+        except Exception as error:  # noqa: BLE001 - the line gets its answer: its host can start nobody again
             code, message, index = refusal(error)
             return protocol.encode_error(request_id, line.number, code, message, index)
 
@@ -288,8 +291,13 @@ def refusal(error: Exception) -> tuple[ErrorCode, str, int | None]:
             return ErrorCode.MODEL_LOAD_FAILED, str(error), None
         case CircuitOpenError() if isinstance(error.last_cause, WorkerError):
             return (*refusal(error.last_cause)[:1], str(error), None)
-        case _:
+        case BridgeError():
             return ErrorCode.INTERNAL_ERROR, str(error), None
+        case MemoryError():
+            return ErrorCode.OUT_OF_MEMORY, "no memory for this request", None
+        case _:
+            _log.error("internal error code=internal_error", exc_info=error)
+            return ErrorCode.INTERNAL_ERROR, "internal error; the traceback is on standard error", None
 
 
 def _end_on_signals() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import shutil
 import subprocess
@@ -10,11 +11,14 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from bridge_client import lockstep
 from bridge_client.testing.processes import is_there
+from embed_worker.arguments import make_config, make_parser
+from embed_worker.serving import stdio
 from tests.hosts.lock_step import COMMAND, ENVIRONMENT, FOLDER, LockStep, gone, killed_between, lock_step, worker_of
 from tests.worker.harness import ROOT, WAIT_S, WorkerProcess
 
@@ -54,6 +58,20 @@ def test_an_error_is_one_line_too_and_the_next_request_gets_its_own_answer(host:
     assert (wide["id"], wide["code"]) == ("x", "invalid_request")
     assert host.ask('{"method":"unload_model","params":{"model":"bert-cls-new"}}')["code"] == "model_not_found"
     assert host.end() == 0
+
+
+@pytest.mark.parametrize(("bug", "code"), [(KeyError("missing"), "internal_error"), (MemoryError(), "out_of_memory")])
+def test_a_bug_costs_one_request_and_not_the_program(
+    bug: Exception, code: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_config(make_parser().parse_args(["--supervised", "--model", str(MODELS / "bert-mean")]))
+    monkeypatch.setattr(lockstep.LockStep, "_client", Mock(side_effect=bug))
+    with contextlib.closing(lockstep.LockStep(config, ())) as server:
+        answer = json.loads(server.answer(stdio.Line(7, b'{"inputs":"a secret"}')))
+        assert (answer["line"], answer["status"], answer["code"]) == (7, "error", code)
+        assert json.loads(server.answer(stdio.Line(8, b'{"method":"ping"}')))["message"] == "pong"
+    assert "secret" not in caplog.text
+    assert ("KeyError" in caplog.text) == (code == "internal_error")
 
 
 def test_both_encodings_and_the_questions_of_the_protocol_are_answered_as_by_the_worker(host: LockStep) -> None:
