@@ -7,7 +7,7 @@
 use std::io;
 use std::process::{ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 
-pub(crate) use system::Process;
+pub(crate) use system::{survive_broken_pipes, Process};
 
 pub(crate) type Pipes = (ChildStdin, ChildStdout, ChildStderr);
 
@@ -60,6 +60,7 @@ mod system {
     use std::process::Child;
     use std::sync::{Mutex, PoisonError};
 
+    use nix::sys::signal::SigSet;
     use rustix::io::Errno;
     use rustix::process::{getpgid, kill_process_group, waitid, Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus};
 
@@ -70,6 +71,11 @@ mod system {
         child: Mutex<Option<Child>>, // until it is reaped
         #[cfg(target_os = "linux")]
         handle: Option<std::os::fd::OwnedFd>, // names this process for ever, whatever becomes of its number
+    }
+
+    /// Let this thread have an error where it writes to a dead worker, also in a host that does not ignore SIGPIPE.
+    pub(crate) fn survive_broken_pipes() {
+        let _ = SigSet::from(nix::sys::signal::Signal::SIGPIPE).thread_block();
     }
 
     const WATCH: WaitIdOptions = WaitIdOptions::EXITED.union(WaitIdOptions::NOWAIT);
@@ -166,6 +172,9 @@ mod system {
     const NO_WINDOW_AND_A_GROUP_OF_ITS_OWN: u32 = 0x0800_0200;
 
     pub(crate) struct Process(SharedChild);
+
+    /// There is no such signal.
+    pub(crate) fn survive_broken_pipes() {}
 
     impl Process {
         pub(super) fn spawn(mut command: Command) -> io::Result<(Process, Pipes)> {

@@ -153,6 +153,7 @@ fn named(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
 }
 
 fn write(mut stdin: ChildStdin, inbox: Receiver<(u64, Request)>, hear: impl Fn(Heard<'_>)) {
+    process::survive_broken_pipes();
     let mut line = Vec::new();
     for (id, request) in inbox {
         line.clear();
@@ -210,4 +211,30 @@ fn wait(process: &Process, all_read: &Receiver<()>, hear: impl Fn(Heard<'_>)) {
     // here: the readers let go of the channel when they end.
     let _ = all_read.recv_timeout(PIPE_GRACE);
     hear(Heard::Gone(status));
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::process::Stdio;
+
+    use nix::sys::signal::{SigSet, Signal};
+
+    use super::*;
+
+    #[test]
+    fn the_thread_that_writes_to_a_dead_worker_would_not_be_ended_by_a_signal() {
+        let mut child = Command::new("true").stdin(Stdio::piped()).spawn().expect("a process");
+        let stdin = child.stdin.take().expect("a pipe");
+        child.wait().expect("its end");
+        let (outbox, inbox) = mpsc::channel();
+        outbox.send((1, Request::Ping)).expect("a receiver");
+        let (tell, told) = mpsc::channel();
+        let hear = move |heard: Heard<'_>| {
+            let mask = SigSet::thread_get_mask().expect("a mask");
+            tell.send((matches!(heard, Heard::PipeLost), mask.contains(Signal::SIGPIPE))).expect("a receiver");
+        };
+        thread::spawn(move || write(stdin, inbox, hear)).join().expect("an end");
+        assert_eq!(told.recv(), Ok((true, true)));
+        assert!(!SigSet::thread_get_mask().expect("a mask").contains(Signal::SIGPIPE), "other threads are the host's");
+    }
 }
