@@ -272,7 +272,9 @@ def pooling_weights(mask: Int64, mode: PoolingMode, skipped: Int64 | None = None
         case PoolingMode.CLS:
             weights = _only(np.sign(positions).argmax(axis=1), mask)
         case PoolingMode.LAST_TOKEN:
-            weights = _only(mask.shape[1] - 1 - mask[:, ::-1].argmax(axis=1), mask)
+            counted = np.sign(positions)
+            last = _only(mask.shape[1] - 1 - counted[:, ::-1].argmax(axis=1), mask)
+            weights = last * counted.any(axis=1, keepdims=True)
         case PoolingMode.MEAN:
             weights = np.sign(positions) / _at_least_one(np.sign(positions))
         case PoolingMode.MEAN_SQRT_LEN:
