@@ -23,7 +23,7 @@ from embed_worker.serving.answers import Answers
 from embed_worker.serving.lifecycle import On
 from embed_worker.serving.metrics import WorkerMetrics
 from embed_worker.serving.tasks import DEADLINE_PASSED, EmbedTask, Task, TokenizeTask
-from embed_worker.serving.work import Batch, Chunk, Expired, Work, WorkQueue, rows_of, tasks_of
+from embed_worker.serving.work import LONGEST_WAIT_S, Batch, Chunk, Expired, Work, WorkQueue, rows_of, tasks_of
 
 if TYPE_CHECKING:
     from embed_worker.inference.tokenizer import TokenizedText
@@ -171,12 +171,12 @@ class Lanes:
         """Wait for a change, and see to it that no line is left unread for long; the lock is held, and let go."""
         now = self._clock()
         # Where all lanes are busy nobody could do anything about a deadline that has passed: it is looked at next.
-        wait_s = None if self._busy == self._lanes else self._queue.seconds_to_deadline(now)
+        wait_s = LONGEST_WAIT_S if self._busy == self._lanes else self._queue.seconds_to_deadline(now)
         if self._is_watched or now - self._active_s > _ACTIVE_S:
             self._queue.changed.wait(wait_s)
             return
         kept, self._is_watched = self._kept, True
-        is_told = self._queue.changed.wait(_WATCH_S if wait_s is None else min(wait_s, _WATCH_S))
+        is_told = self._queue.changed.wait(min(wait_s, _WATCH_S))
         self._is_watched = False
         if not is_told and kept is not None and kept is self._kept:
             self._kept, self._is_reading = None, False

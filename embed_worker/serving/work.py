@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _MAX_WAITING_ROWS = 8192  # enough to find rows of similar length; more would only take memory
 _MAX_HELD_BYTES = 64 * 2**20  # of vectors and ranges of requests that have begun and are not answered
 _PATIENCE = 8  # one choice in so many favours bulk over small
-_LONGEST_WAIT_S = 60.0
+LONGEST_WAIT_S = 60.0
 
 
 @dataclass(slots=True, eq=False)
@@ -214,8 +214,8 @@ class WorkQueue:
 
     def seconds_to_deadline(self, now: float) -> float:
         """Return how long to wait at most: no system takes a wait of any length."""
-        left = self._deadlines[0][0] - now if self._deadlines else _LONGEST_WAIT_S
-        return min(max(0.0, left), _LONGEST_WAIT_S)
+        left = self._deadlines[0][0] - now if self._deadlines else LONGEST_WAIT_S
+        return min(max(0.0, left), LONGEST_WAIT_S)
 
     def is_one_batch(self, texts: list[TokenizedText]) -> bool:
         """Whether texts make one micro-batch by themselves."""
