@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,10 @@ from typing import Any
 import numpy as np
 import orjson
 from numpy.typing import NDArray
+
+# Its threads are as many as there are cores, whatever `--threads` says, and even one text would wake one of them. The
+# lanes tokenise side by side anyway.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from tokenizers import AddedToken, Encoding, Tokenizer, models, normalizers, processors
 
 from embed_worker.errors import InvalidInput, ModelError, NothingLeft, brief

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -168,3 +171,28 @@ def test_a_tokenizer_that_panics_at_its_first_text_ends_the_worker_with_78(tmp_p
         assert worker.receive()["code"] == "model_load_failed"
         worker.close_input()
         assert worker.wait() == ExitCode.UNUSABLE_MODEL
+
+
+_TOKENISE_MANY = """
+import sys
+from pathlib import Path
+from embed_worker.config import ModelOptions
+from embed_worker.inference.tokenizer import TextTokenizer
+from embed_worker.model_files.folder import read_model_folder
+folder = Path(sys.argv[1])
+tokenizer = TextTokenizer.load(read_model_folder(folder, ModelOptions(name_or_path=folder.name)))
+before = len(list(Path("/proc/self/task").iterdir()))
+tokenizer.encode(["some words of a text"] * 1000, "")
+print(len(list(Path("/proc/self/task").iterdir())) - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+@pytest.mark.parametrize(("stated", "is_none"), [(None, True), ("true", False)])
+def test_tokenising_starts_no_threads_of_its_own_unless_the_host_wants_them(stated: str | None, is_none: bool) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TOKENIZERS_PARALLELISM"}
+    if stated is not None:
+        environment["TOKENIZERS_PARALLELISM"] = stated
+    command = [sys.executable, "-c", _TOKENISE_MANY, str(MODELS / "bert-mean")]
+    started = subprocess.run(command, env=environment, capture_output=True, check=True, timeout=60, text=True)
+    assert (int(started.stdout) == 0) is is_none
