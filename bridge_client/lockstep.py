@@ -41,7 +41,7 @@ from bridge_client.errors import (
 )
 from bridge_client.lifecycle import State
 from embed_worker import logs, machine, protocol
-from embed_worker.arguments import make_config, make_parser
+from embed_worker.arguments.serve import make_config, make_parser
 from embed_worker.config import DEFAULT_MODEL, LogFormat, WorkerConfig
 from embed_worker.errors import ModelNotFoundError
 from embed_worker.model_files.search import find_by_name, find_model, model_name, models_folders

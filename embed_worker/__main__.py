@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from embed_worker import machine
-from embed_worker.arguments import COMMANDS, CommandParser, make_config, make_parser, unknown_command
+from embed_worker.arguments.serve import make_config, make_parser
+from embed_worker.arguments.usage import COMMANDS, CommandParser, unknown_command
 from embed_worker.config import (
     LogFormat,
     ModelOptions,

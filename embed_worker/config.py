@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from embed_worker.protocol import MAX_ID_INTEGER, Limits, closest
+from embed_worker.protocol import MAX_ID_INTEGER, Limits
+from embed_worker.protocol.spelling import closest
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 START_LIMIT_S = 600  # above what compiling a model for CoreML may take

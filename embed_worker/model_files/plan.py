@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from embed_worker.model_files.tokenizer_plan import TokenizerPlan
-from embed_worker.protocol import closest
+from embed_worker.protocol.spelling import closest
 
 
 class PoolingMode(StrEnum):

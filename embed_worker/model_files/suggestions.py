@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from embed_worker.model_files.known_models import find_known_model, known_models, names_elsewhere
-from embed_worker.protocol import closest
+from embed_worker.protocol.spelling import closest
 
 _LIKENESS = 0.75  # names of models have much in common: `e5-small-v2` and `e5-base-v2` are two
 

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from embed_worker import protocol
-from embed_worker.arguments import add_running_arguments, running_arguments
+from embed_worker.arguments.running import add_running_arguments, running_arguments
 from embed_worker.config import DEFAULT_MODEL, path_argument
 from embed_worker.errors import ModelError
 from embed_worker.model_files.folder import read_model_folder

@@ -18,7 +18,7 @@ import argparse
 import importlib
 from typing import Any
 
-from embed_worker.arguments import add_running_arguments, running_arguments
+from embed_worker.arguments.running import add_running_arguments, running_arguments
 from embed_worker.config import DEFAULT_MODEL
 from embed_worker.errors import ModelError
 from embed_worker.model_files.folder import read_model_folder

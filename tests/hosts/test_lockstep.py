@@ -17,7 +17,7 @@ import pytest
 
 from bridge_client import lockstep
 from bridge_client.testing.processes import is_there
-from embed_worker.arguments import make_config, make_parser
+from embed_worker.arguments.serve import make_config, make_parser
 from embed_worker.serving import stdio
 from tests.hosts.lock_step import COMMAND, ENVIRONMENT, FOLDER, LockStep, gone, killed_between, lock_step, worker_of
 from tests.worker.harness import ROOT, WAIT_S, WorkerProcess

@@ -18,7 +18,8 @@ import pytest
 from numpy.typing import NDArray
 
 from embed_worker.__main__ import run_tool
-from embed_worker.arguments import make_config, make_parser, running_arguments
+from embed_worker.arguments.running import running_arguments
+from embed_worker.arguments.serve import make_config, make_parser
 from embed_worker.config import RuntimeOptions
 from embed_worker.model_files.known_models import Quality
 from embed_worker.protocol import ErrorCode

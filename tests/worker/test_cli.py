@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from embed_worker.__main__ import main
-from embed_worker.arguments import COMMANDS, make_config, make_parser
+from embed_worker.arguments.serve import make_config, make_parser
+from embed_worker.arguments.usage import COMMANDS
 from embed_worker.config import DEFAULT_MODEL, LogFormat, ModelOptions, RuntimeOptions, Verify, WorkerConfig
 from embed_worker.protocol import METHODS, ExitCode, Limits
 from tests.worker.harness import ROOT, TINY_MODEL, WAIT_S

@@ -20,7 +20,7 @@ import pytest
 from embed_worker.accelerators.choose import choose_backend
 from embed_worker.accelerators.mlx import backend as mlx_backend
 from embed_worker.accelerators.mlx.backend import MlxBackend, MlxReport, forecast_model
-from embed_worker.arguments import make_config, make_parser
+from embed_worker.arguments.serve import make_config, make_parser
 from embed_worker.config import MlxPrecision, ModelOptions, RuntimeOptions, Verify
 from embed_worker.encoders.activation_functions import ACTIVATIONS
 from embed_worker.encoders.bert import Bert

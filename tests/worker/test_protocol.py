@@ -13,7 +13,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from embed_worker import protocol
 from embed_worker.inference.pooling import at_precision
 from embed_worker.protocol import (
     METHODS,
@@ -43,6 +42,7 @@ from embed_worker.protocol import (
     encode_vectors,
     parse_line,
 )
+from embed_worker.protocol.requests import kind_of
 
 LIMITS = Limits(max_inputs=4, max_text_bytes=40)
 PROPERTY = settings(max_examples=300, deadline=None, derandomize=True)
@@ -475,7 +475,7 @@ def test_ranges_that_are_encoded_in_pieces_are_the_same(lengths: list[int]) -> N
 
 def test_the_kinds_in_messages_are_those_of_json() -> None:
     values: list[object] = [None, True, 1, math.pi, "", [], {}]
-    kinds = [protocol._kind(value) for value in values]
+    kinds = [kind_of(value) for value in values]
     assert kinds == ["null", "a boolean", "a number", "a number", "a string", "a list", "an object"]
 
 

@@ -16,7 +16,7 @@ import pytest
 from embed_worker.accelerators import choose as providers
 from embed_worker.accelerators.agreement import ProofError, agreement_with_cpu, golden_batches
 from embed_worker.accelerators.choose import choose_backend
-from embed_worker.arguments import make_config, make_parser
+from embed_worker.arguments.serve import make_config, make_parser
 from embed_worker.config import CoremlPrecision, CoremlUnits, RuntimeOptions
 from embed_worker.errors import ConfigError, ModelError
 from embed_worker.inference.backend import Backend

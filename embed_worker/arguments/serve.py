@@ -1,16 +1,15 @@
-"""The command line of the worker, and the settings that it becomes."""
+"""The command line of the worker itself, and the settings that it becomes."""
 
 from __future__ import annotations
 
 import argparse
-import os
-import re
-from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from embed_worker import __version__
+from embed_worker.arguments.running import add_running_arguments
+from embed_worker.arguments.usage import COMMANDS, CommandParser
 from embed_worker.config import (
     DEFAULT_MODEL,
     START_LIMIT_S,
@@ -24,46 +23,14 @@ from embed_worker.config import (
     Verify,
     WorkerConfig,
     folder_argument,
-    path_argument,
     positive_argument,
-    provider_argument,
     stated_models_dirs,
 )
-from embed_worker.errors import printable
 from embed_worker.model_files.plan import pooling_argument
-from embed_worker.model_files.search import as_listed, model_name, models_folders, names_in
-from embed_worker.model_files.suggestions import meant_model
-from embed_worker.protocol import METHODS, ExitCode, Limits, closest
+from embed_worker.model_files.search import as_listed, model_name
+from embed_worker.protocol import METHODS, Limits
 
 _SUPERVISED_DRAIN_S = 10.0
-
-# Each but `serve` is a module of that name in embed_worker.tools, imported when it is called.
-COMMANDS = {
-    "serve": "run the worker, as embed-worker does without a command, too",
-    "embed": "print the vectors of some texts, or embed a whole corpus",
-    "models": "list the models that are here, and those that pull knows",
-    "inspect": "show how a model's folder is read and why, and what its graph needs",
-    "check": "judge whether a model is what it should be, and fast enough",
-    "pull": "fetch a model from the Hugging Face hub and verify it",
-    "export": "make an ONNX graph of a folder's safetensors",
-    "quantize": "make an int8 variant of a model's graph",
-}
-
-# What other programs call a command, or what is an option here.
-_ELSEWHERE = {
-    "help": "--help",
-    "version": "--version",
-    "run": "serve",
-    "start": "serve",
-    "list": "models",
-    "ls": "models",
-    "show": "inspect",
-    "download": "pull",
-    "encode": "embed",
-}
-
-# Requests that need nothing but their name.
-_METHODS = ("info", "ping", "metrics")
 
 _DESCRIPTION = """\
 Turn texts into embeddings: JSON lines on standard input, JSON lines on standard output.
@@ -80,86 +47,6 @@ commands, each with a --help of its own:
 exit status: 0 end of input, shutdown or SIGTERM; 2 usage; 70 internal error; 74 the pipe failed; 75 out of memory or
 threads, or the start took too long; 78 the model or the configuration cannot be used; 79 recycled; 130 Ctrl-C.
 """
-
-
-class CommandParser(argparse.ArgumentParser):
-    """A parser whose errors are one line, with what was probably meant; options have to be written whole.
-
-    Half an option would be taken for the only one that begins so: `check --model DIR` for `--models-dir DIR`.
-    """
-
-    def __init__(self, *, prog: str, description: str | None, epilog: str | None = None) -> None:
-        super().__init__(
-            prog=prog,
-            description=description,
-            epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong and end with the status of a wrong usage."""
-        message = re.sub(r": invalid \w+ value: (.*)", self._form_of, message, count=1, flags=re.DOTALL)
-        hint = self._hint(message)
-        if not hint and "; " not in message:
-            hint = f"; see {self.prog} --help"
-        self.exit(ExitCode.USAGE, f"{self.prog}: {printable(message)}{hint}\n")
-
-    def _form_of(self, found: re.Match[str]) -> str:
-        """Return how an argument is written that its reader could not read; argparse names the reader."""
-        action = self._action_of(found.string)
-        return f" is written {action.metavar}, and not {found[1]}" if action is not None else found[0]
-
-    def _hint(self, message: str) -> str:
-        """Return what was probably meant, as the end of a message."""
-        known: Iterable[str] = ()
-        word = None
-        if message.startswith("unrecognized"):
-            known = [*self._option_string_actions, *(COMMANDS if self.prog == "embed-worker" else ())]
-            word = next(iter(re.findall(r"--?[\w-]+", message)), None)
-            if word == "--model" and any(action.dest == "model" for action in self._actions):
-                return f"; the model stands by itself: `{self.prog} NAME-OR-FOLDER`"
-        elif refused := re.search(r": invalid choice: '([^']*)'", message):
-            word = refused[1]
-            action = self._action_of(message)
-            known = [str(choice) for choice in (action.choices if action is not None else None) or ()]
-        meant = None if word is None else closest(word, known)
-        return "" if meant is None else f"; did you mean `{meant}`?"
-
-    def _action_of(self, message: str) -> argparse.Action | None:
-        """Return the argument that a message of argparse begins with."""
-        named = re.match(r"argument ([^:\s]+)", message)
-        names = named[1].split("/") if named else []
-        return next(
-            (
-                action
-                for action in self._actions
-                if any(name in (*action.option_strings, action.dest, action.metavar) for name in names)
-            ),
-            None,
-        )
-
-
-def unknown_command(word: str) -> str:
-    """Return what is said of a command that there is not."""
-    meant = _ELSEWHERE.get(word.lower()) or closest(word, COMMANDS, likeness=0.7) or _option_of_model(word)
-    hint = _how_to_embed(word) if meant is None else f"; did you mean `{meant}`?"
-    return f"embed-worker: there is no command {word[:64]!a}{hint}"
-
-
-def _option_of_model(word: str) -> str | None:
-    if os.path.exists(word):
-        return None
-    model = meant_model(word, names_in(models_folders(stated_models_dirs([]))))
-    return None if model is None else f"--model {model}"
-
-
-def _how_to_embed(word: str) -> str:
-    if word.lower() in _METHODS:
-        return f"""; it is a request: echo '{{"method": "{word.lower()}"}}' | embed-worker"""
-    if os.path.exists(word) or re.fullmatch(r"\.\w+", os.path.splitext(word)[1]):
-        return f"; for a file, say `embed-worker embed {word[:64]!a} -o vectors.npy`"
-    return '; for the vector of a text, say `embed-worker embed "some text"`; see embed-worker --help'
 
 
 class _StartModel(argparse.Action):
@@ -328,76 +215,6 @@ def make_parser() -> argparse.ArgumentParser:
         "--log-format", choices=[str(name) for name in LogFormat], default="text", help="how they look (text)"
     )
     return parser
-
-
-def add_running_arguments(group: argparse._ActionsContainer) -> None:
-    """Declare what decides what runs a model, and how; also for the commands that start a worker."""
-    runtime = RuntimeOptions()
-    group.add_argument(
-        "--provider",
-        type=provider_argument,
-        default=runtime.provider,
-        metavar="NAME",
-        help="what runs the model: auto, cpu, coreml, mlx, openvino, cuda … (auto)",
-    )
-    group.add_argument(
-        "--threads",
-        type=positive_argument,
-        metavar="N",
-        help="how many cores to use (all that affinity and cgroup quota leave, at most $OMP_NUM_THREADS)",
-    )
-    group.add_argument(
-        "--coreml-units",
-        choices=[str(units) for units in CoremlUnits],
-        default=str(runtime.coreml_units),
-        help="what CoreML may compute on (ALL)",
-    )
-    group.add_argument(
-        "--coreml-precision",
-        choices=[str(precision) for precision in CoremlPrecision],
-        default=str(runtime.coreml_precision),
-        help="what CoreML computes in; the Neural Engine needs fp16 (fp32)",
-    )
-    group.add_argument(
-        "--coreml-cache",
-        type=path_argument,
-        metavar="DIR",
-        help="where models compiled for CoreML are kept (coreml in the user's cache folder)",
-    )
-    group.add_argument(
-        "--mlx-precision",
-        choices=[str(precision) for precision in MlxPrecision],
-        default=str(runtime.mlx_precision),
-        help="what MLX computes in (float32)",
-    )
-    group.add_argument(
-        "--openvino-precision",
-        choices=[str(precision) for precision in OpenvinoPrecision],
-        default=str(runtime.openvino_precision),
-        help="what OpenVINO computes in (auto: bfloat16 where it is right and faster)",
-    )
-
-
-def running_arguments(options: argparse.Namespace) -> list[str]:
-    """Return what `add_running_arguments` has parsed as a worker's command line has it, without the defaults."""
-    stated = [(name, getattr(options, name), getattr(RuntimeOptions(), name)) for name in _RUNNING]
-    return [
-        part
-        for name, value, default in stated
-        if str(value) != str(default)
-        for part in (f"--{name.replace('_', '-')}", str(value))
-    ]
-
-
-_RUNNING = (
-    "provider",
-    "threads",
-    "coreml_units",
-    "coreml_precision",
-    "coreml_cache",
-    "mlx_precision",
-    "openvino_precision",
-)
 
 
 def make_config(options: argparse.Namespace) -> WorkerConfig:

@@ -1,0 +1,75 @@
+"""The wire protocol, version 1: every message, its JSON form and its codec, and the closed set of error codes.
+
+The single definition, used by both packages. No I/O, no threads, no clock; stdlib and orjson only. The prose is
+`docs/protocol.md`, and a test holds its tables and the ones below together.
+"""
+
+from embed_worker.protocol.answers import (
+    decode_matrix,
+    decode_response,
+    encode_error,
+    encode_success,
+    encode_tokens,
+    encode_vectors,
+)
+from embed_worker.protocol.messages import (
+    MAX_ID_BYTES,
+    MAX_ID_INTEGER,
+    PROTOCOL_VERSION,
+    Cancel,
+    Embed,
+    EncodingFormat,
+    ErrorCode,
+    ExitCode,
+    Failure,
+    Info,
+    Limits,
+    LoadModel,
+    Metrics,
+    Ping,
+    ProtocolError,
+    Request,
+    RequestId,
+    Response,
+    Shutdown,
+    Success,
+    Tokenize,
+    UnloadModel,
+)
+from embed_worker.protocol.requests import METHODS, Envelope, decode_request, encode_request, parse_line
+
+__all__ = [
+    "MAX_ID_BYTES",
+    "MAX_ID_INTEGER",
+    "METHODS",
+    "PROTOCOL_VERSION",
+    "Cancel",
+    "Embed",
+    "EncodingFormat",
+    "Envelope",
+    "ErrorCode",
+    "ExitCode",
+    "Failure",
+    "Info",
+    "Limits",
+    "LoadModel",
+    "Metrics",
+    "Ping",
+    "ProtocolError",
+    "Request",
+    "RequestId",
+    "Response",
+    "Shutdown",
+    "Success",
+    "Tokenize",
+    "UnloadModel",
+    "decode_matrix",
+    "decode_request",
+    "decode_response",
+    "encode_error",
+    "encode_request",
+    "encode_success",
+    "encode_tokens",
+    "encode_vectors",
+    "parse_line",
+]
