@@ -255,7 +255,7 @@ class LoadedModel:
 
     def _finish_and_measure(
         self, raw: Float32, dimensions: int | None, normalize: bool | None
-    ) -> tuple[Float32, NDArray[np.float64]]:
+    ) -> tuple[Float32, list[float]]:
         wanted = self.normalizes if normalize is None else normalize
         return finish_and_measure(raw, dimensions or self.dimension, normalize=wanted)
 

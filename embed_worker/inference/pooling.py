@@ -6,6 +6,7 @@ B, T and D are batch, tokens and dimension. Everything here is float32 unless it
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, TypeAlias, assert_never
 
 import numpy as np
@@ -119,11 +120,8 @@ def weighted_sum(hidden: Float32, weights: Float32) -> Float32:
 
 def _total(weights: Float32) -> Float32:
     """Add up the weights of each text: (B, T) → (B, 1); 1 where there is none, for a division."""
-    total: Float32 = weights.sum(axis=1, keepdims=True)
-    return np.maximum(total, 1, out=total)
-
-
-_TINY = np.finfo(np.float64).tiny
+    totals = np.add.reduce(weights, axis=1).tolist()
+    return np.array([total or 1 for total in totals], np.float32)[:, None]
 
 
 def finish_vectors(raw: Float32, dimensions: int | None, *, normalize: bool) -> Float32:
@@ -140,18 +138,25 @@ def finish_vectors(raw: Float32, dimensions: int | None, *, normalize: bool) -> 
     return finish_and_measure(raw, dimensions, normalize=normalize)[0]
 
 
-def finish_and_measure(raw: Float32, dimensions: int | None, *, normalize: bool) -> tuple[Float32, NDArray[np.float64]]:
-    """Do what `finish_vectors` does; return with it the L2 norm of each vector after the cut: (B,) float64."""
+def finish_and_measure(raw: Float32, dimensions: int | None, *, normalize: bool) -> tuple[Float32, list[float]]:
+    """Do what `finish_vectors` does; return with it the L2 norm of each vector after the cut."""
     kept = raw[:, :dimensions]
-    finished, lengths = np.empty(kept.shape, np.float32), np.empty(len(kept))
+    if len(kept) <= _PIECE_ROWS:
+        return _finish(kept, normalize=normalize)
+    finished, lengths = np.empty(kept.shape, np.float32), []
     for first in range(0, len(kept), _PIECE_ROWS):
         here = slice(first, first + _PIECE_ROWS)
-        lengths[here] = norms(kept[here])
-        if normalize:
-            np.divide(kept[here], np.maximum(lengths[here], _TINY)[:, None], out=finished[here])
-        else:
-            finished[here] = kept[here]
+        finished[here], some = _finish(kept[here], normalize=normalize)
+        lengths += some
     return finished, lengths
+
+
+def _finish(kept: Float32, *, normalize: bool) -> tuple[Float32, list[float]]:
+    wide = kept.astype(np.float64)
+    lengths: list[float] = norms(wide).tolist()
+    if normalize:
+        wide /= np.array([length or 1 for length in lengths])[:, None]
+    return wide.astype(np.float32), lengths
 
 
 def at_precision(vectors: Float32, precision: str) -> NDArray[Any]:
@@ -182,19 +187,19 @@ def at_precision(vectors: Float32, precision: str) -> NDArray[Any]:
 _PIECE_ROWS = 1024  # norms are computed in float64: the copy of a whole matrix would be twice its size
 
 
-def norms(vectors: Float32) -> NDArray[np.float64]:
+def norms(vectors: Float32 | NDArray[np.float64]) -> NDArray[np.float64]:
     """Compute L2 norms in float64, where squares of float32 neither overflow nor vanish: (B, D) → (B,)."""
     lengths: NDArray[np.float64] = np.sqrt(np.vecdot(vectors, vectors, dtype=np.float64))
     return lengths
 
 
-def are_lengths(lengths: NDArray[np.float64]) -> list[bool]:
-    """Return which L2 norms are those of vectors that can be used, as `are_usable` says: (B,) → B.
+def are_lengths(lengths: Sequence[float]) -> list[bool]:
+    """Return which L2 norms are those of vectors that can be used, as `are_usable` says.
 
     In float64 no square of a float32 overflows or vanishes: a norm is finite and above 0 where its vector is finite and
     not 0, and nowhere else.
     """
-    return [0 < length < math.inf for length in lengths.tolist()]
+    return [0 < length < math.inf for length in lengths]
 
 
 def cosine_distances(a: Float32, b: Float32) -> NDArray[np.float64]:

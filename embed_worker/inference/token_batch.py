@@ -9,6 +9,9 @@ import numpy as np
 
 from embed_worker.inference.pooling import Int64, token_counts
 
+_ONES = np.ones((1, 512), np.int64)  # the masks of most texts that run alone are cut from it
+_ONES.flags.writeable = False
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenBatch:
@@ -36,9 +39,8 @@ class TokenBatch:
         """
         if len(rows) == 1:  # nothing to pad
             (row,) = rows
-            return cls(
-                row[None], np.ones((1, len(row)), np.int64), np.array(skipped, np.int64) if any(skipped) else None
-            )
+            mask = _ONES[:, : len(row)] if len(row) <= _ONES.size else np.ones((1, len(row)), np.int64)
+            return cls(row[None], mask, np.array(skipped, np.int64) if any(skipped) else None)
         longest = max(len(row) for row in rows)
         ids = np.full((len(rows), longest), pad_id, np.int64)
         mask = np.zeros_like(ids)

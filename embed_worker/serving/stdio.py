@@ -120,45 +120,29 @@ class LineSplitter:
         self._pieces: list[bytes] = []  # of the line that has no newline yet
         self._length = 0  # of that line so far, dropped bytes included
         self._number = 1
-        self._now: float | None = None
 
     def feed(self, chunk: bytes, now: float | None = None) -> list[Line]:
         """Take the next piece of the stream, read at `now`; return the lines that it completes, in order."""
-        self._now = now
-        first, *others = chunk.split(b"\n")
-        self._append(first)
-        lines = []
-        for piece in others:
-            lines.append(self._complete())
-            self._append(piece)
+        *ends, rest = chunk.split(b"\n")
+        lines = [self._complete(end, now) for end in ends]
+        if rest:
+            self._length += len(rest)
+            self._pieces.append(rest)
+            if self._length > self._max_line_bytes + len(_BOM):
+                self._pieces.clear()
         return lines
 
     def finish(self) -> list[Line]:
         """End the stream; return the last line where it had no newline."""
-        return [self._complete()] if self._length else []
+        return [self._complete(b"", None)] if self._length else []
 
-    def _append(self, piece: bytes) -> None:
-        if not piece:
-            return
-        self._length += len(piece)
-        if self._length > self._allowed():
-            self._pieces.clear()
-        else:
-            self._pieces.append(piece)
-
-    def _allowed(self) -> int:
-        # A byte-order mark before the first line is not part of it.
-        return self._max_line_bytes + (len(_BOM) if self._number == 1 else 0)
-
-    def _complete(self) -> Line:
-        data: bytes | None = None
-        if self._length <= self._allowed():
-            data = b"".join(self._pieces)
-            if self._number == 1:
-                data = data.removeprefix(_BOM)
-            if len(data) > self._max_line_bytes:
-                data = None
-        line = Line(self._number, data, self._now)
+    def _complete(self, end: bytes, now: float | None) -> Line:
+        is_whole = self._length <= self._max_line_bytes + len(_BOM)
+        data = b"".join((*self._pieces, end)) if self._pieces else end
+        if self._number == 1:
+            data = data.removeprefix(_BOM)  # it is not part of the line
+        fits = is_whole and len(data) <= self._max_line_bytes
+        line = Line(self._number, data if fits else None, now)
         self._pieces.clear()
         self._length = 0
         self._number += 1
