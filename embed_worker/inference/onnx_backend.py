@@ -223,7 +223,8 @@ def choose_provider(asked: str, available: Sequence[str]) -> tuple[list[str], Pr
     chosen = by_name.get(asked.lower().removesuffix("executionprovider"))
     if chosen is None:
         known = ", ".join(sorted(by_name))
-        raise ConfigError(f"this onnxruntime has no provider {asked!r}; it has: {known}")
+        hint = "; docs/installing.md tells how to get one for NVIDIA's GPUs" if asked in ("cuda", "tensorrt") else ""
+        raise ConfigError(f"this onnxruntime has no provider {asked!r}; it has: {known}{hint}")
     return list(dict.fromkeys([chosen, CPU])), ProviderReport(asked=asked, chosen=chosen, reason="asked for")
 
 

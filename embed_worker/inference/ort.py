@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,6 +16,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 
 CPU = "CPUExecutionProvider"
+_CUDA = "CUDAExecutionProvider"
 # CoreML's provider writes the weights of its Gemm nodes as text, by the gigabyte: microsoft/onnxruntime#32212.
 COREML_DISABLED_OPTIMIZERS = ("MatMulAddFusion",)
 
@@ -23,7 +26,7 @@ _MIN_FLOAT16 = 6e-8
 # What a provider is opened with. A GPU's arena would double with a longer batch and never shrink: it grows by what is
 # asked for. Products of float32 are computed in float32, not in TF32 with its 10 bits, which `precision` would hide.
 _PROVIDER_OPTIONS: dict[str, dict[str, str]] = {
-    "CUDAExecutionProvider": {"arena_extend_strategy": "kSameAsRequested", "use_tf32": "0"},
+    _CUDA: {"arena_extend_strategy": "kSameAsRequested", "use_tf32": "0"},
 }
 
 Session: TypeAlias = onnxruntime.InferenceSession
@@ -74,6 +77,8 @@ def open_session(
     Raises:
         Exception: Whatever the runtime raises; its exceptions have no narrower base.
     """
+    if _CUDA in (provider if isinstance(provider, str) else provider[0] for provider in providers):
+        _load_cuda()
     more = {"disabled_optimizers": list(disabled_optimizers)} if disabled_optimizers else {}
     # With its fallback, onnxruntime prints to standard output and opens another session than was asked for.
     return (factory or onnxruntime.InferenceSession)(
@@ -83,6 +88,14 @@ def open_session(
         enable_fallback=0,
         **more,
     )
+
+
+def _load_cuda() -> None:
+    """Load CUDA's libraries from where pip puts them (`onnxruntime-gpu[cuda,cudnn]`); the provider looks elsewhere."""
+    load = getattr(onnxruntime, "preload_dlls", None)  # from 1.21 on
+    if load is not None:
+        with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find
+            load()
 
 
 def with_options(providers: Sequence[str]) -> list[str | tuple[str, Mapping[str, str]]]:

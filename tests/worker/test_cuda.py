@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -10,8 +12,8 @@ from tests.worker.harness import ROOT, WorkerProcess, cosines, matrix_of
 from tests.worker.test_golden import GOLDEN, TEXTS
 
 pytestmark = pytest.mark.skipif(
-    "CUDAExecutionProvider" not in onnxruntime.get_available_providers(),
-    reason="this onnxruntime has no CUDA: pip install onnxruntime-gpu on a machine with a GPU",
+    "CUDAExecutionProvider" not in onnxruntime.get_available_providers() or shutil.which("nvidia-smi") is None,
+    reason="no GPU, or an onnxruntime without CUDA: see docs/installing.md",
 )
 MODEL = ROOT / "models" / "all-MiniLM-L6-v2"
 

@@ -125,6 +125,7 @@ class FakeCudaSession:
 def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     """A CUDA that works, unless a test changes it."""
     fake = FakeCuda(lambda hidden: hidden, [CUDA, CPU])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print("libcublas was not found"), raising=False)
     monkeypatch.setattr(onnxruntime, "InferenceSession", fake)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
     return fake
@@ -136,6 +137,15 @@ def test_rule_14_another_provider_that_gives_the_cpus_vectors_serves(cuda: FakeC
     of_cuda = {"arena_extend_strategy": "kSameAsRequested", "use_tf32": "0"}
     assert [call["providers"] for call in cuda.opened] == [[CPU], [(CUDA, of_cuda), CPU]]
     assert {call["enable_fallback"] for call in cuda.opened} == {0}
+
+
+def test_cudas_libraries_are_looked_for_where_pip_puts_them_and_nothing_is_printed(
+    cuda: FakeCuda, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen("cpu")
+    assert capsys.readouterr() == ("", "")
+    chosen("cuda")
+    assert capsys.readouterr() == ("", "libcublas was not found\n")
 
 
 def raising(hidden: Float32) -> Float32:

@@ -50,6 +50,8 @@ def test_a_provider_is_known_by_its_short_or_long_name(asked: str, providers: li
 def test_a_provider_that_is_not_there_is_refused_with_those_that_are() -> None:
     with pytest.raises(ConfigError, match="no provider 'tpu'; it has: coreml, cpu, cuda"):
         choose_provider("tpu", AVAILABLE)
+    with pytest.raises(ConfigError, match=r"no provider 'cuda'; it has: cpu; docs/installing\.md tells how"):
+        choose_provider("cuda", [CPU])
 
 
 @pytest.mark.parametrize(

@@ -166,11 +166,14 @@ def _padded(batch: TokenBatch, bucket: Bucket, pad_id: int, *, pad_left: bool) -
     if (rows, tokens) == bucket:
         return batch
 
+    here = slice(bucket.tokens - tokens, None) if pad_left else slice(tokens)
+
     def pad(values: Int64, value: int) -> Int64:
-        padded = np.full(bucket, value, np.int64)
-        here = slice(bucket.tokens - tokens, None) if pad_left else slice(tokens)
+        padded = np.empty(bucket, np.int64)
+        padded.fill(value)
         padded[:rows, here] = values
-        padded[rows:] = padded[0]
+        if rows < bucket.rows:
+            padded[rows:] = padded[0]
         return padded
 
     return TokenBatch(pad(batch.ids, pad_id), pad(batch.mask, 0))

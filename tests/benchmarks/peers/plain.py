@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 MAX_TOKENS = 256
+GPU_BATCH_TOKENS = 8192  # of a batch on a GPU: nobody has measured yet what is best there
 
 Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]

@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+import onnxruntime
+
+from tests.benchmarks.peers.plain import GPU_BATCH_TOKENS
+
 ROOT = Path(__file__).resolve().parents[3]
 PEERS = ROOT / "tests" / "benchmarks" / "peers"
 _RUST = PEERS / "rust" / "target" / "release" / "rust-contestant"
@@ -31,6 +35,7 @@ class Entry:
         file: What the model's folder must have for it.
         made: The format that the model is put into for it, before its start: "openvino" or "gguf".
         is_bfloat16: It makes sense only where the processor multiplies bfloat16.
+        is_cuda: It makes sense only where our onnxruntime has CUDA.
     """
 
     key: str
@@ -43,6 +48,7 @@ class Entry:
     file: str = "onnx/model.onnx"
     made: str = ""
     is_bfloat16: bool = False
+    is_cuda: bool = False
 
     @property
     def is_ours(self) -> bool:
@@ -71,6 +77,8 @@ class Entry:
             return f"the model's folder has no {self.file}"
         if self.is_bfloat16 and not flags & {"avx512_bf16", "amx_bf16", "bf16"}:
             return "the processor does not multiply bfloat16"
+        if self.is_cuda and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            return "this onnxruntime has no CUDA: pip install onnxruntime-gpu on a machine with a GPU"
         if self.key == "fastembed-rs":
             return None if _RUST.is_file() else f"it is not built ({_MADE_BY}, with cargo)"
         if self.key == "transformers.js":
@@ -117,6 +125,22 @@ ROSTER: tuple[Entry, ...] = (
         arrangement="--provider openvino, through its pipe",
         packages=("openvino",),
         variant="--provider openvino",
+    ),
+    Entry(
+        key="embed-worker-cuda",
+        name="embed-worker, CUDA",
+        arrangement=f"--provider cuda --batch-tokens {GPU_BATCH_TOKENS}, through its pipe",
+        variant=f"--provider cuda --batch-tokens {GPU_BATCH_TOKENS}",
+        is_cuda=True,
+    ),
+    Entry(
+        key="onnxruntime-cuda",
+        name="onnxruntime on CUDA, called directly",
+        arrangement=f"sorted, cut by {GPU_BATCH_TOKENS} tokens, one lane",
+        module="with_onnxruntime",
+        packages=("onnxruntime",),
+        variant="cuda",
+        is_cuda=True,
     ),
     Entry(
         key="onnxruntime",
