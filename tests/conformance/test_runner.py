@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -338,3 +339,25 @@ def test_whoever_has_only_the_wheel_is_told_what_to_name(tmp_path: Path, capsys:
     with pytest.raises(SystemExit):
         main(("worker", "--transcripts", str(tmp_path), "--", "x"))
     assert "--transcripts" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows removes no folder whose files are open")
+def test_a_played_worker_ends_with_its_input_also_where_the_suite_has_removed_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "play"
+    folder.mkdir()
+    (folder / "flags.json").write_text("[[]]")
+    command = [sys.executable, str(ROOT / "bridge_client/testing/conformance/played_worker.py"), str(folder)]
+    worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    try:
+        worker.stdin.write(b'{"id": 1, "method": "ping"}\n')
+        worker.stdin.flush()
+        assert b"pong" in worker.stdout.readline()
+        shutil.rmtree(folder)
+        worker.stdin.close()
+        assert worker.wait(WAIT_S) == 0
+    finally:
+        worker.kill()
+        worker.stdout.close()
+        worker.wait()

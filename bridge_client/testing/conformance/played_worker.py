@@ -69,14 +69,16 @@ def _copy_input(sent: Path) -> None:
 
 
 def _pump(reading: int, writing: int, sent: Path) -> None:
-    copy = os.open(sent, os.O_WRONLY | os.O_APPEND)
-    while chunk := os.read(reading, 1 << 16):
-        os.write(copy, chunk)
-        rest = memoryview(chunk)
-        while rest:
-            rest = rest[os.write(writing, rest) :]
-    sent.with_suffix(".end").touch()
-    os.close(writing)
+    try:
+        copy = os.open(sent, os.O_WRONLY | os.O_APPEND)
+        while chunk := os.read(reading, 1 << 16):
+            os.write(copy, chunk)
+            rest = memoryview(chunk)
+            while rest:
+                rest = rest[os.write(writing, rest) :]
+        sent.with_suffix(".end").touch()
+    finally:
+        os.close(writing)  # or the worker would outlive a suite that has removed the folder
 
 
 if __name__ == "__main__":
