@@ -174,6 +174,14 @@ def test_rows_without_a_text_cost_themselves_alone_and_are_listed(
     assert "json" not in errors.read_text().replace("JSON", "")  # the text of row 2
 
 
+def test_a_text_that_is_refused_is_listed_with_its_code_once(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(f"{'x ' * 2**19}y\n{RAIN}\n")
+    errors = tmp_path / "errors.jsonl"
+    assert embed(tmp_path / "a.txt", "-o", tmp_path / "o.npy", "--on-error", "null", "--errors", errors) == 1
+    message = "its text has 1048577 bytes, the limit is 1048576"
+    assert json.loads(errors.read_text()) == {"row": 0, "code": "input_too_long", "message": message}
+
+
 def test_a_summary_counts_what_happened(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert (
         run_tool("embed", [str(written(tmp_path, "jsonl")), "-o", str(tmp_path / "o.npy"), "--model", MODEL, "--json"])
