@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import csv
 import errno
@@ -23,6 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bridge_client import ClientOptions, EmbedClient
+from bridge_client.bulk.command import _OF_A_CORPUS, add_arguments
 from bridge_client.bulk.job import Job
 from bridge_client.testing.processes import send_signal
 from embed_worker.__main__ import run_tool
@@ -226,6 +228,15 @@ def test_chunks_of_texts_fit_the_model_and_say_where_they_are_from(
 # Refusals
 
 
+def test_every_option_of_a_corpus_is_refused_without_an_output() -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    groups = {group.title: group._group_actions for group in parser._action_groups}
+    of_texts = {"help", "inputs", "output", "json", "quiet", "query", "document", "prompt_name", "dimensions"}
+    found = {action.dest: action.default for group in groups.values() for action in group}
+    assert {name: default for name, default in found.items() if name not in of_texts} == _OF_A_CORPUS
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -236,6 +247,10 @@ def test_chunks_of_texts_fit_the_model_and_say_where_they_are_from(
         (["corpus.jsonl", "-o", "o.npy", "--keep", "id"], "vectors alone"),
         (["corpus.jsonl", "corpus.parquet", "-o", "o.npy"], "cannot be read as one corpus"),
         (["corpus.jsonl"], "say with -o"),
+        (["a river", "--chunk", "9"], "--chunk is for a corpus"),
+        (["a river", "--dtype", "float16"], "--dtype is for a corpus"),
+        (["a river", "--on-error", "null"], "--on-error is for a corpus"),
+        (["a river", "--overwrite"], "--overwrite is for a corpus"),
         (["corpus.strange", "-o", "o.npy"], "--format"),
         (["corpus.parquet", "-o", "o.npy", "--column", "id"], "is of the type int64"),
         (["corpus.jsonl", "-o", "o.npy", "--format", "parquet"], "is not a file of the format parquet"),
