@@ -8,6 +8,7 @@ keep their places.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import itertools
@@ -45,7 +46,11 @@ class TextReader:
         self._rows: Iterator[_Row] | None = None  # of standard input once `names` has looked at it: it is read once
 
     def names(self) -> list[str]:
-        """Return the columns: of jsonl the members that the first rows have, as many as a block has."""
+        """Return the columns: of jsonl the members that the first rows have, as many as a block has.
+
+        Raises:
+            CorpusError: The file cannot be read, or is no UTF-8 as a whole.
+        """
         if self._names is None:
             try:
                 with _opened(self._source) as file:
@@ -76,6 +81,10 @@ class TextReader:
             yield block
 
     def _look(self, file: IO[bytes]) -> list[str]:
+        if self._source.path != STDIN:
+            if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):  # what PowerShell writes
+                raise CorpusError(f"{self._source.name} is UTF-16: convert it to UTF-8, with iconv perhaps")
+            file.seek(0)
         names, rows = _read(file, self._source)
         if names is None:
             first = list(itertools.islice(rows, _BLOCK_ROWS))

@@ -140,6 +140,14 @@ def test_a_file_without_rows_has_none(name: str, tmp_path: Path) -> None:
         assert read(tmp_path / name) == ([], {}, {})
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a.tsv"])
+def test_a_file_of_utf_16_is_refused_as_such(name: str, tmp_path: Path) -> None:
+    for encoding in ("utf-16-le", "utf-16-be"):
+        (tmp_path / name).write_bytes('\ufefftext\n"hello"\n'.encode(encoding))
+        with pytest.raises(CorpusError, match="is UTF-16: convert it"):
+            read(tmp_path / name)
+
+
 def test_a_folder_and_a_pattern_are_files_in_order(tmp_path: Path) -> None:
     for name in ("b.txt", "a.txt", "c.jsonl"):
         (tmp_path / name).write_text(f'"{name}"\n')
