@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         if arguments[0] != "serve":
             sys.exit(run_tool(arguments[0], arguments[1:]))
     with _ending_in_a_line("embed-worker"):
+        _make_printable(sys.stdout)  # noqa: TID251 - of --help; the wire is claimed later
         options = make_parser().parse_args(arguments[1:] if arguments[:1] == ["serve"] else arguments)
     status = serve(make_config(options), log_level=options.log_level, log_format=LogFormat(options.log_format))
     with contextlib.suppress(OSError, ValueError):
@@ -65,11 +66,16 @@ def run_tool(name: str, arguments: Sequence[str]) -> int:
 
 
 def _open_what_is_closed() -> None:
-    """Let a tool read nothing from a closed standard input, and write to a closed output as to nobody."""
+    """Let a tool read nothing from a closed standard input, and write to a closed output or error as to nobody.
+
+    In this order, each gets the number that it has lost, and no file that is opened later does.
+    """
     if sys.stdin is None:
         sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115 - to the end of the process
     if sys.stdout is None:  # noqa: TID251 - a tool's own, not the wire
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, TID251
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 @contextlib.contextmanager

@@ -245,8 +245,12 @@ def main() -> None:
     parser.add_argument("--model", default="all-MiniLM-L6-v2", help="a model's name or folder")
     parser.add_argument("--port", type=int, default=8000, help="0 takes any that is free")
     options = parser.parse_args()
-    with socket.socket() as listening:
-        listening.bind((LOOPBACK, options.port))
+    try:
+        # On POSIX this takes a port again whose last server has just ended, while the system keeps its connections.
+        listening = socket.create_server((LOOPBACK, options.port), backlog=2048)
+    except (OSError, OverflowError) as error:
+        raise SystemExit(f"port {options.port} of {LOOPBACK} cannot be taken: {error}") from None
+    with listening:
         print(f"http://{LOOPBACK}:{listening.getsockname()[1]}/v1", flush=True)
         service = Service(AsyncEmbedClient(options.model))
         uvicorn.Server(uvicorn.Config(service.app(), log_level="warning")).run(sockets=[listening])

@@ -40,6 +40,11 @@ _PART_ROWS = 8192
 _PART_TEXTS = 512  # of the rows of a part where each becomes some chunks
 _PYARROW = 25  # the first that writes vectors of fixed size in parquet where some rows have none; 26 reads them, too
 _DTYPES = ("float32", "float16")
+# What counts with -o alone, and what it is where nobody has given it.
+_OF_A_CORPUS = {
+    "format": None, "column": None, "keep": None, "chunk": None, "dtype": _DTYPES[0], "output_format": None,
+    "on_error": "fail", "errors": None, "part_rows": None, "overwrite": False,
+}  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -174,6 +179,11 @@ def _print_vectors(client: EmbedClient, args: argparse.Namespace) -> int:
     """Print one vector a line for texts on the command line."""
     if file := next((name for name in args.inputs if name == "-" or os.path.exists(name)), None):
         raise CorpusError(f"{file!r} is a file: say with -o where its vectors go, such as -o vectors.parquet")
+    if name := next((name for name, unset in _OF_A_CORPUS.items() if getattr(args, name) != unset), None):
+        option = name.replace("_", "-")
+        raise CorpusError(
+            f"--{option} is for a corpus, and without -o INPUT is a text: say with -o where its vectors go"
+        )
     found = client.embed_detailed(args.inputs, **_parameters(args))
     for row, text in enumerate(args.inputs):
         vector = found.vectors[row]

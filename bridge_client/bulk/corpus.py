@@ -10,6 +10,7 @@ import bisect
 import glob
 import itertools
 import os
+import re
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -73,6 +74,7 @@ def _source(file: Path, stated: Format | None) -> Source:
 
 
 _COMPRESSED = frozenset({".gz", ".bz2", ".xz", ".zst", ".zip", ".lz4", ".br"})
+_SEPARATOR = re.compile(r"[,;|\t]")  # what people separate cells by
 BLOCK_CHARACTERS = 2**25  # of its texts: what a block takes in memory, however many rows are asked for
 
 
@@ -100,7 +102,7 @@ class Corpus:
         self.sources = list(sources)
         self._readers = [_reader(source) for source in sources]
         names = list(dict.fromkeys(name for reader in self._readers for name in reader.names()))
-        self.column = column or _text_column(names)
+        self.column = column or _text_column(names, self.sources[0].format)
         self.kept = list(dict.fromkeys([self.column] if keep is None else names if "*" in keep else keep))
         for name in (self.column, *self.kept):
             self._check_column(name)
@@ -116,7 +118,10 @@ class Corpus:
             self._schema = tables.common_schema(self.sources, self.column, self.kept)
 
     def _check_column(self, name: str) -> None:
-        """Check that every source may have a column; of ragged ones it is enough that one may."""
+        """Check that every source may have a column, and one of the name; of ragged ones it is enough that one may."""
+        for source, reader in zip(self.sources, self._readers, strict=True):
+            if (count := reader.names().count(name)) > 1:
+                raise CorpusError(f"{source.name} has {count} columns named {name!r}: give each a name of its own")
         known = [(source, reader) for source, reader in zip(self.sources, self._readers, strict=True) if reader.names()]
         lacking = [(source, reader) for source, reader in known if not reader.may_have(name)]
         for source, reader in lacking:
@@ -194,9 +199,15 @@ def _reader(source: Source) -> Reader:
     return TextReader(source)
 
 
-def _text_column(names: Sequence[str]) -> str:
+def _text_column(names: Sequence[str], kind: Format) -> str:
     if TEXT_COLUMN in names or not names:
         return TEXT_COLUMN
     if len(names) == 1:
+        if kind in (Format.CSV, Format.TSV) and _SEPARATOR.search(names[0]):
+            separator = "commas" if kind is Format.CSV else "tabs"
+            raise CorpusError(
+                f"the head is one cell, {names[0]!r}, and cells of {kind} are separated by {separator}: "
+                f"if it is a name all the same, say so with --column"
+            )
         return names[0]
     raise CorpusError(f"there are the columns {', '.join(names)}: say with --column which one has the texts")

@@ -237,7 +237,8 @@ class Pipeline:
 def _row_error(row: int, fault: Exception) -> RowError:
     if isinstance(fault, RequestError):
         # A message may name a place in the stream of unique texts, which nobody can look up.
-        return RowError(row=row, code=fault.code, message=re.sub(r"\binput \d+\b", "its text", str(fault)))
+        message = str(fault).removeprefix(f"{fault.code}: ")
+        return RowError(row=row, code=fault.code, message=re.sub(r"\binput \d+\b", "its text", message))
     return RowError(row=row, code=POISONED, message="its text kills the worker")
 
 

@@ -36,6 +36,10 @@ def place_of(output: Path, stated: Output | None) -> Place:
     Raises:
         CorpusError: It means nothing that could be written.
     """
+    if str(output) == STDIN:
+        raise CorpusError(
+            f"an output appears whole, which standard output cannot: name a file, or a folder, instead of {output}"
+        )
     path = _absolute(output)
     if os.path.islink(path) or path.name == "..":
         path = Path(os.path.realpath(path))
@@ -74,6 +78,8 @@ def check_places(place: Place, sources: Sequence[Source], errors: Path | None) -
             raise CorpusError(f"{found} has inputs in it, such as {file}: write to another place")
     if errors is None:
         return
+    if str(errors) == STDIN:
+        raise CorpusError("the rows without a vector go to a file: for standard error, name /dev/stderr")
     real = Path(os.path.realpath(_absolute(errors)))
     if not os.path.exists(real) and not os.path.isdir(real.parent):  # the devices of Windows are in no folder
         raise CorpusError(f"{errors} cannot be written: there is no such folder")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 from bridge_client.bulk.rows import CHUNK_COLUMNS, Block, CorpusError, Format, Source
 
 _BLOCK_ROWS = 1024
+_ARROW_FILE = b"ARROW1"  # how a file begins that has a footer; a stream has none
 
 
 class TableReader:
@@ -65,8 +67,8 @@ def _describe(source: Source) -> tuple[Any, int]:
             file = pq.ParquetFile(source.path)
             with file:
                 return file.schema_arrow, file.metadata.num_rows
-        with pa.memory_map(source.path) as mapped, pa.ipc.open_file(mapped) as reader:
-            return reader.schema, sum(reader.get_batch(n).num_rows for n in range(reader.num_record_batches))
+        with _arrow_batches(source.path) as (schema, batches):
+            return schema, sum(batch.num_rows for batch in batches)
     except UnicodeEncodeError:
         raise CorpusError(f"{source.name!a} has a name that is not UTF-8, and pyarrow opens no such file") from None
     except (pa.ArrowException, OSError) as error:
@@ -80,11 +82,24 @@ def _batches(source: Source, columns: list[str]) -> Iterator[Any]:
             for group in range(file.num_row_groups):
                 yield from file.iter_batches(batch_size=_BLOCK_ROWS, row_groups=[group], columns=columns)
         return
-    with pa.memory_map(source.path) as mapped, pa.ipc.open_file(mapped) as reader:
-        for number in range(reader.num_record_batches):
-            batch = reader.get_batch(number).select(columns)
-            for start in range(0, batch.num_rows, _BLOCK_ROWS):
-                yield batch.slice(start, _BLOCK_ROWS)
+    with _arrow_batches(source.path) as (_, batches):
+        for batch in batches:
+            chosen = batch.select(columns)
+            for start in range(0, chosen.num_rows, _BLOCK_ROWS):
+                yield chosen.slice(start, _BLOCK_ROWS)
+
+
+@contextmanager
+def _arrow_batches(path: str) -> Iterator[tuple[Any, Iterator[Any]]]:
+    """Open a file of arrow, or a stream in a file, as datasets writes them; yield its schema and its batches."""
+    with pa.memory_map(path) as mapped:
+        if mapped.read(len(_ARROW_FILE)) == _ARROW_FILE:
+            with pa.ipc.open_file(mapped) as reader:
+                yield reader.schema, (reader.get_batch(number) for number in range(reader.num_record_batches))
+            return
+        mapped.seek(0)
+        with pa.ipc.open_stream(mapped) as stream:
+            yield stream.schema, iter(stream)
 
 
 def _decoded(array: pa.Array) -> pa.Array:

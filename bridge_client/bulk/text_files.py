@@ -2,11 +2,13 @@
 
 A line of a txt file is a text. A line of a jsonl file is an object, or a string, which stands for `{"text": string}`; a
 member that is missing is null. The first line of a csv or tsv file with anything in it is the head; an empty cell is
-null. A row that cannot be read is a row with a problem, so that those around it keep their places.
+null, and so is one that a short row lacks. A row that cannot be read is a row with a problem, so that those around it
+keep their places.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import itertools
@@ -44,7 +46,11 @@ class TextReader:
         self._rows: Iterator[_Row] | None = None  # of standard input once `names` has looked at it: it is read once
 
     def names(self) -> list[str]:
-        """Return the columns: of jsonl the members that the first rows have, as many as a block has."""
+        """Return the columns: of jsonl the members that the first rows have, as many as a block has.
+
+        Raises:
+            CorpusError: The file cannot be read, or is no UTF-8 as a whole.
+        """
         if self._names is None:
             try:
                 with _opened(self._source) as file:
@@ -75,6 +81,10 @@ class TextReader:
             yield block
 
     def _look(self, file: IO[bytes]) -> list[str]:
+        if self._source.path != STDIN:
+            if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):  # what PowerShell writes
+                raise CorpusError(f"{self._source.name} is UTF-16: convert it to UTF-8, with iconv perhaps")
+            file.seek(0)
         names, rows = _read(file, self._source)
         if names is None:
             first = list(itertools.islice(rows, _BLOCK_ROWS))
@@ -133,8 +143,8 @@ def _position(file: IO[bytes]) -> int:
 def _lines(file: IO[bytes]) -> Iterator[bytes]:
     """Yield the lines without their ends. Not through `str`, which would split at other characters, too."""
     for number, line in enumerate(file):
-        if number == 0:
-            line = line.removeprefix(_BOM)
+        if number == 0 and not (line := line.removeprefix(_BOM)):
+            return  # there is nothing but the mark
         yield line.removesuffix(b"\n").removesuffix(b"\r")
 
 
@@ -152,8 +162,11 @@ def _json_rows(file: IO[bytes]) -> Iterator[_Row]:
             continue
         try:
             row = _json(line)
-        except (orjson.JSONDecodeError, RecursionError):
-            yield "the line is not JSON"
+        except orjson.JSONDecodeError as error:  # also of what is JSON and no text, such as half a surrogate pair
+            yield f"the line cannot be read as JSON: {error.msg} at character {error.pos}"
+            continue
+        except RecursionError:
+            yield "the line cannot be read as JSON: it is nested too deep"
             continue
         match row:
             case dict():
@@ -185,7 +198,15 @@ def _csv_rows(file: IO[bytes], source: Source) -> tuple[list[str], Iterator[_Row
     # A copy of the descriptor's file object would be closed with the text layer; the owner closes it.
     bytes_ = io.BufferedReader(_Unclosed(file))
     text = io.TextIOWrapper(bytes_, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    reader = csv.reader(text, dialect="excel-tab" if source.format is Format.TSV else "excel")
+    has_ended = False
+
+    def lines() -> Iterator[str]:
+        nonlocal has_ended
+        yield from text
+        # Behind a row that is complete the reader asks for no line: its quotes are open, and hold all the rest.
+        has_ended = True
+
+    reader = csv.reader(lines(), dialect="excel-tab" if source.format is Format.TSV else "excel")
     head = next((cells for cells in reader if any(map(str.strip, cells))), [])
     if any(map(_NOT_UTF8.search, head)):
         raise CorpusError(f"the head of {source.name} is not UTF-8: convert the file, with iconv perhaps")
@@ -193,8 +214,12 @@ def _csv_rows(file: IO[bytes], source: Source) -> tuple[list[str], Iterator[_Row
     def rows() -> Iterator[_Row]:
         first_line = reader.line_num + 1
         for cells in reader:
-            if any(map(_NOT_UTF8.search, cells)):
+            if has_ended:
+                yield f"a quoted cell begins in line {first_line} and does not end before the file does"
+            elif any(map(_NOT_UTF8.search, cells)):
                 yield f"line {first_line} is not UTF-8"
+            elif any(cells[len(head) :]):  # a text with a comma and without quotes would lose what is behind it
+                yield f"line {first_line} has {len(cells)} cells, and the head has {len(head)}"
             elif cells:
                 yield {name: cell or None for name, cell in zip(head, cells, strict=False)}
             first_line = reader.line_num + 1

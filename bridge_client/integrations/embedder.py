@@ -89,17 +89,19 @@ class Embedder:
             raise OtherVectorSpaceError(self.model, stored, self.fingerprint())
 
     def vectors(self, texts: Sequence[str], input_type: InputType) -> Matrix:
-        """Embed texts: (B, D) float32.
+        """Embed texts: (B, D) float32; a string is one text, and not as many as it has characters.
 
         Raises:
             OtherVectorSpaceError: The model is not the one whose vectors are stored.
         """
+        texts = [texts] if isinstance(texts, str) else texts
         if not texts:
             return self._checked(self.client.embed_detailed([]))
         return self._checked(self.client.embed_detailed(list(texts), input_type=input_type))
 
     async def avectors(self, texts: Sequence[str], input_type: InputType) -> Matrix:
         """Do as `vectors`, awaiting."""
+        texts = [texts] if isinstance(texts, str) else texts
         client = AsyncEmbedClient(client=self.client)
         return self._checked(await client.embed_detailed(list(texts), input_type=input_type))
 

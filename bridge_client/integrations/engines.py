@@ -74,7 +74,7 @@ class EmbedBatch:
         return f"{type(self).__name__}({self._column!r} -> {self._output!r})"
 
     def __call__(self, batch: Any) -> Any:
-        """Return the batch with its vectors.
+        """Return the batch with its vectors; a column of the output's name is replaced.
 
         Args:
             batch: A `pyarrow.Table` or `RecordBatch`, a frame of pandas or polars, or a mapping of columns.
@@ -141,10 +141,8 @@ class EmbedBatch:
         import pyarrow as pa
 
         array = self._arrow_column(_strings(batch.column(self._column)))
-        names = [*batch.schema.names, self._output]
-        made = type(batch).from_arrays([*batch.columns, array], names=names)
-        schema = batch.schema.append(pa.field(self._output, array.type))
-        return made.cast(schema) if made.schema.metadata != schema.metadata else made
+        field, place = pa.field(self._output, array.type), batch.schema.get_field_index(self._output)
+        return batch.append_column(field, array) if place < 0 else batch.set_column(place, field, array)
 
     def _arrow_column(self, texts: Sequence[Any]) -> Any:
         """Make an Arrow array over the matrix, without a copy of it."""
@@ -168,8 +166,12 @@ class EmbedBatch:
     def _mapping(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         column = batch[self._column]
         matrix, present = self.vectors(column if isinstance(column, list) else list(column))
-        vectors: Any = matrix if present.all() else _objects(matrix, present)
-        return {**batch, self._output: vectors.tolist() if isinstance(column, list) and present.all() else vectors}
+        vectors: Any
+        if isinstance(column, list):
+            vectors = [row if there else None for row, there in zip(matrix.tolist(), present, strict=True)]
+        else:
+            vectors = matrix if present.all() else _objects(matrix, present)
+        return {**batch, self._output: vectors}
 
 
 def _strings(column: Any) -> list[Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from lancedb.embeddings import TextEmbeddingFunction, get_registry, register
-from pydantic import PrivateAttr
+from pydantic import ConfigDict, PrivateAttr
 
 from bridge_client.integrations.embedder import Embedder
 
@@ -24,6 +24,7 @@ class EmbedBridgeLance(TextEmbeddingFunction):  # type: ignore[misc, unused-igno
     A text that is null has no vector: give `on_bad_vectors="null"` where there are some.
     """
 
+    model_config = ConfigDict(extra="forbid")  # `create(model=…)` would be passed over, and the default model embed
     name: str = "all-MiniLM-L6-v2"
     fingerprint: str | None = None
     options: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies it

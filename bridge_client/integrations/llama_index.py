@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
-from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
 
 from bridge_client.integrations.embedder import Embedder
 
@@ -18,6 +18,7 @@ class EmbedBridgeEmbedding(BaseEmbedding):  # type: ignore[misc, unused-ignore]
     `fingerprint` is that of the vectors that an index holds already: a model of another space is refused.
     """
 
+    model_config = ConfigDict(extra="forbid")  # `model=` would be passed over, and the default model embed
     fingerprint: str | None = Field(default=None, description="The vector space that the model must have.")
     options: dict[str, Any] = Field(default_factory=dict, description="Options of the client.")
     _embedder: Embedder = PrivateAttr()

@@ -53,16 +53,70 @@ def test_jsonl_has_objects_and_strings(tmp_path: Path) -> None:
     assert texts == ["one", "two", None, None, None, None]
     assert sorted(problems) == [3, 4, 5]
     assert not any("three" in problem or "four" in problem for problem in problems.values())
+    assert problems[4].startswith("the line cannot be read as JSON: ")
+    file.write_bytes(b'{"text":"half a \\ud83d"}\n')
+    assert "surrogate" in read(file)[1][0]
     assert columns == {"id": [1, None, None, None, None, None]}
 
 
 def test_csv_has_quotes_line_breaks_and_rows_of_other_lengths(tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
-    file.write_bytes('\ufeffid,text\r\n1,"say ""no"",\nthen go"\r\n2,\r\n3\r\n4,größe,more\r\n'.encode())
+    file.write_bytes('\ufeffid,text\r\n1,"say ""no"",\nthen go"\r\n2,\r\n3\r\n4,größe,,\r\n5,no, go\r\n'.encode())
     texts, problems, columns = read(file, keep=["id"])
-    assert texts == ['say "no",\nthen go', None, None, "größe"]
-    assert problems == {}
-    assert columns == {"id": ["1", "2", "3", "4"]}
+    assert texts == ['say "no",\nthen go', None, None, "größe", None]
+    assert problems == {4: "line 7 has 3 cells, and the head has 2"}
+    assert columns == {"id": ["1", "2", "3", "4", None]}
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_a_quoted_cell_of_csv_that_does_not_end_is_no_text(end: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f'id,text\n1,"one\nline"\n2,5" wide\n3,"two\n4,three{end}')
+    texts, problems, _ = read(tmp_path / "a.csv")
+    assert texts == ["one\nline", '5" wide', None]
+    assert problems == {2: "a quoted cell begins in line 5 and does not end before the file does"}
+
+
+@pytest.mark.parametrize(("name", "head"), [("a.csv", "id;text"), ("a.csv", "id\ttext"), ("a.tsv", "id,text")])
+def test_a_head_of_one_cell_that_looks_like_several_is_the_texts_only_if_that_is_said(
+    name: str, head: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(f"{head}\nhello\n")
+    with pytest.raises(CorpusError, match=r"the head is one cell, .* --column"):
+        read(tmp_path / name)
+    assert read(tmp_path / name, column=head)[0] == ["hello"]
+
+
+def twice(folder: Path, form: str) -> Path:
+    """Write a column `text` and two columns `id`."""
+    names, cells = ["id", "text", "id"], ["1", "hello", "2"]
+    if form == "csv":
+        (folder / "a.csv").write_text(f"{','.join(names)}\n{','.join(cells)}\n")
+    else:
+        pq.write_table(pa.Table.from_arrays([pa.array([cell]) for cell in cells], names=names), folder / "a.parquet")
+    return folder / f"a.{form}"
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_of_columns_with_one_name_none_is_taken(form: str, tmp_path: Path) -> None:
+    file = twice(tmp_path, form)
+    for wanted in ({"column": "id"}, {"keep": ["id"]}, {"keep": ["*"]}):
+        with pytest.raises(CorpusError, match="has 2 columns named 'id'"):
+            read(file, **wanted)
+    assert read(file, keep=["text"]) == (["hello"], {}, {"text": ["hello"]})
+
+
+def test_a_stream_of_arrow_in_a_file_is_a_table(tmp_path: Path) -> None:
+    table = pa.table({"text": pa.array(["one", None, "one", "two"]).dictionary_encode(), "id": [1, 2, 3, 4]})
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as out, pa.ipc.new_stream(out, table.schema) as stream:
+        stream.write_table(table, max_chunksize=3)
+    corpus = Corpus(find_sources([str(tmp_path)], None), None, ["id"])
+    assert corpus.total == 4
+    assert read(tmp_path, keep=["id"]) == (["one", None, "one", "two"], {}, {"id": [1, 2, 3, 4]})
+    whole = (tmp_path / "a.arrow").read_bytes()
+    for cut in (0, 3, 100, len(whole) // 2):
+        (tmp_path / "a.arrow").write_bytes(whole[:cut])
+        with pytest.raises(CorpusError, match="is not a file of the format arrow"):
+            read(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["string", "large_string", "string_view", "dictionary"])
@@ -81,8 +135,17 @@ def test_tables_have_strings_of_every_kind_beside_columns_of_any(kind: str, tmp_
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a.tsv"])
 def test_a_file_without_rows_has_none(name: str, tmp_path: Path) -> None:
-    (tmp_path / name).touch()
-    assert read(tmp_path / name) == ([], {}, {})
+    for content in (b"", b"\xef\xbb\xbf"):
+        (tmp_path / name).write_bytes(content)
+        assert read(tmp_path / name) == ([], {}, {})
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a.tsv"])
+def test_a_file_of_utf_16_is_refused_as_such(name: str, tmp_path: Path) -> None:
+    for encoding in ("utf-16-le", "utf-16-be"):
+        (tmp_path / name).write_bytes('\ufefftext\n"hello"\n'.encode(encoding))
+        with pytest.raises(CorpusError, match="is UTF-16: convert it"):
+            read(tmp_path / name)
 
 
 def test_a_folder_and_a_pattern_are_files_in_order(tmp_path: Path) -> None:

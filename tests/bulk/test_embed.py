@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import csv
 import errno
@@ -23,6 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bridge_client import ClientOptions, EmbedClient
+from bridge_client.bulk.command import _OF_A_CORPUS, add_arguments
 from bridge_client.bulk.job import Job
 from bridge_client.testing.processes import send_signal
 from embed_worker.__main__ import run_tool
@@ -174,6 +176,14 @@ def test_rows_without_a_text_cost_themselves_alone_and_are_listed(
     assert "json" not in errors.read_text().replace("JSON", "")  # the text of row 2
 
 
+def test_a_text_that_is_refused_is_listed_with_its_code_once(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(f"{'x ' * 2**19}y\n{RAIN}\n")
+    errors = tmp_path / "errors.jsonl"
+    assert embed(tmp_path / "a.txt", "-o", tmp_path / "o.npy", "--on-error", "null", "--errors", errors) == 1
+    message = "its text has 1048577 bytes, the limit is 1048576"
+    assert json.loads(errors.read_text()) == {"row": 0, "code": "input_too_long", "message": message}
+
+
 def test_a_summary_counts_what_happened(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert (
         run_tool("embed", [str(written(tmp_path, "jsonl")), "-o", str(tmp_path / "o.npy"), "--model", MODEL, "--json"])
@@ -218,6 +228,15 @@ def test_chunks_of_texts_fit_the_model_and_say_where_they_are_from(
 # Refusals
 
 
+def test_every_option_of_a_corpus_is_refused_without_an_output() -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    groups = {group.title: group._group_actions for group in parser._action_groups}
+    of_texts = {"help", "inputs", "output", "json", "quiet", "query", "document", "prompt_name", "dimensions"}
+    found = {action.dest: action.default for group in groups.values() for action in group}
+    assert {name: default for name, default in found.items() if name not in of_texts} == _OF_A_CORPUS
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -228,6 +247,10 @@ def test_chunks_of_texts_fit_the_model_and_say_where_they_are_from(
         (["corpus.jsonl", "-o", "o.npy", "--keep", "id"], "vectors alone"),
         (["corpus.jsonl", "corpus.parquet", "-o", "o.npy"], "cannot be read as one corpus"),
         (["corpus.jsonl"], "say with -o"),
+        (["a river", "--chunk", "9"], "--chunk is for a corpus"),
+        (["a river", "--dtype", "float16"], "--dtype is for a corpus"),
+        (["a river", "--on-error", "null"], "--on-error is for a corpus"),
+        (["a river", "--overwrite"], "--overwrite is for a corpus"),
         (["corpus.strange", "-o", "o.npy"], "--format"),
         (["corpus.parquet", "-o", "o.npy", "--column", "id"], "is of the type int64"),
         (["corpus.jsonl", "-o", "o.npy", "--format", "parquet"], "is not a file of the format parquet"),

@@ -55,6 +55,8 @@ def check(source: str, output: str, errors: str | None = None) -> None:
         ("x.jsonl", "o.jsonl", "deep/../o.jsonl", "o.jsonl is the output, too"),
         ("x.jsonl", "deep", "deep/errors.jsonl", "errors.jsonl is in .*deep, which is replaced"),
         ("x.jsonl", "o.npy", "deep", "deep is a folder"),
+        ("x.jsonl", "-", None, "an output appears whole, which standard output cannot"),
+        ("x.jsonl", "o.npy", "-", "for standard error, name /dev/stderr"),
         ("x.jsonl", "o.npy", "o.npy.parts", "is the output, too"),
         ("x.jsonl", "x.npy", "x.npy.parts/errors.jsonl", r"is in .*x\.npy\.parts, which is replaced"),
         ("deep", "x.jsonl/o.npy", None, None),  # what the system says of it is told when the lock is made

@@ -42,17 +42,38 @@ def assert_same(found: list[Any], expected: list[Any]) -> None:
             np.testing.assert_allclose(np.asarray(vector, np.float32), right, atol=2e-6)
 
 
+@pytest.mark.parametrize("metadata", [{b"from": b"a test"}, None])
 @pytest.mark.parametrize("kind", [pa.Table, pa.RecordBatch])
-def test_arrow_gets_one_more_column_over_the_matrix(kind: Any, expected: list[Any]) -> None:
-    schema = pa.schema([pa.field("id", pa.int64()), pa.field("text", pa.string())], metadata={"from": "a test"})
+def test_arrow_gets_one_more_column_over_the_matrix(
+    kind: Any, metadata: dict[bytes, bytes] | None, expected: list[Any]
+) -> None:
+    number = pa.field("id", pa.int64(), nullable=False, metadata={"unit": "1"})
+    schema = pa.schema([number, pa.field("text", pa.string())], metadata=metadata)
     given = kind.from_pydict({"id": [1, 2, 3, 4], "text": TEXTS}, schema=schema)
     found = batch()(given)
     assert isinstance(found, kind)
     assert found.schema.names == ["id", "text", "embedding"]
-    assert found.schema.metadata == {b"from": b"a test"}
+    assert found.schema.metadata == metadata
+    assert found.schema.field("id").equals(number, check_metadata=True)
     column = found.column("embedding")
     assert column.type == pa.list_(pa.float32(), len(expected[0]))
     assert_same(column.to_pylist(), expected)
+
+
+@pytest.mark.parametrize("kind", ["Table", "RecordBatch", "pandas", "polars", "dict"])
+def test_a_column_of_the_outputs_name_is_replaced(kind: str, expected: list[Any]) -> None:
+    given: Any = {"embedding": ["old"] * len(TEXTS), "text": TEXTS}
+    if kind in ("pandas", "polars"):
+        given = pytest.importorskip(kind).DataFrame(given)
+    elif kind != "dict":
+        given = getattr(pa, kind).from_pydict(given)
+    found = batch()(given)
+    names = found.schema.names if kind in ("Table", "RecordBatch") else list(getattr(found, "columns", found))
+    assert names == ["embedding", "text"]
+    vectors = found["embedding"]
+    if kind != "dict":
+        vectors = vectors.to_pylist() if hasattr(vectors, "to_pylist") else vectors.to_list()
+    assert_same(vectors, expected)
 
 
 def test_lists_of_any_length_for_who_does_not_know_fixed_ones(expected: list[Any]) -> None:
@@ -70,8 +91,11 @@ def test_a_dict_of_arrays_gets_a_matrix(expected: list[Any]) -> None:
 
 
 def test_a_dict_of_lists_gets_lists(expected: list[Any]) -> None:
-    assert isinstance(batch()({"text": ["a river"]})["embedding"][0], list)
-    assert_same(list(batch()({"text": TEXTS})["embedding"]), expected)
+    for texts in (["a river"], TEXTS):
+        found = batch()({"text": texts})["embedding"]
+        assert isinstance(found, list)
+        assert {type(vector) for vector in found} == ({list} if None not in texts else {list, type(None)})
+    assert_same(found, expected)
 
 
 def test_pandas_gets_rows_of_numbers_and_none(expected: list[Any]) -> None:

@@ -32,9 +32,11 @@ def expected(worker: EmbedClient) -> Any:
 def test_datasets_maps_in_two_processes(expected: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     datasets = pytest.importorskip("datasets", reason="datasets is not there: make integrations")
-    rows = datasets.Dataset.from_dict({"text": TEXTS})
-    found = rows.map(EmbedBatch(MODEL), batched=True, batch_size=64, num_proc=2)
-    np.testing.assert_allclose(np.array(found["embedding"][:]), expected, atol=2e-5)
+    rows = datasets.Dataset.from_dict({"text": [None, *TEXTS]}).with_format("arrow")
+    found = rows.map(EmbedBatch(MODEL), batched=True, batch_size=64, num_proc=2).with_format(None)
+    assert found.features["embedding"] == datasets.List(datasets.Value("float32"), length=len(expected[0]))
+    assert found["embedding"][0] is None
+    np.testing.assert_allclose(np.array(found["embedding"][1:]), expected, atol=2e-5)
 
 
 def test_datasets_says_which_row_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

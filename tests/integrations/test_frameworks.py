@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +57,12 @@ def test_another_folder_under_the_same_name_is_refused(model: Path) -> None:
         Embedder.of_config(stored).vectors(["a"], "query")
 
 
+def test_a_string_is_one_text(default: Embedder) -> None:
+    for text in ("hello", ""):
+        assert default.vectors(text, "document").shape == (1, 384)
+        assert asyncio.run(default.avectors(text, "document")).shape == (1, 384)
+
+
 # LangChain
 
 
@@ -96,6 +103,9 @@ def test_llama_index_persists_and_reloads(tmp_path: Path) -> None:
     assert again.model_name == embed.model_name
     stated = adapter.EmbedBridgeEmbedding.from_dict(embed.to_dict())
     assert stated.embed_batch_size == 256
+    for unknown in ({"model": "other-model"}, {"request_timeout_s": 3.0}):  # of other adapters
+        with pytest.raises(ValueError, match=next(iter(unknown))):
+            adapter.EmbedBridgeEmbedding(**unknown)
     with pytest.raises(OtherVectorSpaceError):
         adapter.EmbedBridgeEmbedding(fingerprint="0" * 16).get_query_embedding("a")
 
@@ -161,6 +171,9 @@ def test_lancedb_is_reopened_and_refuses_another_space(model: Path, tmp_path: Pa
     lancedb = pytest.importorskip("lancedb")
     pydantic = pytest.importorskip("lancedb.pydantic")
     embed = adapter.embed_bridge(str(model))
+    for unknown in ({"model": "other-model"}, {"request_timeout_s": 3.0}):  # LanceDB's word is `name`
+        with pytest.raises(ValueError, match=next(iter(unknown))):
+            type(embed).create(**unknown)
 
     class Row(pydantic.LanceModel):  # type: ignore[misc, name-defined]
         id: int

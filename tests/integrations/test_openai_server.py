@@ -27,14 +27,19 @@ pytestmark = [pytest.mark.timeout(200), pytest.mark.filterwarnings("default")]
 MODEL = "all-MiniLM-L6-v2"
 
 
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "examples" / "openai_server.py"), "--port", "0"],
+def served(port: int, stderr: int | None = None) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "examples" / "openai_server.py"), "--port", str(port)],
         stdout=subprocess.PIPE,
+        stderr=stderr,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    process = served(0)
     assert process.stdout is not None
     try:
         url = process.stdout.readline().strip()
@@ -143,3 +148,32 @@ def test_langchain_finds_the_right_neighbours(address: str) -> None:
         assert cosines.argmax() == right
         assert cosines[right] > 0.6
         assert np.delete(cosines, right).max() < 0.4
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps no port of a server that has ended")
+def test_a_service_that_is_started_again_gets_its_port_again() -> None:
+    port = 0
+    for _ in range(2):
+        with served(port) as process:
+            assert process.stdout is not None
+            try:
+                url = process.stdout.readline().strip()
+                assert url.startswith("http://"), url
+                port = int(url.removesuffix("/v1").rpartition(":")[2])
+                with (
+                    httpx.Client() as open_connection
+                ):  # the server ends it, and the system keeps its port for a minute
+                    assert open_connection.get(url + "/models", timeout=60).status_code == 200
+                    process.send_signal(signal.SIGTERM)
+                    process.wait(60)
+            finally:
+                process.kill()
+
+
+def test_a_port_that_is_taken_is_told_in_a_sentence(address: str) -> None:
+    port = int(address.removesuffix("/v1").rpartition(":")[2])
+    with served(port, subprocess.STDOUT) as process:
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert said.startswith(f"port {port} of 127.0.0.1 cannot be taken: ")
+    assert "Traceback" not in said

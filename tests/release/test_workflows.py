@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,12 @@ from tests.release.versions import ROOT
 
 GITHUB = ROOT / ".github"
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
+# GitHub's runners have no Node 20 since 2026-09-16; these are the first major versions of the actions that do without.
+ON_NODE_24 = {
+    "actions/checkout": 5, "actions/setup-python": 6, "actions/setup-node": 5, "actions/setup-go": 6,
+    "actions/upload-artifact": 6, "actions/download-artifact": 7, "actions/attest-build-provenance": 3,
+}  # fmt: skip
+RETIRED = {"macos-13", "macos-14", "ubuntu-20.04", "windows-2019"}
 
 pytestmark = pytest.mark.skipif(not GITHUB.is_dir(), reason="an sdist has no .github")
 
@@ -61,6 +69,26 @@ def test_actions_are_pinned_by_a_tag_that_dependabot_moves() -> None:
             assert re.fullmatch(r"[\w.-]+/[\w./-]+@(v\d+|release/v\d+)", step["uses"]), (where, step["uses"])
     ecosystems = {update["package-ecosystem"] for update in read(GITHUB / "dependabot.yml")["updates"]}
     assert "github-actions" in ecosystems
+
+
+def test_actions_and_runners_are_those_that_the_forge_still_has() -> None:
+    for where, step in steps():
+        action, _, tag = step.get("uses", "").partition("@")
+        if action.startswith("actions/"):
+            assert int(tag.removeprefix("v")) >= ON_NODE_24[action], (where, step["uses"])
+    for path in (GITHUB / "workflows").iterdir():
+        assert not RETIRED & set(re.findall(r"\b(?:macos|ubuntu|windows)-[\w.]+", path.read_text("utf-8"))), path.name
+
+
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="sha256sum is a tool of Linux")
+def test_the_list_of_sums_never_has_a_sum_of_itself(tmp_path: Path) -> None:
+    [command] = [step["run"] for _, step in steps() if "| tee SHA256SUMS" in step.get("run", "")]
+    built = ["embed_bridge-1.whl", "embed_bridge-1.tar.gz", "embed-bridge-1.crate", "embed-bridge-1.tgz"]
+    for name in (*built, "SHA256SUMS"):  # as where `tee` is the quicker one
+        (tmp_path / name).touch()
+    subprocess.run(["bash", "-ec", command], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+    listed = (tmp_path / "SHA256SUMS").read_text().splitlines()
+    assert sorted(line.split()[1] for line in listed) == sorted(built)
 
 
 def test_what_the_steps_run_is_there() -> None:

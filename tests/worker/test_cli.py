@@ -419,6 +419,40 @@ def test_a_tool_reads_nothing_and_writes_to_nobody_where_its_streams_are_closed(
         stream.close()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a shell of POSIX closes a descriptor")
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        ("embed nothing -o x.npy", ExitCode.USAGE),
+        ("inspect nothing", ExitCode.UNUSABLE_MODEL),
+        ("pull nobody/nothing", ExitCode.UNUSABLE_MODEL),
+    ],
+)
+def test_a_tool_without_standard_error_has_its_own_exit_status_and_says_nothing_elsewhere(
+    command: str, status: int, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        f'exec "{sys.executable}" -m embed_worker {command} 2>&-',
+        shell=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "XDG_DATA_HOME": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        timeout=WAIT_S,
+    )
+    assert (done.returncode, done.stdout) == (status, b"")
+
+
+def test_help_is_shown_where_not_all_its_characters_can_be() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
+    for command in ("--help", "embed --help"):
+        done = subprocess.run(
+            [sys.executable, "-m", "embed_worker", *command.split()],
+            env=environment, capture_output=True, timeout=WAIT_S,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (ExitCode.OK, b"")
+        assert b"cls, lasttoken" in done.stdout
+
+
 def test_help_names_every_option_and_every_request(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         make_parser().parse_args(["--help"])
