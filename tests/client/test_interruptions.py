@@ -157,6 +157,29 @@ def test_whoever_interrupts_the_client_itself_may_look_and_close_and_nothing_els
         assert client.stats().state is State.CLOSED
 
 
+def _assert_set(event: threading.Event) -> None:
+    assert event.wait(WAIT_S)
+
+
+def test_a_thousand_calls_that_are_withdrawn_at_once_need_one_look_at_the_clock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gate, done, looks = threading.Event(), threading.Event(), itertools.count()
+    with fake_client() as client:
+        client.info()
+        supervisor = client._core._supervisor
+        look = supervisor._look_at_the_clock
+        monkeypatch.setattr(supervisor, "_look_at_the_clock", lambda: (next(looks), look()))
+        supervisor._mailbox.put(functools.partial(_assert_set, gate))
+        futures = [client.submit("a") for _ in range(1000)]
+        for future in futures:
+            future.cancel()
+        supervisor._mailbox.put(done.set)
+        gate.set()
+        assert done.wait(WAIT_S)
+    assert next(looks) < 100
+
+
 class Raised(BaseException):
     """What a signal handler raises, as Ctrl-C does."""
 
