@@ -28,6 +28,7 @@ class CallbackThread:
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._is_alone = threading.Lock()  # taken for good by the one thread
         self._has_ended = False
         self.ended: Future[None] = Future()
 
@@ -38,9 +39,7 @@ class CallbackThread:
             RuntimeError: The system has no thread to spare.
         """
         if self._thread is None:
-            thread = threading.Thread(target=self._run, name="bridge-callbacks", daemon=True)
-            thread.start()
-            self._thread = thread
+            threading.Thread(target=self._run, name="bridge-callbacks", daemon=True).start()
 
     def put(self, callback: Callable[[], object]) -> None:
         """Run this in its turn; once the thread has ended, on the caller's."""
@@ -69,6 +68,9 @@ class CallbackThread:
             self._thread.join(timeout_s)
 
     def _run(self) -> None:
+        if not self._is_alone.acquire(blocking=False):
+            return  # an interrupted start had started the thread
+        self._thread = threading.current_thread()
         while (callback := self._queue.get()) is not None:
             _call(callback)
         self._has_ended = True

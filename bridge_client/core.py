@@ -12,12 +12,14 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import Any
 
 from bridge_client import hooks
 from bridge_client.callbacks import CallbackThread
 from bridge_client.chunks import AnyCall
 from bridge_client.errors import WorkerStartError
 from bridge_client.exits import Cause, ExitReport
+from bridge_client.futures import Outlet
 from bridge_client.options import ClientOptions
 from bridge_client.stats import ClientStats
 from bridge_client.supervisor import Supervisor
@@ -41,19 +43,22 @@ class Core:
             ClientClosedError: The client is closed.
             WorkerStartError: The system has no threads to spare now.
         """
-        with self._pool.changing():
-            self._pool.refuse()
-            if self._is_started:
-                return
-            try:
-                self.callbacks.start()
-                self._supervisor.start()
-            except RuntimeError as error:
-                raise WorkerStartError(
-                    ExitReport(cause=Cause.NOT_SPAWNED, argv=self._options.argv(), detail=str(error))
-                ) from error
-            self._is_started = True
+        self._pool.change(self._start, self._supervisor.mend)
+
+    def _start(self) -> None:
+        self._pool.refuse()
+        if self._is_started:
+            return
         hooks.register(self)
+        try:
+            self.callbacks.start()
+            self._supervisor.start()
+        except RuntimeError as error:
+            hooks.unregister(self)
+            raise WorkerStartError(
+                ExitReport(cause=Cause.NOT_SPAWNED, argv=self._options.argv(), detail=str(error))
+            ) from error
+        self._is_started = True
         self._supervisor.ended.add_done_callback(lambda _: hooks.unregister(self))
 
     def submit(self, call: AnyCall) -> None:
@@ -67,8 +72,7 @@ class Core:
         # Whatever cancels may hold any lock, the pool's too: a signal handler, or the garbage collector.
         call.outlet.when_cancelled = functools.partial(self._supervisor.withdraw, call)
         try:
-            with self._pool.changing():
-                self._pool.submit(call)
+            self._pool.change(functools.partial(self._pool.submit, call), functools.partial(self._mend, call.outlet))
         except BaseException:
             call.outlet.when_cancelled = None  # a circle would keep the texts
             raise
@@ -77,8 +81,13 @@ class Core:
         """Ask a worker something as soon as it is ready."""
         if not self._is_started:
             self.start()
-        with self._pool.changing():
-            self._pool.ask(control)
+        do, when_torn = functools.partial(self._pool.ask, control), functools.partial(self._mend, control.outlet)
+        self._pool.change(do, when_torn)
+
+    def _mend(self, outlet: Outlet[Any]) -> None:
+        """Have a change put in order that a signal handler has torn; nobody waits at its outlet any more."""
+        outlet.is_cancelled = True
+        self._supervisor.mend()
 
     def restart(self, *, accept_model: bool) -> None:
         """Replace every worker, at once; what is in flight and not finished in time is sent again."""

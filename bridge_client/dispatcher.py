@@ -303,6 +303,22 @@ class Dispatcher:
                 self.withdraw(promise)
             self._deliveries.append(promise)
 
+    def mend(self) -> None:
+        """Count anew what waits, and drop what nobody wants, after an error in the middle of a change."""
+        for over in [each for each in self._outside if each.is_over]:
+            del self._outside[over]
+        self.queued_calls = self._queued_bytes = 0
+        waiting: list[Chunk] = []
+        for lane in (self._short, self._bulk, *(slot.case.isolated for slot in self._slots)):
+            kept = [chunk for chunk in lane if not chunk.call.is_over]
+            lane.clear()
+            lane.extend(kept)
+            waiting += kept
+        for chunk in waiting:
+            chunk.call.unsent = 0
+        for chunk in waiting:
+            self._count_unsent(chunk.call, chunk.weight)
+
     def withdraw(self, call: AnyCall) -> None:
         """Drop what is left of a call: unsent chunks here, sent ones in the worker. Their late answers are ignored."""
         self._outside.pop(call, None)

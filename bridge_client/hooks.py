@@ -40,12 +40,12 @@ def register(running: _Running) -> None:
     with _lock:
         _running.add(running)
         if not _is_installed:
-            _is_installed = True
             atexit.register(_close_all)
             if hasattr(os, "register_at_fork"):
                 os.register_at_fork(
                     before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_forget_all
                 )
+            _is_installed = True
 
 
 def unregister(running: _Running) -> None:

@@ -47,7 +47,7 @@ class Pool:
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[None]:
-        """Hold the lock; afterwards complete the futures whose outcome was decided.
+        """Hold the lock; afterwards complete the futures whose outcome was decided. For the client's own threads.
 
         Raises:
             BridgeError: This very thread is changing something: it was interrupted by a signal handler.
@@ -63,6 +63,35 @@ class Pool:
                 finally:
                     deliveries = self.dispatcher.take_deliveries()
                     self._is_changing = False
+        finally:
+            for promise in deliveries:
+                promise.deliver()
+
+    def change(self, do: Callable[[], None], when_torn: Callable[[], None]) -> None:
+        """Do something under the lock as with `changing()`, on a thread of the host's.
+
+        A signal handler may raise there, Ctrl-C for instance: before the `with` of a context manager is entered, after
+        it is left, and in the middle of `do`, of which `when_torn` is told.
+
+        Raises:
+            BridgeError: What `do` refuses; or as `changing()`.
+        """
+        deliveries: Sequence[Promise[Any]] = ()
+        try:
+            with self._lock:
+                if self._is_changing:
+                    raise BridgeError(_INTERRUPTED)
+                try:
+                    self._is_changing = True
+                    do()
+                except BridgeError:
+                    raise
+                except BaseException:
+                    when_torn()
+                    raise
+                finally:
+                    self._is_changing = False
+                    deliveries = self.dispatcher.take_deliveries()
         finally:
             for promise in deliveries:
                 promise.deliver()

@@ -56,6 +56,7 @@ class Supervisor:
         self._random = random.Random()  # noqa: S311 - jitter
         self._mailbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._is_alone = threading.Lock()  # taken for good by the one thread
         self._wakes_at = -math.inf  # when the thread looks up by itself
         self.ended: Future[None] = Future()
         self.pool = Pool(options, clock, self._wake)
@@ -65,15 +66,13 @@ class Supervisor:
     # From any thread; none of these waits or takes a lock
 
     def start(self) -> None:
-        """Start the thread and the workers.
+        """Start the thread and the workers; after a start that was interrupted it may be called again.
 
         Raises:
             RuntimeError: The system has no thread to spare; it may be tried again.
         """
-        thread = threading.Thread(target=self._run, name="bridge-supervisor", daemon=True)
-        thread.start()
-        self._thread = thread
-        self._post_all(On.START)
+        self._post_all(On.START)  # of a second one the table knows nothing
+        threading.Thread(target=self._run, name="bridge-supervisor", daemon=True).start()
 
     def withdraw(self, call: AnyCall) -> None:
         """Take back a call that was cancelled."""
@@ -82,6 +81,10 @@ class Supervisor:
     def restart(self, *, accept_model: bool) -> None:
         """Replace every worker."""
         self._mailbox.put(functools.partial(self._restart, accept_model=accept_model))
+
+    def mend(self) -> None:
+        """Put in order what a signal handler has left in the middle of a change."""
+        self._mailbox.put(self._mend)
 
     def close(self) -> None:
         """End every worker."""
@@ -123,23 +126,39 @@ class Supervisor:
     # The supervisor's thread
 
     def _run(self) -> None:
+        if not self._is_alone.acquire(blocking=False):
+            return  # an interrupted start had started the thread
+        self._thread = threading.current_thread()
         while not all(slot.life.state is State.CLOSED for slot in self.pool.slots):
             action: Callable[[], None] | None = None
             with contextlib.suppress(queue.Empty):
                 action = self._mailbox.get(timeout=max(0.0, self._plan() - self._clock()))
-            try:
-                if action is not None:
-                    action()
-                self._look_at_the_clock()
-            except BaseException as error:  # noqa: BLE001 - whoever waits must not wait for ever
-                self._callbacks.log(_log, logging.ERROR, "internal error of the supervisor", error=error)
+            self._try(action)
+            # To look at the clock is to look at every call: a thousand that were cancelled at once need it once.
+            for _ in range(self._mailbox.qsize()):
+                self._try(self._mailbox.get())
+            self._try(self._look_at_the_clock)
         self._callbacks.stop()
         self.ended.set_result(None)
+
+    def _try(self, action: Callable[[], None] | None) -> None:
+        try:
+            if action is not None:
+                action()
+        except BaseException as error:  # noqa: BLE001 - whoever waits must not wait for ever
+            self._callbacks.log(_log, logging.ERROR, "internal error of the supervisor", error=error)
 
     def _withdraw(self, call: AnyCall) -> None:
         with self.pool.changing():
             self.pool.dispatcher.withdraw(call)
             self.pool.dispatcher.dispatch(self._clock())
+
+    def _mend(self) -> None:
+        with self.pool.changing():
+            self.pool.dispatcher.mend()
+        for slot in self.pool.slots:
+            if slot.serving is not None:  # it may not have been sent what it was to be sent: it is sent to the next one
+                self._advance(slot, Event(On.RESTART))
 
     def _restart(self, *, accept_model: bool) -> None:
         if accept_model:

@@ -179,16 +179,13 @@ class WorkerProcess:
             return False
         if _would_die_of_a_broken_pipe():
             return False
-        if not self._stdin_lock.acquire(blocking=False):
-            return False
         try:
-            if self._stdin.closed or self._room.poll(0) != [(self._stdin.fileno(), select.POLLOUT)]:
-                return False
-            return os.write(self._stdin.fileno(), line) == len(line)  # up to PIPE_BUF bytes: all or nothing
+            with self._stdin_lock:
+                if self._stdin.closed or self._room.poll(0) != [(self._stdin.fileno(), select.POLLOUT)]:
+                    return False
+                return os.write(self._stdin.fileno(), line) == len(line)  # up to PIPE_BUF bytes: all or nothing
         except OSError:
             return False  # the writer will meet the same error, and tell
-        finally:
-            self._stdin_lock.release()
 
     # Ending
 

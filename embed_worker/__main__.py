@@ -15,17 +15,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
-from embed_worker import machine
-from embed_worker.arguments.serve import make_config, make_parser
-from embed_worker.arguments.usage import COMMANDS, CommandParser, unknown_command
-from embed_worker.config import (
-    LogFormat,
-    ModelOptions,
-    WorkerConfig,
-)
-from embed_worker.errors import is_shortage
-from embed_worker.model_files.search import models_folders
-from embed_worker.protocol import ExitCode
+try:
+    from embed_worker import machine
+    from embed_worker.arguments.serve import make_config, make_parser
+    from embed_worker.arguments.usage import COMMANDS, CommandParser, unknown_command
+    from embed_worker.config import LogFormat, ModelOptions, WorkerConfig
+    from embed_worker.errors import is_shortage
+    from embed_worker.model_files.search import models_folders
+    from embed_worker.protocol import ExitCode
+except KeyboardInterrupt:  # Ctrl-C, when nothing has begun
+    sys.exit(130)
 
 if TYPE_CHECKING:
     from embed_worker.inference.engine import LoadedModel

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import re
+import select
 import sys
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from embed_worker.errors import CONTROL, printable
 
 _OURS = ("embed_worker", "bridge_client")
 _DETAIL = "detail"  # what a template has without a name
+_PATIENCE_S = 0.5  # with a pipe that is full; what is seen to every 0.25 s must not wait for longer
 
 _PLACEHOLDER = r"%[-#0 +]*\d*(?:\.\d+)?[a-zA-Z]"
 _FIELD = re.compile(rf"(?:\b(?P<name>\w+)=)?(?P<value>{_PLACEHOLDER})|\b(?P<fixed>\w+)=(?P<constant>[\w.-]+)")
@@ -97,12 +99,41 @@ def _well_formed(value: object) -> object:
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
+class PatientHandler(logging.StreamHandler[io.TextIOWrapper]):
+    """Writes records for as long as somebody reads them: whoever logs must not wait for ever for a pipe that is full.
+
+    What does not fit within half a second is lost, and from then on whatever does not fit at once.
+    """
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        super().__init__(stream)
+        self._poll = select.poll()
+        self._poll.register(stream.fileno(), select.POLLOUT)
+        self._patience_s = _PATIENCE_S
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record, or as much of it as there is room for."""
+        try:
+            line = (self.format(record) + "\n").encode(self.stream.encoding, self.stream.errors or "strict")
+            for start in range(0, len(line), select.PIPE_BUF):  # so much a pipe takes without a wait once it takes any
+                if not self._poll.poll(self._patience_s * 1e3):
+                    self._patience_s = 0.0
+                    return
+                self.stream.buffer.write(line[start : start + select.PIPE_BUF])
+                self.stream.buffer.flush()
+            self._patience_s = _PATIENCE_S
+        except Exception:  # noqa: BLE001 - as of every handler: a log that fails must not fail what is logged
+            self.handleError(record)
+
+
 def set_up_logging(level: str, log_format: LogFormat) -> None:
     """Send the records of the whole process to standard error, in JSON as UTF-8, whatever the system's encoding is."""
+    handler: logging.Handler = logging.StreamHandler(sys.stderr)
     if isinstance(sys.stderr, io.TextIOWrapper):
         is_json = log_format is LogFormat.JSON
         sys.stderr.reconfigure(encoding="utf-8" if is_json else None, errors="backslashreplace", newline="\n")
-    handler = logging.StreamHandler(sys.stderr)
+        if sys.platform != "win32":  # select() knows only sockets there
+            handler = PatientHandler(sys.stderr)
     text = TextFormatter("%(asctime)s %(levelname)s %(name)s %(message)s")
     handler.setFormatter(JsonFormatter() if log_format is LogFormat.JSON else text)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -172,7 +172,8 @@ class Lanes:
         now = self._clock()
         # Where all lanes are busy nobody could do anything about a deadline that has passed: it is looked at next.
         wait_s = LONGEST_WAIT_S if self._busy == self._lanes else self._queue.seconds_to_deadline(now)
-        if self._is_watched or now - self._active_s > _ACTIVE_S:
+        # What is kept is watched also after a pause of the whole process, however long ago it was begun.
+        if self._is_watched or (self._kept is None and now - self._active_s > _ACTIVE_S):
             self._queue.changed.wait(wait_s)
             return
         kept, self._is_watched = self._kept, True

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import select
 import sys
@@ -16,7 +17,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+_log = logging.getLogger(__name__)
+
 _READ_BYTES = 256 * 1024
+_NO_ROOM = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name)}
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -211,8 +215,8 @@ def _wait_until_ready(descriptor: int, *, for_writing: bool) -> None:
 class LineWriter:
     """Write whole lines from any thread, never interleaved.
 
-    Once a write fails nobody reads any more: later lines are dropped, and `on_broken` is called once, from the thread
-    that found out.
+    Once a write fails nobody reads any more, or nothing more fits: later lines are dropped, and `on_broken` is called
+    once, from the thread that found out.
 
     Attributes:
         turn: Whoever writes holds it.
@@ -230,8 +234,10 @@ class LineWriter:
             return
         try:
             self._write_all(line)
-        except OSError:
+        except OSError as error:
             self._is_broken = True
+            if error.errno in _NO_ROOM:  # who stops reading knows that
+                _log.error("writing ended reason=%s", error.strerror or error)
             self._on_broken()
 
     def try_acquire(self, timeout_s: float) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import inspect
+import itertools
 import logging
 import math
 import os
@@ -16,6 +18,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -152,6 +155,92 @@ def test_whoever_interrupts_the_client_itself_may_look_and_close_and_nothing_els
             assert client._core.closing() == (), "it has begun to close, and there is nothing to wait for"
         client.close()
         assert client.stats().state is State.CLOSED
+
+
+def _assert_set(event: threading.Event) -> None:
+    assert event.wait(WAIT_S)
+
+
+def test_a_thousand_calls_that_are_withdrawn_at_once_need_one_look_at_the_clock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gate, done, looks = threading.Event(), threading.Event(), itertools.count()
+    with fake_client() as client:
+        client.info()
+        supervisor = client._core._supervisor
+        look = supervisor._look_at_the_clock
+        monkeypatch.setattr(supervisor, "_look_at_the_clock", lambda: (next(looks), look()))
+        supervisor._mailbox.put(functools.partial(_assert_set, gate))
+        futures = [client.submit("a") for _ in range(1000)]
+        for future in futures:
+            future.cancel()
+        supervisor._mailbox.put(done.set)
+        gate.set()
+        assert done.wait(WAIT_S)
+    assert next(looks) < 100
+
+
+class Raised(BaseException):
+    """What a signal handler raises, as Ctrl-C does."""
+
+
+@contextlib.contextmanager
+def raising_in(step: int) -> Iterator[list[Any]]:
+    """Raise where a signal handler may run: at the beginning of a function of the client's, the one of this number.
+
+    The list that is yielded holds what was raised, with all its frames, as an interactive interpreter keeps it.
+    """
+    kept: list[Any] = []
+    count = 0
+
+    def trace(frame: FrameType, event: str, value: object) -> None:
+        nonlocal count
+        code = frame.f_code
+        is_generator = code.co_flags & inspect.CO_GENERATOR  # whose end begins it once more
+        if event == "call" and f"{os.sep}bridge_client{os.sep}" in code.co_filename and not is_generator:
+            count += 1
+            if count == step + 1:
+                raise Raised
+
+    before = sys.gettrace()
+    try:
+        sys.settrace(trace)
+        yield kept
+    except Raised as error:
+        kept.append(error)
+    finally:
+        sys.settrace(before)
+
+
+@pytest.mark.parametrize("call", [EmbedClient.submit, EmbedClient.embed])
+def test_an_error_that_a_handler_raises_anywhere_in_a_call_leaves_the_client_whole(call: Callable[..., Any]) -> None:
+    kept: list[Any] = []
+    with fake_client() as client:
+        assert client.embed("a", timeout_s=WAIT_S).shape == (1, 8)
+        for step in itertools.count():
+            with raising_in(step) as raised:
+                call(client, "a")
+            assert client.embed("b", timeout_s=WAIT_S).shape == (1, 8)
+            kept += raised
+            if not raised:
+                break
+        assert len(kept) > 10
+        wait_until(lambda: client.stats().in_flight == client.stats().queued == 0)
+
+
+def test_an_error_that_a_handler_raises_anywhere_in_a_start_leaves_the_client_whole() -> None:
+    kept: list[Any] = []
+    for step in itertools.count():
+        with fake_client() as client:
+            with raising_in(step) as raised:
+                client.start()
+            assert client.embed("a", timeout_s=WAIT_S).shape == (1, 8)
+            names = [thread.name for thread in threading.enumerate()]
+            assert names.count("bridge-supervisor") == names.count("bridge-callbacks") == 1
+        kept += raised
+        if not raised:
+            break
+    assert len(kept) > 5
 
 
 class Interrupted:

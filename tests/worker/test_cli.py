@@ -394,6 +394,25 @@ def test_a_tool_that_is_told_to_end_leaves_nothing_half_written(number: signal.S
     assert not list(tmp_path.iterdir())
 
 
+CTRL_C_AMONG_THE_IMPORTS = """
+import os, runpy, signal, sys
+class CtrlC:
+    def find_spec(self, name, path=None, target=None):
+        if name == "embed_worker.protocol":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, CtrlC())
+sys.argv[1:] = ["models"]
+runpy.run_module("embed_worker", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are sent as on POSIX")
+def test_ctrl_c_before_a_command_has_begun_is_quiet() -> None:
+    command = [sys.executable, "-c", CTRL_C_AMONG_THE_IMPORTS]
+    done = subprocess.run(command, capture_output=True, cwd=ROOT, timeout=WAIT_S, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (ExitCode.INTERRUPTED, b"", b"")
+
+
 def test_a_tool_that_is_interrupted_says_so_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -210,6 +210,38 @@ def test_a_closed_standard_error_does_not_matter() -> None:
 
 
 @POSIX
+def test_a_full_pipe_of_standard_error_that_nobody_reads_keeps_nobody_waiting() -> None:
+    unread, full = os.pipe()
+    os.set_blocking(full, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(full, bytes(4096))
+    os.set_blocking(full, True)
+    command = [sys.executable, "-m", "embed_worker", "--model", str(TINY_MODEL), "--log-level", "debug"]
+    data = lines_of({"id": 1, "inputs": "a"})
+    done = subprocess.run(
+        command, input=data, stdout=subprocess.PIPE, stderr=full, cwd=ROOT, timeout=WAIT_S, check=False
+    )
+    os.close(full)
+    os.close(unread)
+    assert done.returncode == 0
+    assert [json.loads(line)["status"] for line in done.stdout.splitlines()] == ["ok"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_under_standard_output_is_said_and_exits_with_74() -> None:
+    command = [sys.executable, "-m", "embed_worker", "--model", str(TINY_MODEL)]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            command, input=lines_of({"id": 1, "inputs": "a"}), stdout=full, stderr=subprocess.PIPE, cwd=ROOT,
+            timeout=WAIT_S, check=False,
+        )  # fmt: skip
+    assert done.returncode == 74
+    assert done.stderr.count(b"\n") == 1
+    assert b"writing ended reason=No space left on device" in done.stderr
+
+
+@POSIX
 def test_a_read_error_is_not_an_end_of_input() -> None:
     ours, theirs = socket.socketpair()
     theirs.send(b"never read")  # closing a socket with unread bytes resets it

@@ -1123,6 +1123,18 @@ def test_a_brief_request_that_takes_long_does_not_keep_lines_from_being_read(
         assert worker.wait() == ExitCode.OK
 
 
+def test_a_brief_request_that_was_begun_before_a_pause_of_the_process_is_watched_after_it() -> None:
+    clock = FakeClock()
+    with running_worker(lanes=1, clock=clock) as worker:
+        for number in range(3):  # the watch may have been begun before the pause, which proves nothing
+            ask_until_reading_is_watched(worker)
+            hold_a_run_of(worker, {"id": number, "inputs": "a"})
+            clock.advance(60.0)
+            assert worker.is_silent()
+            worker.engine.gate.set()
+            assert worker.receive()["id"] == number
+
+
 @pytest.mark.parametrize("lanes", [1, 2])
 def test_a_long_request_is_never_kept_from_other_lines(lanes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("embed_worker.serving.lanes._ACTIVE_S", 1e9)
