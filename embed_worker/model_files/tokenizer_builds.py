@@ -33,6 +33,7 @@ class Build:
         kind: The type of the model in tokenizer.json that the class can take.
         model: Members of the model besides vocabulary and merges.
         template: None where the class keeps the post-processor of tokenizer.json.
+        yields_template: The post-processor of tokenizer.json comes first, where there is one.
         special: The default of each named special token.
         extra: Further special tokens, where the settings name none.
         mask_strips: The mask token takes the white space before it, too.
@@ -44,6 +45,7 @@ class Build:
     pre_tokenizer: Any = None
     model: Mapping[str, Any] = field(default_factory=dict)
     template: Template | None = None
+    yields_template: bool = False
     special: Mapping[str, str | None] = field(default_factory=dict)
     extra: tuple[str, ...] = ()
     mask_strips: bool = False
@@ -106,10 +108,16 @@ _ROBERTA_TOKENS = {
 }
 
 
-def token_of(settings: Settings, name: str, default: str | None) -> str | None:
-    """Return a named special token as a string; it may be written as an object."""
+def token_of(settings: Settings, name: str, default: str | None) -> str:
+    """Return a named special token as a string; it may be written as an object.
+
+    Raises:
+        SettingError: It is null.
+    """
     value = settings.get(name, default)
-    return value.get("content") if isinstance(value, dict) else value
+    if value is None:
+        raise SettingError(f"{name} that is null")
+    return str(value["content"] if isinstance(value, dict) else value)
 
 
 def _flag(settings: Settings, name: str, default: bool | None) -> bool | None:
@@ -199,6 +207,7 @@ def _albert(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
         pre_tokenizer=_words_of_sentencepiece(settings),
         model=_unigram(1),
         template=(token_of(settings, "cls_token", "[CLS]"), None, token_of(settings, "sep_token", "[SEP]")),
+        yields_template=True,
         special=special,
     )
 

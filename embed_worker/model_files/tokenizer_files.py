@@ -57,6 +57,11 @@ def read_tokenizer(
     document = files.read_object(head + _TOKENIZER) if name == _TOKENIZER else {"model": {"type": "WordPiece"}}
     if is_static:
         return _static(file, document)
+    if _names_a_program(config.get("auto_map")):
+        raise files.error(
+            "has a tokenizer that is a program (auto_map of tokenizer_config.json), for trust_remote_code: it is not run, "
+            f"and {ignore_hint('auto_map')}"
+        )
     found = TokenizerFiles(
         file=file,
         document=document,
@@ -79,6 +84,11 @@ def read_tokenizer(
 
 def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
+
+
+def _names_a_program(auto_map: object) -> bool:
+    """Return whether a tokenizer has code of its own; the oldest files have a list in place of the object."""
+    return bool(auto_map.get("AutoTokenizer") if isinstance(auto_map, dict) else auto_map)
 
 
 def _static(file: Any, document: Mapping[str, Any]) -> TokenizerPlan:
