@@ -59,8 +59,8 @@ def read_tokenizer(
         return _static(file, document)
     if _names_a_program(config.get("auto_map")):
         raise files.error(
-            "has a tokenizer that is a program (auto_map of tokenizer_config.json), for trust_remote_code: it is not run, "
-            f"and {ignore_hint('auto_map')}"
+            "has a tokenizer that is a program (auto_map of tokenizer_config.json), which is not run: "
+            f"{ignore_hint('auto_map')}"
         )
     found = TokenizerFiles(
         file=file,
