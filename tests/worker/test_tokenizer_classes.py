@@ -16,6 +16,7 @@ from embed_worker.model_files.folder import read_model_folder
 from embed_worker.model_files.plan import ModelPlan
 from embed_worker.model_files.tokenizer_builds import BUILDS
 from embed_worker.model_files.tokenizer_classes import FROM_THE_JSON, IN_PYTHON, builder_of
+from embed_worker.model_files.tokenizer_sections import lacks_its_prefix
 from tests.reference.tokenizer_variants import TEXTS, VARIANTS, files_of
 from tests.worker.harness import ROOT
 
@@ -157,6 +158,23 @@ def test_a_tokenizer_that_is_a_program_is_refused_and_its_class_may_be_taken_for
     assert ignored.tokenizer == plan_of(tmp_path, variant).tokenizer
     other = plan_of(tmp_path, variant | {"config": {"auto_map": {"AutoProcessor": "mine.Mine"}}})
     assert other.tokenizer == ignored.tokenizer
+
+
+def test_merges_that_would_end_the_process_are_refused_and_a_class_without_a_prefix_ignores_it(tmp_path: Path) -> None:
+    variant = {
+        "base": "llama",
+        "model_type": "llama",
+        "tokenizer_class": None,
+        "model": {"continuing_subword_prefix": "##"},
+    }
+    with pytest.raises(ModelError, match="merges that lack its continuing_subword_prefix"):
+        plan_of(tmp_path, variant)
+    tokenizer = TextTokenizer.load(plan_of(tmp_path, variant | {"tokenizer_class": "LlamaTokenizer"}))
+    assert encode(tokenizer, "hello world")
+    vocabulary = {"a": 0, "##b": 1, "ab": 2}
+    right = {"type": "BPE", "continuing_subword_prefix": "##", "vocab": vocabulary, "merges": ["a ##b"]}
+    assert not lacks_its_prefix(right)
+    assert lacks_its_prefix(right | {"merges": [["a", "b"]]})
 
 
 def test_tokenizers_for_several_versions_are_refused(tmp_path: Path) -> None:
