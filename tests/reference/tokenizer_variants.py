@@ -155,6 +155,8 @@ VARIANTS = [
     _variant("roberta", "RobertaTokenizerFast", config={"mask_token": {"__type": "AddedToken", **_LSTRIP}}),
     _variant("roberta", "RobertaTokenizer", model={"dropout": 0.5}),
     _variant("roberta", "BartTokenizer", "bart"),
+    _variant("roberta", "HerbertTokenizerFast", "bert"),
+    _variant("roberta", "HerbertTokenizer", "bert", config={"bos_token": "<s>", "mask_token": None}),
     _variant("roberta", "PreTrainedTokenizerFast", config={"add_prefix_space": True}),
     _variant("roberta", "LongformerTokenizer", "longformer", config={"additional_special_tokens": [_OWN]}),
     _variant("gpt2", "GPT2Tokenizer"),
@@ -166,6 +168,8 @@ VARIANTS = [
         "gpt2", "Qwen2Tokenizer", "qwen3", config={"additional_special_tokens": ["<|im_start|>"], "bos_token": None}
     ),
     _variant("gpt2", "Qwen2TokenizerFast", "qwen3", json={"normalizer": {"type": "NFC"}}),
+    _variant("gpt2", "Qwen2Tokenizer", "qwen3_5"),
+    _variant("gpt2", "Qwen3_5Tokenizer", "qwen3_5_text", config={"additional_special_tokens": ["<|im_start|>"]}),
     _variant("gpt2", "DebertaTokenizer", "deberta"),
     _variant("gpt2", "CLIPTokenizer", "clip"),
     _variant("gpt2", "LlamaTokenizer", "llama"),

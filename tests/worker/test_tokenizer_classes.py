@@ -194,6 +194,7 @@ def test_tokenizers_for_several_versions_are_refused(tmp_path: Path) -> None:
         ("roberta", "RobertaTokenizer", {"add_prefix_space": None}, "a setting add_prefix_space that is neither"),
         ("bert", "BertTokenizer", {"additional_special_tokens": "own"}, "special tokens .* that are no list"),
         ("bert", "BertTokenizer", {"cls_token": None}, "a setting cls_token that is null"),
+        ("roberta", "HerbertTokenizer", {"cls_token": "</s>"}, "a setting cls_token that is not the token 0"),
         ("xlm-roberta", "XLMRobertaTokenizer", {"eos_token": None}, "a setting eos_token that is null"),
     ],
 )
