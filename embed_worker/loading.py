@@ -56,8 +56,7 @@ def load_model(
     note("opening its graph and its tokenizer, and proving its provider")
     tokenizer, backend = _open(plan, runtime, threads)
     note("warming up")
-    # A graph that pools itself has its Dense modules inside.
-    engine = Engine.warm_up(plan, tokenizer, backend, () if backend.is_end_to_end else load_modules(plan))
+    engine = Engine.warm_up(plan, tokenizer, backend, load_modules(plan, is_pooled=backend.is_end_to_end))
     if engine.one_by_one is not None:
         _log.warning("model=%s each text runs by itself: %s", plan.name, engine.one_by_one)
     if engine.pad_left != plan.pad_left:

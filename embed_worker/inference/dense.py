@@ -76,14 +76,18 @@ class LayerNorm:
         return np.asarray(centred / np.sqrt(variance + np.float32(_EPSILON)) * self.weight + self.bias, np.float32)
 
 
-def load_modules(plan: ModelPlan) -> list[Module]:
+def load_modules(plan: ModelPlan, *, is_pooled: bool = False) -> list[Module]:
     """Read what follows the pooling of a model.
+
+    Args:
+        plan: The model.
+        is_pooled: Its graph pools by itself, and has all of them inside but a Normalize at the end.
 
     Raises:
         ModelError: Weights that are missing, damaged or do not fit, or an activation that is not known.
     """
     try:
-        return [_load_module(module) for module in plan.modules]
+        return [_load_module(module) for module in (plan.last_normalize if is_pooled else plan.modules)]
     except (SafetensorsError, ValueError, OSError) as error:
         raise ModelError(f"the model {plan.name!r} has a module that cannot be used: {error}") from error
 

@@ -97,7 +97,9 @@ class Engine:
             raise ModelError(f"the model {plan.name!r} does not run: {brief(error)}{hint}") from error
         if not are_usable(vectors).all():
             raise ModelError(f"the model {plan.name!r} gives vectors that are not finite or have no length")
-        normalizes = backend.is_end_to_end and bool(np.abs(norms(vectors) - 1).max() < 1e-3)
+        # What is normalised here tells nothing of the graph.
+        is_graphs_own = backend.is_end_to_end and not plan.last_normalize
+        normalizes = is_graphs_own and bool(np.abs(norms(vectors) - 1).max() < 1e-3)
         if backend.is_end_to_end:
             check_pooled_graph(plan, vectors.shape[1], normalizes=normalizes)
         return replace(engine, dimension=vectors.shape[1], normalizes_itself=normalizes)

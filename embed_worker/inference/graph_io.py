@@ -140,8 +140,14 @@ def _asked(named: Mapping[str, Described], wanted: str, name: str) -> Described:
 
 def _only_tokens(outputs: Sequence[Described], name: str) -> Described:
     tokens = [output for output in outputs if _is_float(output) and len(output.shape) == 3]
-    if len(tokens) == 1:
+    if len(tokens) == 1 and not tokens[0].name.lower().endswith("logits"):
         return tokens[0]
+    if len(tokens) == 1:
+        # One number for each word of the vocabulary, or for each label.
+        raise ModelError(
+            f"the model {name!r} has a graph that gives {_described(tokens[0])}, the scores of a language model or a "
+            "classifier, and no token vectors: export it for feature extraction"
+        )
     usual = " or ".join((*HIDDEN_OUTPUTS, SENTENCE_OUTPUT))
     has = ", ".join(map(_described, outputs))
     raise ModelError(

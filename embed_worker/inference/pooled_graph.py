@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from embed_worker.errors import ModelError
 from embed_worker.model_files.graph_tail import Tail, read_tail
 from embed_worker.model_files.onnx_outline import SENTENCE_OUTPUT
-from embed_worker.model_files.plan import ModelPlan, PoolingSource
+from embed_worker.model_files.plan import DensePlan, ModelPlan, PoolingSource
 
 
 def check_pooled_graph(plan: ModelPlan, dimension: int, *, normalizes: bool) -> None:
@@ -59,3 +59,6 @@ def _differences_of_modules(plan: ModelPlan, tail: Tail | None, dimension: int) 
         yield f"it has {tail.linear_layers} linear layers behind the pooling, where the folder has {len(plan.dense)}"
     if tail is None and plan.dense and stated in (None, pooled):
         yield "nothing shows whether the folder's Dense modules are inside"
+    inner = plan.modules[: len(plan.modules) - len(plan.last_normalize)]
+    if any(not isinstance(module, DensePlan) for module in inner):
+        yield "nothing shows whether the folder's norms before its other modules are inside"

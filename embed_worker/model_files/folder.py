@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 from embed_worker.config import ModelOptions
 from embed_worker.errors import ModelError
 from embed_worker.model_files import tokenizer_files
-from embed_worker.model_files.folder_files import FolderFiles, UndecidedError, ignore_hint
+from embed_worker.model_files.folder_files import FolderFiles, UndecidedError, config_of, ignore_hint
 from embed_worker.model_files.known_models import KnownModel, find_known_model
-from embed_worker.model_files.layout import USUAL_GRAPHS, WEIGHTS
+from embed_worker.model_files.layout import MODULES, USUAL_GRAPHS, WEIGHTS
 from embed_worker.model_files.limits import FolderLimits
 from embed_worker.model_files.modules import read_modules, without_trailing_normalize
 from embed_worker.model_files.onnx_outline import SENTENCE_OUTPUT, Outline, read_outline
@@ -84,6 +84,7 @@ class _FolderReader:
 
     def plan(self) -> ModelPlan:
         self._check_kind()
+        self._warn_of_missing_modules()
         is_static = self._modules.head == "StaticEmbedding"
         tokenizer_config = self._files.read_object(f"{self._head}tokenizer_config.json")
         tokenizer = self._attempt(lambda: self._tokenizer(tokenizer_config, is_static=is_static))
@@ -180,6 +181,16 @@ class _FolderReader:
         kind = self._sentence_config.get("model_type", "SentenceTransformer")
         if kind != "SentenceTransformer":
             raise self._error(f"is a {kind!a} ({_SENTENCE_CONFIG}), which is not a model of sentence embeddings")
+
+    def _warn_of_missing_modules(self) -> None:
+        """Tell what is followed though sentence-transformers reads it beside modules.json alone."""
+        stated = [config_of("1_Pooling"), _SENTENCE_CONFIG, self._transformer.name]
+        found = [name for name in stated if (self._folder / name).is_file()]
+        if self._modules.head is None and found:
+            self._files.warnings.append(
+                f"there is no {MODULES}, without which sentence-transformers does not read {' and '.join(found)}: "
+                "followed here, for they tell what the model is"
+            )
 
     def _check_padding(self, tokenizer: TokenizerPlan, limits: FolderLimits, pooling: Mapping[str, Any]) -> None:
         """Refuse padding of a text by itself where sentence-transformers lets it shape the vector."""

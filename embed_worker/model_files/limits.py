@@ -122,9 +122,12 @@ class FolderLimits:
             )
         if self._known is not None:
             return self._known
-        limits = []
         # A null among the arguments is stated: it takes the tokenizer's own limit away.
         is_unsaid = stated is None and "model_max_length" not in kwargs
+        if not is_unsaid and not self._has_a_table():
+            # As in sentence-transformers: positions that are computed go on beyond max_position_embeddings.
+            return UNLIMITED, f"{transformer.name}: max_seq_length is no limit"
+        limits = []
         if is_unsaid and (limit := self._limit_of_the_tokenizer()) is not None:
             limits.append((limit, "tokenizer_config.json: model_max_length"))
         if (rows := self._rows()) is not None:
@@ -138,7 +141,17 @@ class FolderLimits:
         limit = settings.get("model_max_length", settings.get("max_len"))
         if limit is not None and (not isinstance(limit, int | float) or isinstance(limit, bool)):
             raise self._files.error("has a model_max_length in tokenizer_config.json that is not a number")
-        return int(limit) if limit is not None and 0 < limit < _NO_LIMIT else None
+        if limit is not None and limit <= 0:
+            raise self._files.error(
+                f"has a model_max_length of {limit} in tokenizer_config.json, which leaves nothing of a text: "
+                "--max-tokens decides how many tokens a text may have"
+            )
+        return int(limit) if limit is not None and limit < _NO_LIMIT else None
+
+    def _has_a_table(self) -> bool:
+        """Return whether positions are rows of a table, by the architecture or by the graph."""
+        kind = self._kind()
+        return self._graph_positions is not None or kind in _POSITION_OFFSETS or kind in _OTHER_NAMES
 
     def _kind(self) -> str | None:
         kind = self._config.get("model_type")

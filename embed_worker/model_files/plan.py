@@ -153,6 +153,11 @@ class ModelPlan:
         return tuple(module.weights for module in self.modules if not isinstance(module, NormalizePlan))
 
     @property
+    def last_normalize(self) -> tuple[NormalizePlan, ...]:
+        """A Normalize at the end of the modules, which `truncate_dim` cuts after; empty where there is none."""
+        return tuple(module for module in self.modules[-1:] if isinstance(module, NormalizePlan))
+
+    @property
     def dense(self) -> tuple[DensePlan, ...]:
         """The `Dense` modules behind the pooling."""
         return tuple(module for module in self.modules if isinstance(module, DensePlan))

@@ -18,6 +18,7 @@ QWEN2_SPLIT = (
     r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"""
     r"""|\s*[\r\n]+|\s+(?!\S)|\s+"""
 )
+QWEN3_5_SPLIT = QWEN2_SPLIT.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r"\s\p{L}\p{N}", r"\s\p{L}\p{M}\p{N}")
 CLIP_SPLIT = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 
 
@@ -33,6 +34,7 @@ class Build:
         kind: The type of the model in tokenizer.json that the class can take.
         model: Members of the model besides vocabulary and merges.
         template: None where the class keeps the post-processor of tokenizer.json.
+        yields_template: The post-processor of tokenizer.json comes first, where there is one.
         special: The default of each named special token.
         extra: Further special tokens, where the settings name none.
         mask_strips: The mask token takes the white space before it, too.
@@ -44,6 +46,7 @@ class Build:
     pre_tokenizer: Any = None
     model: Mapping[str, Any] = field(default_factory=dict)
     template: Template | None = None
+    yields_template: bool = False
     special: Mapping[str, str | None] = field(default_factory=dict)
     extra: tuple[str, ...] = ()
     mask_strips: bool = False
@@ -106,10 +109,16 @@ _ROBERTA_TOKENS = {
 }
 
 
-def token_of(settings: Settings, name: str, default: str | None) -> str | None:
-    """Return a named special token as a string; it may be written as an object."""
+def token_of(settings: Settings, name: str, default: str | None) -> str:
+    """Return a named special token as a string; it may be written as an object.
+
+    Raises:
+        SettingError: It is null.
+    """
     value = settings.get(name, default)
-    return value.get("content") if isinstance(value, dict) else value
+    if value is None:
+        raise SettingError(f"{name} that is null")
+    return str(value["content"] if isinstance(value, dict) else value)
 
 
 def _flag(settings: Settings, name: str, default: bool | None) -> bool | None:
@@ -199,6 +208,7 @@ def _albert(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
         pre_tokenizer=_words_of_sentencepiece(settings),
         model=_unigram(1),
         template=(token_of(settings, "cls_token", "[CLS]"), None, token_of(settings, "sep_token", "[SEP]")),
+        yields_template=True,
         special=special,
     )
 
@@ -268,9 +278,17 @@ def _gpt_neox(settings: Settings, vocabulary: Any, charsmap: str | None) -> Buil
 
 
 def _qwen2(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
+    return _qwen(settings, QWEN2_SPLIT)
+
+
+def _qwen3_5(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
+    return _qwen(settings, QWEN3_5_SPLIT)
+
+
+def _qwen(settings: Settings, split: str) -> Build:
     end = "<|endoftext|>"
     words = [
-        _regex_split(QWEN2_SPLIT, "Isolated", invert=False),
+        _regex_split(split, "Isolated", invert=False),
         _byte_level(add_prefix_space=bool(settings.get("add_prefix_space")), use_regex=False),
     ]
     return Build(
@@ -279,6 +297,29 @@ def _qwen2(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
         pre_tokenizer=_sequence("pretokenizers", words),
         model=_bpe(),
         special={"bos_token": None, "eos_token": end, "unk_token": end, "pad_token": end},
+    )
+
+
+def _herbert(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
+    special = {name: token for name, token in _ROBERTA_TOKENS.items() if name not in ("bos_token", "eos_token")}
+    cls, sep, unknown = (token_of(settings, name, special[name]) for name in ("cls_token", "sep_token", "unk_token"))
+    # The ids of its template are written into the class.
+    for name, token, index in (("cls_token", cls, 0), ("sep_token", sep, 2)):
+        if not isinstance(vocabulary, dict) or vocabulary.get(token) != index:
+            raise SettingError(f"{name} that is not the token {index}")
+    return Build(
+        kind="BPE",
+        normalizer={
+            "type": "BertNormalizer",
+            "clean_text": True,
+            "handle_chinese_chars": True,
+            "strip_accents": False,
+            "lowercase": False,
+        },
+        pre_tokenizer={"type": "BertPreTokenizer"},
+        model=_bpe(end_of_word_suffix="</w>", unk_token=unknown),
+        template=(cls, None, sep),
+        special=special,
     )
 
 
@@ -348,9 +389,11 @@ BUILDS: Mapping[str, Callable[[Settings, Any, str | None], Build]] = {
     "GPT2Tokenizer": _gpt2,
     "GPTNeoXTokenizer": _gpt_neox,
     "GemmaTokenizer": _gemma,
+    "HerbertTokenizer": _herbert,
     "LlamaTokenizer": _llama,
     "MPNetTokenizer": _mpnet,
     "Qwen2Tokenizer": _qwen2,
+    "Qwen3_5Tokenizer": _qwen3_5,
     "RobertaTokenizer": _roberta,
     "T5Tokenizer": _t5,
     "XLMRobertaTokenizer": _xlm_roberta,

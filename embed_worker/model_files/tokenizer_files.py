@@ -9,7 +9,7 @@ from embed_worker.model_files.folder_files import FolderFiles, ignore_hint
 from embed_worker.model_files.plan import ChatPlan
 from embed_worker.model_files.tokenizer_classes import FROM_THE_JSON
 from embed_worker.model_files.tokenizer_plan import TokenizerError, TokenizerFiles, TokenizerPlan, plan_tokenizer
-from embed_worker.model_files.tokenizer_sections import template_of
+from embed_worker.model_files.tokenizer_sections import lacks_its_prefix, template_of
 from embed_worker.model_files.transformer_module import TransformerConfig
 
 _TOKENIZER, _WORD_PIECES = "tokenizer.json", "vocab.txt"
@@ -56,7 +56,12 @@ def read_tokenizer(
         raise files.undecided(f"has no {head}{_TOKENIZER}: {way_out}")
     document = files.read_object(head + _TOKENIZER) if name == _TOKENIZER else {"model": {"type": "WordPiece"}}
     if is_static:
-        return _static(file, document)
+        return _checked(files, document, _static(file, document))
+    if _names_a_program(config.get("auto_map")):
+        raise files.error(
+            "has a tokenizer that is a program (auto_map of tokenizer_config.json), which is not run: "
+            f"{ignore_hint('auto_map')}"
+        )
     found = TokenizerFiles(
         file=file,
         document=document,
@@ -74,11 +79,24 @@ def read_tokenizer(
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
         raise files.error(f"has a tokenizer_config.json that {_TOKENIZER} cannot be read with: {error!r}") from error
     _warn(files, found, plan)
+    return _checked(files, document, plan)
+
+
+def _checked(files: FolderFiles, document: Mapping[str, Any], plan: TokenizerPlan) -> TokenizerPlan:
+    """Refuse what would end the process while it is read; all else that is wrong is told then."""
+    model = document.get("model")
+    if isinstance(model, dict) and lacks_its_prefix({**model, **plan.sections.get("model", {})}):
+        raise files.error(f"has a {_TOKENIZER} with merges that lack its continuing_subword_prefix")
     return plan
 
 
 def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
+
+
+def _names_a_program(auto_map: object) -> bool:
+    """Return whether a tokenizer has code of its own; the oldest files have a list in place of the object."""
+    return bool(auto_map.get("AutoTokenizer") if isinstance(auto_map, dict) else auto_map)
 
 
 def _static(file: Any, document: Mapping[str, Any]) -> TokenizerPlan:

@@ -149,8 +149,9 @@ def plan_tokenizer(files: TokenizerFiles) -> TokenizerPlan:
 
 def _builder(files: TokenizerFiles) -> str:
     declared = files.config.get("tokenizer_class") or files.tokenizer_class
-    is_byte_level = mentions(files.document.get("pre_tokenizer"), "ByteLevel") or mentions(
-        files.document.get("decoder"), "ByteLevel"
+    is_byte_level = any(
+        mentions(files.document.get(section), "ByteLevel")
+        for section in ("normalizer", "pre_tokenizer", "post_processor", "decoder")
     )
     builder = builder_of(files.model_type, declared if isinstance(declared, str) else None, is_byte_level=is_byte_level)
     if builder == IN_PYTHON:
@@ -375,8 +376,9 @@ def _side(settings: Mapping[str, Any], name: str, saved: Mapping[str, Any], *, p
 def _template(files: TokenizerFiles, build: Build | None, named: Mapping[str, Any]) -> Template | None:
     """Return the template where it is another than the file's."""
     told = [name for name in ("add_bos_token", "add_eos_token") if name in files.settings]
-    template = None if build is None else build.template
-    if template is None and (told or files.document.get("post_processor") is None):
+    has_own = files.document.get("post_processor") is not None
+    template = None if build is None or (build.yields_template and has_own) else build.template
+    if template is None and (told or not has_own):
         bos, eos = (named.get(f"{name}_token") for name in ("bos", "eos"))
         first = (_content(bos),) if files.settings.get("add_bos_token") and bos is not None else ()
         last = (_content(eos),) if files.settings.get("add_eos_token") and eos is not None else ()

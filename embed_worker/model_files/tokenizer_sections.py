@@ -17,6 +17,18 @@ def kind_of(model: Mapping[str, Any]) -> str:
     return "Unigram" if isinstance(model.get("vocab"), list) else "WordPiece"
 
 
+def lacks_its_prefix(model: Mapping[str, Any]) -> bool:
+    """Return whether merges of a BPE lack the prefix that they are said to have.
+
+    The package `tokenizers` cuts it off unseen, perhaps within a character, which ends the process.
+    """
+    prefix, merges = model.get("continuing_subword_prefix"), model.get("merges")
+    if not isinstance(prefix, str) or not isinstance(merges, list):
+        return False
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in merges)
+    return any(isinstance(pair, list) and pair and not str(pair[-1]).startswith(prefix) for pair in pairs)
+
+
 def mentions(section: Any, kind: str) -> bool:
     """Return whether a section has a step of a kind, at any depth."""
     if isinstance(section, dict):

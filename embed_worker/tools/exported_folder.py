@@ -14,6 +14,7 @@ from embed_worker.inference.tokenizer import TextTokenizer
 from embed_worker.model_files.fingerprint import fingerprint
 from embed_worker.model_files.folder import read_model_folder
 from embed_worker.model_files.layout import MODULES, USUAL_GRAPHS, files_of_a_model
+from embed_worker.model_files.limits import UNLIMITED
 from embed_worker.model_files.plan import ModelPlan
 
 _GRAPH = USUAL_GRAPHS[0]
@@ -108,7 +109,8 @@ def _space(plan: ModelPlan) -> str:
 
 def _texts(plan: ModelPlan) -> list[str]:
     sentence = "A row for every text, größer als Straßen in 東京; "
-    return ["a", sentence, sentence * (plan.max_tokens // 8 + 2)]
+    beyond = 0 if plan.max_tokens == UNLIMITED else plan.max_tokens
+    return ["a", sentence, sentence * (beyond // 8 + 2)]
 
 
 def _encoded(tokenizer: TextTokenizer, plan: ModelPlan) -> list[tuple[list[int], int]]:

@@ -60,6 +60,7 @@ _WORDS = {
     "type": "Sequence",
     "pretokenizers": [{"type": "WhitespaceSplit"}, {"type": "Metaspace", "replacement": "▁", "add_prefix_space": True}],
 }
+_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 _TRUNCATION = {"direction": "Left", "max_length": 6, "strategy": "LongestFirst", "stride": 0}
 
 
@@ -144,6 +145,9 @@ VARIANTS = [
     _variant("t5", "T5TokenizerFast", config={"additional_special_tokens": ["<extra_id_0>", "TOKEN"], "extra_ids": 1}),
     _variant("albert", "AlbertTokenizer"),
     _variant("albert", "AlbertTokenizer", config={"do_lower_case": False, "keep_accents": True}),
+    _variant("albert", "AlbertTokenizer", config={"sep_token": "<unk>", "cls_token": "[MASK]"}),
+    _variant("albert", "AlbertTokenizer", json={"post_processor": _BYTES}),
+    _variant("albert", "AlbertTokenizer", config={"sep_token": "<unk>"}, json={"post_processor": None}),
     _variant("deberta-v2", "DebertaV2Tokenizer"),
     _variant("deberta-v2", "DebertaV2TokenizerFast", config={"do_lower_case": True, "split_by_punct": True}),
     _variant("roberta", "RobertaTokenizer"),
@@ -151,6 +155,8 @@ VARIANTS = [
     _variant("roberta", "RobertaTokenizerFast", config={"mask_token": {"__type": "AddedToken", **_LSTRIP}}),
     _variant("roberta", "RobertaTokenizer", model={"dropout": 0.5}),
     _variant("roberta", "BartTokenizer", "bart"),
+    _variant("roberta", "HerbertTokenizerFast", "bert"),
+    _variant("roberta", "HerbertTokenizer", "bert", config={"bos_token": "<s>", "mask_token": None}),
     _variant("roberta", "PreTrainedTokenizerFast", config={"add_prefix_space": True}),
     _variant("roberta", "LongformerTokenizer", "longformer", config={"additional_special_tokens": [_OWN]}),
     _variant("gpt2", "GPT2Tokenizer"),
@@ -162,6 +168,8 @@ VARIANTS = [
         "gpt2", "Qwen2Tokenizer", "qwen3", config={"additional_special_tokens": ["<|im_start|>"], "bos_token": None}
     ),
     _variant("gpt2", "Qwen2TokenizerFast", "qwen3", json={"normalizer": {"type": "NFC"}}),
+    _variant("gpt2", "Qwen2Tokenizer", "qwen3_5"),
+    _variant("gpt2", "Qwen3_5Tokenizer", "qwen3_5_text", config={"additional_special_tokens": ["<|im_start|>"]}),
     _variant("gpt2", "DebertaTokenizer", "deberta"),
     _variant("gpt2", "CLIPTokenizer", "clip"),
     _variant("gpt2", "LlamaTokenizer", "llama"),
@@ -169,6 +177,7 @@ VARIANTS = [
     _variant("llama", "LlamaTokenizerFast", "llama", config={"legacy": True}),
     _variant("llama", "LlamaTokenizer", "llama", config={"add_prefix_space": False, "add_eos_token": True}),
     _variant("llama", "LlamaTokenizer", "mistral", config={"add_eos_token": True}),
+    _variant("llama", "LlamaTokenizer", "llama", json={"post_processor": _BYTES}),
     _variant("gemma", "GemmaTokenizer", "gemma2"),
     _variant("gemma", "GemmaTokenizerFast", "gemma3_text", config={"mask_token": None}),
 ]

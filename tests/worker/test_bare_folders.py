@@ -48,6 +48,7 @@ def with_outputs(tmp_path: Path, names: Sequence[str]) -> Path:
     made = {
         "output": helper.make_node("Identity", [hidden], ["output"]),
         "461": helper.make_node("Add", [hidden, hidden], ["461"]),
+        "prediction_logits": helper.make_node("Neg", [hidden], ["prediction_logits"]),
         "463": helper.make_node("ReduceMean", [hidden], ["463"], axes=[1], keepdims=0),
     }
     del model.graph.output[:]
@@ -88,6 +89,15 @@ def test_of_several_outputs_of_tokens_an_option_names_the_one_to_take(
     assert {"subject": "output", "value": "461", "source": "--onnx-output"} in report["decisions"]
     with pytest.raises(ModelError, match="without the output '462' of --onnx-output: it has output"):
         load(folder, onnx_output="462")
+
+
+def test_scores_of_a_language_model_are_no_token_vectors(tmp_path: Path) -> None:
+    folder = with_outputs(tmp_path, ["prediction_logits"])
+    with pytest.raises(
+        ModelError, match=r"gives prediction_logits \(float, 3 axes\), the scores .* feature extraction"
+    ):
+        load(folder)
+    assert np.isfinite(vectors_of(load(folder, onnx_output="prediction_logits"))).all()
 
 
 def test_an_output_of_whole_texts_may_be_named_too(tmp_path: Path) -> None:
@@ -167,3 +177,9 @@ def test_a_pooling_configuration_counts_where_modules_json_is_missing(tmp_path: 
     plan = plan_of(folder, max_tokens=99)
     assert plan.pooling == (PoolingMode.CLS,)
     assert any("there is no modules.json" in warning and "--normalize" in warning for warning in plan.warnings)
+    assert any("does not read 1_Pooling/config.json: followed here" in warning for warning in plan.warnings)
+    (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": {"query": "q: "}}))
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 9}))
+    plan = plan_of(folder, max_tokens=99)
+    assert plan.prompts["query"] == "q: "
+    assert any(warning.count(".json") == 4 and "does not read 1_Pooling" in warning for warning in plan.warnings)

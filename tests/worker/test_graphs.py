@@ -129,6 +129,31 @@ def test_what_a_sentence_vector_cannot_honour_is_refused_by_name(tmp_path: Path)
     modules = json.loads((mean / "modules.json").read_bytes())[:2]
     (mean / "modules.json").write_text(json.dumps(modules))
     assert "that has length 1, where the folder does not normalise" in refusal(mean)
+    norm = {"name": "2", "path": "2_LayerNorm", "type": "sentence_transformers.models.LayerNorm"}
+    (mean / "modules.json").write_text(json.dumps([*modules, norm]))
+    assert "nothing shows whether the folder's norms before its other modules are inside" in refusal(mean)
+
+
+def three_times_as_long(model: onnx.ModelProto) -> None:
+    without_tokens(model)
+    (last,) = (node for node in model.graph.node if "sentence_embedding" in node.output)
+    last.output[0] = "of_some_length"
+    model.graph.initializer.append(helper.make_tensor("three", TensorProto.FLOAT, [], [3]))
+    model.graph.node.append(helper.make_node("Mul", ["of_some_length", "three"], ["sentence_embedding"]))
+
+
+@pytest.mark.parametrize("change", [without_tokens, three_times_as_long])
+def test_truncate_dim_cuts_a_sentence_vector_behind_the_normalize_of_the_folder(
+    tmp_path: Path, change: Callable[[onnx.ModelProto], object]
+) -> None:
+    tokens = Path(shutil.copytree(MEAN_GRAPH, tmp_path / "tokens"))
+    configure(tokens, "1_Pooling/config.json", pooling_mode="mean")
+    (tokens / "config_sentence_transformers.json").write_text(json.dumps({"truncate_dim": 8}))
+    right = vectors_of(load(tokens), together=False)
+    assert np.linalg.norm(right, axis=1).max() < 0.9
+    pooled = load(remade(tokens, tmp_path / "pooled", change))
+    assert pooled.engine.backend.is_end_to_end
+    np.testing.assert_allclose(vectors_of(pooled, together=False), right, atol=1e-6)
 
 
 def sentence_graph(*nodes: tuple[str, list[str], str]) -> onnx.ModelProto:

@@ -11,6 +11,7 @@ import pytest
 from embed_worker.config import ModelOptions
 from embed_worker.errors import ModelError
 from embed_worker.model_files.keys import KEYS, Key
+from embed_worker.model_files.limits import UNLIMITED
 from embed_worker.model_files.plan import ModelPlan, NormalizePlan, PoolingMode
 from tests.worker.harness import ROOT
 from tests.worker.test_model_folder import MODULES, NORMALIZE, module, plan_of, write
@@ -149,6 +150,15 @@ def test_the_limit_is_the_one_that_wins_in_sentence_transformers(
     tmp_path: Path, keys: dict[str, Any], limit: int
 ) -> None:
     assert transformer(tmp_path, **keys).max_tokens == limit
+
+
+@pytest.mark.parametrize("keys", [{"max_seq_length": 1e30}, {"tokenizer_args": {"model_max_length": None}}])
+def test_a_folder_that_states_no_limit_has_none_where_positions_are_computed(
+    tmp_path: Path, keys: dict[str, Any]
+) -> None:
+    for kind, limit in (("modernbert", UNLIMITED), ("t5", UNLIMITED), ("gpt2", 64)):
+        config = {"model_type": kind, "max_position_embeddings": 64, "n_positions": 64}
+        assert plan_of(write(tmp_path, config=config, sentence_bert_config=keys)).max_tokens == limit
 
 
 def test_arguments_of_the_tokenizer_win_over_its_configuration(tmp_path: Path) -> None:

@@ -358,6 +358,15 @@ def test_the_limit_is_the_one_that_counts_and_fits_the_position_table(
     assert plan_of(write(tmp_path, **files)).max_tokens == limit
 
 
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_tokenizer_with_a_limit_that_leaves_nothing_is_refused(tmp_path: Path, limit: int) -> None:
+    stated = {"tokenizer_config": {"model_max_length": limit}}
+    with pytest.raises(ModelError, match=f"a model_max_length of {limit} .* --max-tokens decides"):
+        plan_of(write(tmp_path, **stated))
+    assert plan_of(tmp_path, max_tokens=9).max_tokens == 9
+    assert plan_of(write(tmp_path, **stated, sentence_bert_config={"max_seq_length": 7})).max_tokens == 7
+
+
 # Prompts and sides
 
 

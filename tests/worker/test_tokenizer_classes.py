@@ -16,6 +16,7 @@ from embed_worker.model_files.folder import read_model_folder
 from embed_worker.model_files.plan import ModelPlan
 from embed_worker.model_files.tokenizer_builds import BUILDS
 from embed_worker.model_files.tokenizer_classes import FROM_THE_JSON, IN_PYTHON, builder_of
+from embed_worker.model_files.tokenizer_sections import lacks_its_prefix
 from tests.reference.tokenizer_variants import TEXTS, VARIANTS, files_of
 from tests.worker.harness import ROOT
 
@@ -145,6 +146,37 @@ def test_what_a_general_tokenizer_would_do_at_random_is_not_done_and_told(tmp_pa
     assert first == encode(TextTokenizer.load(plan_of(tmp_path, variant)), TEXTS[1])
 
 
+@pytest.mark.parametrize("program", [{"AutoTokenizer": [None, "mine.MyTokenizer"]}, ["mine.MyTokenizer", None]])
+def test_a_tokenizer_that_is_a_program_is_refused_and_its_class_may_be_taken_for_it(
+    tmp_path: Path, program: object
+) -> None:
+    variant = {"base": "gpt2", "model_type": "qwen2", "tokenizer_class": "Qwen2Tokenizer"}
+    mine = variant | {"config": {"auto_map": program}}
+    with pytest.raises(ModelError, match=r"a program \(auto_map .* --ignore-config auto_map serves the model without"):
+        plan_of(tmp_path, mine)
+    ignored = plan_of(tmp_path, mine, ignore_config=("auto_map",))
+    assert ignored.tokenizer == plan_of(tmp_path, variant).tokenizer
+    other = plan_of(tmp_path, variant | {"config": {"auto_map": {"AutoProcessor": "mine.Mine"}}})
+    assert other.tokenizer == ignored.tokenizer
+
+
+def test_merges_that_would_end_the_process_are_refused_and_a_class_without_a_prefix_ignores_it(tmp_path: Path) -> None:
+    variant = {
+        "base": "llama",
+        "model_type": "llama",
+        "tokenizer_class": None,
+        "model": {"continuing_subword_prefix": "##"},
+    }
+    with pytest.raises(ModelError, match="merges that lack its continuing_subword_prefix"):
+        plan_of(tmp_path, variant)
+    tokenizer = TextTokenizer.load(plan_of(tmp_path, variant | {"tokenizer_class": "LlamaTokenizer"}))
+    assert encode(tokenizer, "hello world")
+    vocabulary = {"a": 0, "##b": 1, "ab": 2}
+    right = {"type": "BPE", "continuing_subword_prefix": "##", "vocab": vocabulary, "merges": ["a ##b"]}
+    assert not lacks_its_prefix(right)
+    assert lacks_its_prefix(right | {"merges": [["a", "b"]]})
+
+
 def test_tokenizers_for_several_versions_are_refused(tmp_path: Path) -> None:
     variant = {"base": "bert", "model_type": "bert", "tokenizer_class": None}
     files = {"fast_tokenizer_files": ["tokenizer.4.0.0.json", "tokenizer.json"]}
@@ -161,6 +193,9 @@ def test_tokenizers_for_several_versions_are_refused(tmp_path: Path) -> None:
         ("bert", "BertTokenizer", {"strip_accents": 1}, "a setting strip_accents that is neither"),
         ("roberta", "RobertaTokenizer", {"add_prefix_space": None}, "a setting add_prefix_space that is neither"),
         ("bert", "BertTokenizer", {"additional_special_tokens": "own"}, "special tokens .* that are no list"),
+        ("bert", "BertTokenizer", {"cls_token": None}, "a setting cls_token that is null"),
+        ("roberta", "HerbertTokenizer", {"cls_token": "</s>"}, "a setting cls_token that is not the token 0"),
+        ("xlm-roberta", "XLMRobertaTokenizer", {"eos_token": None}, "a setting eos_token that is null"),
     ],
 )
 def test_a_setting_of_another_type_is_refused_by_its_name_as_transformers_does(
