@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import math
 import re
@@ -83,18 +82,17 @@ def decode_request(envelope: Envelope, limits: Limits) -> Request:
     if envelope.has_lone_surrogates:
         _refuse_lone_surrogates(members)
     spec = METHODS[method]
-    parameters = spec.parameters
     for name in members:
-        if name not in parameters:
-            _refuse_unknown_member(method, name, parameters)
-    for name in spec.required:
-        if name not in members:
-            _refuse(f"`{method}` needs the member `{name}`")
+        if name not in spec.parameters:
+            _refuse_unknown_member(method, name, spec.parameters)
     checked = {}
-    for name, value in members.items():
-        check = parameters[name].check
-        if check is not None and (value is not None or name in spec.required):
-            checked[name] = check(name, value, limits)
+    for name, parameter in spec.parameters.items():
+        if parameter.check is None:
+            continue
+        if members.get(name) is not None or (parameter.is_required and name in members):
+            checked[name] = parameter.check(name, members[name], limits)
+        elif parameter.is_required:
+            _refuse(f"`{method}` needs the member `{name}`")
     if "prompt" in checked and "prompt_name" in checked:
         _refuse("`prompt` and `prompt_name` exclude each other")
     return spec.kind(**checked)
@@ -237,17 +235,12 @@ class Parameter:
     is_required: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class MethodSpec:
     """The members of a method, and the request that is made of them."""
 
     kind: type[Request]
     parameters: dict[str, Parameter]
-
-    @functools.cached_property
-    def required(self) -> frozenset[str]:
-        """The names of those that may not be left out."""
-        return frozenset(name for name, parameter in self.parameters.items() if parameter.is_required)
 
 
 def _string(name: str, value: Any, limits: Limits) -> str:

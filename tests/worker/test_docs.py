@@ -38,7 +38,7 @@ def test_the_page_lists_the_methods_of_the_code_with_their_parameters() -> None:
 
 def test_the_page_says_which_parameters_of_embed_are_required() -> None:
     required = {names_in(row[0])[0] for row in table_after("### `embed`") if row[1] == "required"}
-    assert required == METHODS["embed"].required
+    assert required == {name for name, parameter in METHODS["embed"].parameters.items() if parameter.is_required}
 
 
 def test_the_page_lists_the_error_codes_of_the_code() -> None:
