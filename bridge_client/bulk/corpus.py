@@ -66,7 +66,10 @@ def _source(file: Path, stated: Format | None) -> Source:
         )
     kind = stated or _SUFFIXES.get(suffix)
     if kind is None:
-        raise CorpusError(f"the suffix of {str(file)!r} does not tell its format: say it with --format")
+        raise CorpusError(
+            f"the suffix of {str(file)!r} does not tell its format: say it with --format, or name other files alone, "
+            "by a pattern such as '*.parquet'"
+        )
     facts = file.stat()
     if not stat.S_ISREG(facts.st_mode):
         raise CorpusError(f"{str(file)!r} is a pipe or a device, which is read once: give it as standard input, with -")

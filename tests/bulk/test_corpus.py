@@ -61,7 +61,7 @@ def test_jsonl_has_objects_and_strings(tmp_path: Path) -> None:
 
 def test_csv_has_quotes_line_breaks_and_rows_of_other_lengths(tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
-    file.write_bytes('\ufeffid,text\r\n1,"say ""no"",\nthen go"\r\n2,\r\n3\r\n4,größe,,\r\n5,no, go\r\n'.encode())
+    file.write_bytes('\ufeffid,text\r\n1,"say ""no"",\nthen go"\r\n2,\r\n3\r\n4,größe,, \r\n5,no, go\r\n'.encode())
     texts, problems, columns = read(file, keep=["id"])
     assert texts == ['say "no",\nthen go', None, None, "größe", None]
     assert problems == {4: "line 7 has 3 cells, and the head has 2"}

@@ -252,6 +252,7 @@ def test_every_option_of_a_corpus_is_refused_without_an_output() -> None:
         (["a river", "--on-error", "null"], "--on-error is for a corpus"),
         (["a river", "--overwrite"], "--overwrite is for a corpus"),
         (["corpus.strange", "-o", "o.npy"], "--format"),
+        ([".", "-o", "o.npy"], "or name other files alone, by a pattern"),
         (["corpus.parquet", "-o", "o.npy", "--column", "id"], "is of the type int64"),
         (["corpus.jsonl", "-o", "o.npy", "--format", "parquet"], "is not a file of the format parquet"),
         (["corpus.jsonl", "-o", "corpus.jsonl", "--overwrite"], "corpus.jsonl is an input, too"),

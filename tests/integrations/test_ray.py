@@ -72,8 +72,6 @@ def test_every_row_is_embedded_once_though_an_actor_and_a_worker_are_killed(clus
         batch_size=1024,
         compute=ray.data.ActorPoolStrategy(size=2),
         num_cpus=0.5,
-        max_restarts=3,
-        max_task_retries=3,
     )
     with EmbedClient(MODEL) as client:
         expected = client.embed([f"text number {number}" for number in range(DISTINCT)])

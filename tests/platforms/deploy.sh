@@ -26,11 +26,15 @@ rm -rf --one-file-system "$root/src" "$root/opt/embed-bridge" && mkdir "$root/sr
 (cd "$project" && git ls-files -co --exclude-standard -z | xargs -0 ls -d 2>/dev/null | tar -cf - -T -) | tar -C "$root/src" -xf -
 
 # What a network behind a proxy needs is no part of the image.
-for file in "${PIP_CERT:-}" /etc/resolv.conf /etc/hosts; do
+for file in /etc/resolv.conf /etc/hosts; do
   [ ! -e "$file" ] || install -D -m 644 "$(readlink -f "$file")" "$root$file"
 done
 settings=(PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root DEBIAN_FRONTEND=noninteractive)
-for name in PIP_CERT PIP_INDEX_URL http_proxy https_proxy HTTP_PROXY HTTPS_PROXY no_proxy NO_PROXY; do
+if [ -e "${PIP_CERT:-}" ]; then # under another name, for the package ca-certificates writes its own to the usual place
+  install -m 644 "$(readlink -f "$PIP_CERT")" "$root/etc/pip-cert.pem"
+  settings+=(PIP_CERT=/etc/pip-cert.pem)
+fi
+for name in PIP_INDEX_URL http_proxy https_proxy HTTP_PROXY HTTPS_PROXY no_proxy NO_PROXY; do
   [ -z "${!name:-}" ] || settings+=("$name=${!name}")
 done
 # Of the second stage nothing runs but the interpreter, which the first has, too.
