@@ -182,7 +182,8 @@ def test_an_empty_list_of_further_special_tokens_says_that_there_are_none(tmp_pa
     variant = {"base": "t5", "model_type": "t5", "tokenizer_class": "T5Tokenizer"}
     text = "x<extra_id_3>y"
     assert encode(TextTokenizer.load(plan_of(tmp_path, variant)), text) == [3, 54, 82, 3, 19, 1]  # of transformers 5.24
-    for config in ({name: []}, {name: None}):
+    configs: list[dict[str, Any]] = [{name: []}, {name: None}]
+    for config in configs:
         found = TextTokenizer.load(plan_of(tmp_path, variant | {"config": config}))
         assert encode(found, text) == [3, 54, 2, 4, 54, 7, 8, 6, 2, 16, 14, 2, 19, 1]
 
