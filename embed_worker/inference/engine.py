@@ -147,6 +147,8 @@ class Engine:
             except Exception as error:
                 some = f"runs with some numbers of tokens and not with {len(row.ids)}"
                 what = f"has a graph that {some}; its axes are dynamic by name only: export it again"
+                if _is_about_rows(error):
+                    what = "has a table with fewer rows than its tokenizer has tokens: they are not of one model"
                 raise ModelError(f"the model {self.plan.name!r} {what} ({brief(problem)})") from error
 
     def _in_spite_of(self, distance: float) -> Engine:
@@ -197,6 +199,12 @@ def _is_about_shapes(error: Exception) -> bool:
     """Return whether an error is about shapes, so that others may run; onnxruntime has no type for it."""
     message = str(error).lower()
     return any(sign in message for sign in ("broadcast", "dimension", "reshape", "shape mismatch"))
+
+
+def _is_about_rows(error: Exception) -> bool:
+    """Return whether a row of a table was asked for that is not there, in the words of numpy or onnxruntime."""
+    message = str(error).lower()
+    return "out of bounds" in message or "out of data bounds" in message
 
 
 def _encodable(tokenizer: TextTokenizer, texts: Sequence[str]) -> list[TokenizedText]:

@@ -123,8 +123,8 @@ def plan_tokenizer(files: TokenizerFiles) -> TokenizerPlan:
     build = None if builder == FROM_THE_JSON else _build(files, settings | named, builder)
     if build is not None:
         named = {**build.special, **named}
-        extra = extra or [_special(content) for content in build.extra]
-    special = [*(named[name] for name in sorted(named, key=_place) if named[name] is not None), *extra]
+        extra = [_special(content) for content in build.extra] if extra is None else extra
+    special = [*(named[name] for name in sorted(named, key=_place) if named[name] is not None), *(extra or [])]
     ordered = _ordered(files, build, tokens, special)
     if builder == "Qwen2Tokenizer":  # which adds every special token once more, without its flags
         ordered += [_special(_content(token)) for token in special]
@@ -193,8 +193,10 @@ def _charsmap(normalizer: Any) -> str | None:
 
 def _special_tokens(
     files: TokenizerFiles, settings: dict[str, Any]
-) -> tuple[dict[str, Any], list[Any], dict[int, Token]]:
+) -> tuple[dict[str, Any], list[Any] | None, dict[int, Token]]:
     """Collect the named special tokens, the further ones, and the added tokens by their ids.
+
+    None for further ones of which nothing is said: an empty list and null say that there are none.
 
     Reference: transformers 5, `PreTrainedTokenizerBase._from_pretrained`.
     """
@@ -227,7 +229,7 @@ def _special_tokens(
     named = {name: settings[name] for name in NAMED_TOKENS if name in settings} | own
     _check_tokens(named)
     named = {name: value and by_content.get(_content(value), value) for name, value in named.items()}
-    return named, list(extra), tokens
+    return named, list(extra) if "extra_special_tokens" in settings else None, tokens
 
 
 def _rename_extra(settings: dict[str, Any], *, is_there: bool) -> None:

@@ -91,6 +91,18 @@ def test_of_several_outputs_of_tokens_an_option_names_the_one_to_take(
         load(folder, onnx_output="462")
 
 
+def test_a_graph_that_leaves_the_shape_of_its_output_open_is_inspected_as_it_is_served(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = with_outputs(tmp_path, ["output"])
+    graph = onnx.load(folder / "onnx/model.onnx")
+    graph.graph.output[0].type.tensor_type.ClearField("shape")
+    onnx.save(graph, folder / "onnx/model.onnx")
+    np.testing.assert_array_equal(vectors_of(load(folder)), vectors_of(load(MODELS / "bert-mean")))
+    decisions = {item["subject"]: item["value"] for item in report_on(capsys, str(folder))["decisions"]}
+    assert decisions["output"] == "output"
+
+
 def test_scores_of_a_language_model_are_no_token_vectors(tmp_path: Path) -> None:
     folder = with_outputs(tmp_path, ["prediction_logits"])
     with pytest.raises(

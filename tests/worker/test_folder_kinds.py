@@ -70,6 +70,18 @@ def test_a_text_without_a_known_token_has_no_vector_and_says_so_with_its_index(w
     assert worker.ask({"model": name, "inputs": ["hello"]})["status"] == "ok"
 
 
+@pytest.mark.parametrize("name", ["layouts/potion-base-8M/model", "models/bert-mean"])
+def test_a_tokenizer_of_another_model_is_told_for_what_it_is(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "mixed"
+    shutil.copytree(ROOT / "tests" / name, folder)
+    document = json.loads((folder / "tokenizer.json").read_bytes())
+    words = document["model"]["vocab"]
+    document["model"]["vocab"] = words | {"fox": len(words) + 9_000}
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+    with pytest.raises(ModelError, match="fewer rows than its tokenizer has tokens: they are not of one model"):
+        load_model(folder, ModelOptions(), RuntimeOptions(verify=Verify.NEVER), 1)
+
+
 def test_a_model_that_is_loaded_again_keeps_what_the_command_line_said(worker: WorkerProcess) -> None:
     before = worker.ask({"method": "info"})
     assert (before["pooling"], before["max_tokens"]) == (["cls"], 128)

@@ -177,6 +177,17 @@ def test_merges_that_would_end_the_process_are_refused_and_a_class_without_a_pre
     assert lacks_its_prefix(right | {"merges": [["a", "b"]]})
 
 
+@pytest.mark.parametrize("name", ["additional_special_tokens", "extra_special_tokens"])
+def test_an_empty_list_of_further_special_tokens_says_that_there_are_none(tmp_path: Path, name: str) -> None:
+    variant = {"base": "t5", "model_type": "t5", "tokenizer_class": "T5Tokenizer"}
+    text = "x<extra_id_3>y"
+    assert encode(TextTokenizer.load(plan_of(tmp_path, variant)), text) == [3, 54, 82, 3, 19, 1]  # of transformers 5.24
+    configs: list[dict[str, Any]] = [{name: []}, {name: None}]
+    for config in configs:
+        found = TextTokenizer.load(plan_of(tmp_path, variant | {"config": config}))
+        assert encode(found, text) == [3, 54, 2, 4, 54, 7, 8, 6, 2, 16, 14, 2, 19, 1]
+
+
 def test_tokenizers_for_several_versions_are_refused(tmp_path: Path) -> None:
     variant = {"base": "bert", "model_type": "bert", "tokenizer_class": None}
     files = {"fast_tokenizer_files": ["tokenizer.4.0.0.json", "tokenizer.json"]}

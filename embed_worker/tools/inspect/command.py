@@ -15,7 +15,8 @@ from embed_worker import machine
 from embed_worker.config import RuntimeOptions, Verify
 from embed_worker.errors import ModelError, OutOfMemoryError
 from embed_worker.inference.engine import Engine, LoadedModel
-from embed_worker.inference.graph_io import choose_output, is_sentence
+from embed_worker.inference.graph_io import GraphIo
+from embed_worker.inference.onnx_backend import OnnxBackend
 from embed_worker.loading import load_model
 from embed_worker.model_files.damage import damage_of
 from embed_worker.model_files.fingerprint import unlisted_files
@@ -23,7 +24,7 @@ from embed_worker.model_files.graph_summary import GraphSummary, SummaryError, s
 from embed_worker.model_files.known_models import find_known_model
 from embed_worker.model_files.layout import read_json
 from embed_worker.model_files.manifest import Manifest, ManifestError, verify
-from embed_worker.model_files.onnx_outline import HIDDEN_OUTPUTS, SENTENCE_OUTPUT
+from embed_worker.model_files.onnx_outline import HIDDEN_OUTPUTS, HIDDEN_STATE, SENTENCE_OUTPUT
 from embed_worker.model_files.plan import Decision, ModelPlan
 from embed_worker.protocol import ExitCode
 from embed_worker.tools.inspect.model_card import licence_of
@@ -87,7 +88,8 @@ def describe(model: LoadedModel) -> dict[str, Any]:
     graph = None if plan.is_static else _summary(plan, warnings)
     if graph is not None:
         warnings += _graph_warnings(graph, engine.tokenizer.vocabulary)
-        decisions += _graph_decisions(graph, plan)
+    if graph is not None and isinstance(engine.backend, OnnxBackend):
+        decisions += _graph_decisions(graph, plan, engine.backend.graph_io)
     decisions += _run_decisions(engine)
     if engine.one_by_one is not None:
         warnings.append(f"each text runs by itself, and many take longer: {engine.one_by_one}")
@@ -159,13 +161,19 @@ def _ignored(plan: ModelPlan) -> dict[str, Any]:
     return {key: document[key] for key in reset if document.get(key) is not None}
 
 
-def _graph_decisions(graph: GraphSummary, plan: ModelPlan) -> Iterator[Decision]:
-    chosen = choose_output(graph.outputs, plan)
-    output = chosen.name
-    usual = "a usual name" if output in HIDDEN_OUTPUTS else "the only output of tokens in floats"
-    reason = usual if not is_sentence(chosen) else "a vector of the whole text"
-    yield Decision("output", output, "--onnx-output" if plan.onnx_output is not None else reason)
-    if is_sentence(chosen):
+def _graph_decisions(graph: GraphSummary, plan: ModelPlan, graph_io: GraphIo) -> Iterator[Decision]:
+    """Yield what was taken of the graph: as the runtime sees it, which knows shapes that the file leaves out."""
+    output = graph_io.output
+    if plan.onnx_output is not None:
+        reason = "--onnx-output"
+    elif graph_io.is_end_to_end:
+        reason = "a vector of the whole text"
+    elif output == HIDDEN_STATE:
+        reason = "the hidden state that is pooled"
+    else:
+        reason = "a usual name" if output in HIDDEN_OUTPUTS else "the only output of tokens in floats"
+    yield Decision("output", output, reason)
+    if graph_io.is_end_to_end:
         yield Decision("vectors", "the graph's own", f"its output {output}: pooling and Dense modules are inside")
     elif plan.onnx_output is None and any(tensor.name == SENTENCE_OUTPUT for tensor in graph.outputs):
         yield Decision(
