@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,13 +18,19 @@ from typing import Any
 from bridge_client import hooks
 from bridge_client.callbacks import CallbackThread
 from bridge_client.chunks import AnyCall
-from bridge_client.errors import WorkerStartError
+from bridge_client.errors import BridgeError, WorkerStartError
 from bridge_client.exits import Cause, ExitReport
 from bridge_client.futures import Outlet
 from bridge_client.options import ClientOptions
 from bridge_client.stats import ClientStats
 from bridge_client.supervisor import Supervisor
 from bridge_client.worker_slot import Control
+
+# Who replaces modules by others of the same name, how that is asked, and of which the client needs the original.
+_REPLACERS = (
+    ("gevent.monkey", "is_module_patched", ("threading", "queue", "select", "subprocess")),
+    ("eventlet.patcher", "is_monkey_patched", ("thread", "select", "subprocess")),
+)
 
 
 class Core:
@@ -42,7 +49,9 @@ class Core:
         Raises:
             ClientClosedError: The client is closed.
             WorkerStartError: The system has no threads to spare now.
+            BridgeError: gevent or eventlet has replaced what threads are made of.
         """
+        refuse_replaced_threads()
         self._pool.change(self._start, self._supervisor.mend)
 
     def _start(self) -> None:
@@ -154,3 +163,21 @@ class Core:
     def forget_in_child(self) -> None:
         """Let go of every pipe in a forked child."""
         self._pool.forget_in_child()
+
+
+def refuse_replaced_threads() -> None:
+    """Refuse a process whose threads take turns on one: the first of ours that waits for a worker would stop them all.
+
+    Raises:
+        BridgeError: So it is.
+    """
+    for replacer, ask, modules in _REPLACERS:
+        if (found := sys.modules.get(replacer)) is None:
+            continue
+        replaced = [module for module in modules if getattr(found, ask)(module)]
+        if replaced:
+            who = replacer.partition(".")[0]
+            raise BridgeError(
+                f"{who} has replaced {', '.join(replaced)}, of which the client needs Python's own:"
+                " docs/troubleshooting.md says how to go on"
+            )

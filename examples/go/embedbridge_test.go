@@ -222,6 +222,23 @@ func TestEveryOptionTravels(t *testing.T) {
 	assertRequestError(t, err, "invalid_request", -1)
 }
 
+func TestEachHalfOfWhatIsTooLongForALineHasATimeLimit(t *testing.T) {
+	client := start(t, Options{RequestTimeout: time.Second}, "--max-line-bytes=20000", "--stall-after=1")
+	ended := make(chan error, 1)
+	go func() { // without a deadline, which would be for the whole call
+		_, err := client.Embed(context.Background(), []string{strings.Repeat("a", 11_000), strings.Repeat("b", 11_000)}, nil)
+		ended <- err
+	}()
+	select {
+	case err := <-ended:
+		if !errors.Is(err, ErrTimeout) {
+			t.Fatal(err)
+		}
+	case <-within(t).Done():
+		t.Fatal("the second half has none")
+	}
+}
+
 func assertRequestError(t *testing.T, err error, code string, index int) {
 	t.Helper()
 	var request *RequestError

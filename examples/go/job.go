@@ -118,7 +118,8 @@ func (p *piece) request(id int64) any {
 // short tells whether a piece should not wait behind larger ones.
 func (p *piece) short() bool { return p.tokens <= shortTokens }
 
-// halves cuts a piece that is too large for this worker. Both keep its history.
+// halves cuts a piece that is too large for this worker. Both keep its history, but one timer runs out for one piece: the
+// second half gets its own when it is sent.
 func (p *piece) halves() (*piece, *piece) {
 	middle := (p.start + p.stop) / 2
 	first, second := *p, *p
@@ -130,6 +131,7 @@ func (p *piece) halves() (*piece, *piece) {
 	for _, input := range p.job.inputs[middle:p.stop] {
 		second.add(input)
 	}
+	second.timer = nil
 	p.job.missing++
 	return &first, &second
 }

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -298,6 +298,22 @@ def test_a_half_read_stream_may_be_freed_while_its_thread_is_inside_the_client()
 
 def test_half_read_streams_may_be_collected_anywhere() -> None:
     interruptions.collected_iterators(iter(range(100)))
+
+
+@pytest.mark.parametrize(
+    ("replacer", "ask", "module"),
+    [("gevent.monkey", "is_module_patched", "queue"), ("eventlet.patcher", "is_monkey_patched", "thread")],
+)
+def test_threads_that_take_turns_on_one_are_refused(
+    replacer: str, ask: str, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replaced: list[str] = []
+    monkeypatch.setitem(sys.modules, replacer, SimpleNamespace(**{ask: replaced.__contains__}))
+    with fake_client() as client:
+        assert client.embed("a", timeout_s=WAIT_S).shape == (1, 8)
+    replaced.append(module)
+    with pytest.raises(BridgeError, match=f"{replacer[:6]}.* has replaced {module}, "):
+        EmbedClient(worker_command=fake_command()).embed("a")
 
 
 # Log handlers and callbacks ---------------------------------------------------------------------------------------

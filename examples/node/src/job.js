@@ -64,13 +64,16 @@ export class Piece {
     return this.count === 0 || (this.tokens + cost(bytes) <= PIECE_TOKENS && this.bytes + bytes <= PIECE_BYTES);
   }
 
-  /** Cut a piece that is too large for this worker. Both halves keep its history. */
+  /**
+   * Cut a piece that is too large for this worker. Both halves keep its history, but one timer runs out for one piece: the
+   * second half gets its own when it is sent.
+   */
   halves() {
     const middle = (this.start + this.stop) >> 1;
     const { attempts, isSuspect, stopTimer } = this;
     this.job.missing++;
-    const halves = [new Piece(this.job, this.start, middle), new Piece(this.job, middle, this.stop)];
-    return halves.map((half) => Object.assign(half, { attempts, isSuspect, stopTimer }));
+    const first = Object.assign(new Piece(this.job, this.start, middle), { attempts, isSuspect, stopTimer });
+    return [first, Object.assign(new Piece(this.job, middle, this.stop), { attempts, isSuspect })];
   }
 }
 

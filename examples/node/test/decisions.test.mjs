@@ -25,7 +25,10 @@ test("pieces are bounded and cover the call", () => {
     next = piece.stop;
   }
   assert.equal(next, texts.length);
+  const stopTimer = () => {};
+  pieces[0].stopTimer = stopTimer; // of a worker before, which took it whole
   const [first, second] = pieces[0].halves();
+  assert.deepEqual([first?.stopTimer, second?.stopTimer], [stopTimer, undefined]);
   assert.equal(first.stop, second.start);
   assert.equal(second.stop, pieces[0].stop);
   assert.equal(first.tokens + second.tokens, pieces[0].tokens);
