@@ -67,6 +67,7 @@ export class Piece {
   /**
    * Cut a piece that is too large for this worker. Both halves keep its history, but one timer runs out for one piece: the
    * second half gets its own when it is sent.
+   * @returns {[Piece, Piece]}
    */
   halves() {
     const middle = (this.start + this.stop) >> 1;
