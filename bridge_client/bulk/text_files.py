@@ -218,9 +218,7 @@ def _csv_rows(file: IO[bytes], source: Source) -> tuple[list[str], Iterator[_Row
                 yield f"a quoted cell begins in line {first_line} and does not end before the file does"
             elif any(map(_NOT_UTF8.search, cells)):
                 yield f"line {first_line} is not UTF-8"
-            elif any(
-                map(str.strip, cells[len(head) :])
-            ):  # a text with a comma and without quotes would lose what is behind it
+            elif any(map(str.strip, cells[len(head) :])):  # behind a comma without quotes, which would be lost
                 yield f"line {first_line} has {len(cells)} cells, and the head has {len(head)}"
             elif cells:
                 yield {name: cell or None for name, cell in zip(head, cells, strict=False)}

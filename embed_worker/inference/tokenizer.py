@@ -12,8 +12,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-# Its threads are as many as there are cores, whatever `--threads` says, and even one text would wake one of them. The
-# lanes tokenise side by side anyway.
+# Its threads are as many as there are cores, whatever `--threads` says, and even one text would wake one of them. While
+# one lane tokenises, the others run.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from tokenizers import AddedToken, Encoding, Tokenizer, models, normalizers, processors
 

@@ -1,7 +1,7 @@
 """The wire protocol, version 1: every message, its JSON form and its codec, and the closed set of error codes.
 
 The single definition, used by both packages. No I/O, no threads, no clock; stdlib and orjson only. The prose is
-`docs/protocol.md`, and a test holds its tables and the ones below together.
+`docs/protocol.md`, and a test holds its tables and those of this package together.
 """
 
 from embed_worker.protocol.answers import (

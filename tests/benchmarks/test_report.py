@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import onnxruntime
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
@@ -64,3 +65,12 @@ def test_a_direct_call_gets_batches_of_at_most_so_many_tokens_with_every_row_onc
 
 def test_quartiles_of_one_value_are_that_value() -> None:
     assert json.dumps(quartiles([1.0], 1)) == '{"median": 1.0, "q1": 1.0, "q3": 1.0}'
+
+
+def test_contestants_for_cuda_are_left_out_with_a_reason_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    of_cuda = [entry for entry in ROSTER if entry.is_cuda]
+    model = Path(__file__).resolve().parents[2] / "models" / "all-MiniLM-L6-v2"
+    for providers, is_there in ((["CPUExecutionProvider"], False), (["CUDAExecutionProvider"], True)):
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda found=providers: found)
+        told = [entry.why_not(Path(), model, frozenset()) for entry in of_cuda]
+        assert [why is None for why in told] == [is_there] * 2

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from embed_worker.inference.pooling import are_lengths, are_usable, finish_and_measure, finish_vectors, norms, pool
+from embed_worker.inference.token_batch import TokenBatch
 from embed_worker.model_files.plan import PoolingMode
 
 D = 3  # B, T and D are batch, tokens and dimension
@@ -155,3 +156,22 @@ def test_the_last_token_of_a_text_that_is_all_prompt_is_zeros_as_in_sentence_tra
     mask, skipped = np.array([[1, 0], [1, 1]]), np.array([1, 1])
     pooled = pool(hidden, mask, (PoolingMode.LAST_TOKEN, PoolingMode.CLS), skipped)
     assert pooled.tolist() == [[0, 0, 0, 1, 2, 3], [10, 11, 12, 10, 11, 12]]
+
+
+@pytest.mark.parametrize("tokens", [1, 512, 513, 2000])
+def test_the_mask_of_a_text_that_runs_alone_has_all_of_its_tokens_and_cannot_be_spoilt(tokens: int) -> None:
+    batch = TokenBatch.of_rows([np.arange(tokens)], pad_id=0, pad_left=False)
+    assert batch.mask.shape == batch.ids.shape == (1, tokens)
+    assert batch.mask.sum() == tokens
+    if tokens <= 512:  # it is shared
+        with pytest.raises(ValueError, match="read-only"):
+            batch.mask[0, 0] = 0
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_many_vectors_are_finished_as_few_are(normalize: bool) -> None:
+    vectors = np.random.default_rng(1).standard_normal((2500, 5)).astype(np.float32)
+    finished, lengths = finish_and_measure(vectors, 4, normalize=normalize)
+    apart = [finish_and_measure(row[None], 4, normalize=normalize) for row in vectors]
+    np.testing.assert_array_equal(finished, np.concatenate([rows for rows, _ in apart]))
+    assert lengths == [length for _, (length,) in apart]
