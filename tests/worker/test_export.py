@@ -6,6 +6,7 @@ What other architectures are worth, and what the fixtures give, is in test_expor
 from __future__ import annotations
 
 import collections
+import dataclasses
 import io
 import json
 import shutil
@@ -26,6 +27,7 @@ from embed_worker.encoders.checkpoint import ExportError
 from embed_worker.encoders.onnx_writer import Storage
 from embed_worker.model_files.folder import read_model_folder
 from embed_worker.model_files.layout import TRANSFORMER_CONFIGS, files_of_a_model
+from embed_worker.model_files.limits import UNLIMITED
 from embed_worker.model_files.manifest import Manifest, verify
 from embed_worker.tools import export, exported_folder
 from tests.worker.export_fixtures import (
@@ -621,3 +623,10 @@ def test_a_graph_that_does_not_load_fails_the_check(
     monkeypatch.setattr(bert.Bert, "_write_attention_bias", lambda self, graph: "input_ids")
     assert refusal(capsys, folder, status=1).startswith("onnxruntime cannot load the graph: ")
     assert list((folder / "onnx").iterdir()) == []
+
+
+def test_a_model_without_a_limit_is_compared_with_texts_that_memory_holds() -> None:
+    plan = read_model_folder(MODELS / "bert-mean", ModelOptions(name_or_path="bert-mean"))
+    assert max(map(len, exported_folder._texts(plan))) > plan.max_tokens
+    unlimited = dataclasses.replace(plan, max_tokens=UNLIMITED)
+    assert max(map(len, exported_folder._texts(unlimited))) < 1000
