@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from embed_worker.accelerators.openvino.buckets import Buckets
+from embed_worker.accelerators.openvino.backend import buckets_of
 from embed_worker.accelerators.openvino.runtime import Runtime
 from embed_worker.config import OpenvinoPrecision, RuntimeOptions
 from embed_worker.serving.scheduler import Row, Scheduler
@@ -94,7 +94,7 @@ def costs_of_tokens(precision: OpenvinoPrecision, rounds: int) -> dict[int, floa
 def padding(texts: list[str], tokenizer: Tokenizer) -> dict[str, float]:
     """Return what is run over the tokens of texts, in requests of 64, by batches that fill their buckets or do not."""
     lengths = [len(encoding.ids) for encoding in tokenizer.encode_batch(texts)]
-    buckets = Buckets(batch_tokens=_BATCH_TOKENS, max_tokens=256)
+    buckets = buckets_of(_BATCH_TOKENS, 256)
     found = {}
     for name, fills in (("filled", True), ("not filled", False)):
         scheduler: Scheduler[int] = Scheduler(batch_tokens=_BATCH_TOKENS)

@@ -45,7 +45,7 @@ def test_without_options_everything_has_its_default() -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--provider", "cuda"], RuntimeOptions(provider="cuda")),
+        (["--provider", "cuda"], RuntimeOptions(provider="cuda", batch_tokens=8192)),
         (["--threads", "3"], RuntimeOptions(threads=3)),
         (["--batch-tokens", "99"], RuntimeOptions(batch_tokens=99)),
         (["--batch-invariant"], RuntimeOptions(batch_invariant=True)),

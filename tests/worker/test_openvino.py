@@ -11,10 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from embed_worker.accelerators.openvino.buckets import Bucket, Buckets
 from embed_worker.config import RuntimeOptions
 from embed_worker.inference.onnx_backend import OnnxBackend
 from embed_worker.inference.token_batch import TokenBatch
@@ -38,48 +35,6 @@ else:
 
 needs_openvino = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "it is there")
 MIN_COSINE = {"float32": 0.9999, "bfloat16": 0.999}
-
-
-# Buckets
-
-
-@given(st.integers(1, 600), st.integers(1, 2000), st.sampled_from([16, 512, 4096]), st.integers(8, 1024))
-def test_a_batch_fits_its_bucket_and_wastes_little(rows: int, tokens: int, budget: int, limit: int) -> None:
-    buckets = Buckets(batch_tokens=budget, max_tokens=limit)
-    tokens = min(tokens, limit)
-    rows = min(rows, buckets.most_rows(tokens))
-    bucket = buckets.of(rows, tokens)
-    assert bucket.rows >= rows
-    assert bucket.tokens >= tokens
-    assert bucket.tokens <= limit
-    assert bucket.rows <= max(rows + 8, 2 * rows)
-    assert bucket.tokens <= max(tokens + 8, tokens * 3 // 2 + 1) or tokens > 512
-    if tokens <= 512:
-        assert bucket in set(buckets)
-
-
-@given(st.integers(1, 600), st.integers(1, 1024), st.sampled_from([16, 512]))
-def test_what_is_run_for_a_batch_of_any_size_is_known_before(rows: int, tokens: int, budget: int) -> None:
-    buckets = Buckets(batch_tokens=budget, max_tokens=1024)
-    most = buckets.most_rows(tokens)
-    turns = [min(most, rows - first) for first in range(0, rows, most)]
-    run = [buckets.of(turn, tokens) for turn in turns]
-    assert buckets.together(rows, tokens) == Bucket(sum(bucket.rows for bucket in run), run[0].tokens)
-
-
-def test_there_are_few_buckets() -> None:
-    assert len(list(Buckets(batch_tokens=512, max_tokens=256))) < 100
-    assert len(list(Buckets(batch_tokens=512, max_tokens=8192))) < 110
-
-
-def test_the_largest_batches_of_the_scheduler_are_run_whole() -> None:
-    buckets = Buckets(batch_tokens=512, max_tokens=512)
-    for tokens in range(8, 513):
-        assert buckets.most_rows(tokens) >= min(64, 512 // tokens)
-
-
-def test_a_batch_of_one_long_text_has_a_bucket_of_its_own() -> None:
-    assert Buckets(batch_tokens=512, max_tokens=8192).of(1, 700) == Bucket(1, 1024)
 
 
 # Serving

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from embed_worker.accelerators.agreement import ProofError
-from embed_worker.accelerators.openvino.buckets import Bucket, Buckets
 from embed_worker.accelerators.openvino.proof import MIN_COSINE, Embed, Reference
 from embed_worker.accelerators.openvino.runtime import CompiledGraph, OpenvinoError, Runtime, runtime_version
 from embed_worker.config import OpenvinoPrecision, RuntimeOptions
 from embed_worker.errors import ConfigError, ModelError, OutOfMemoryError, brief
 from embed_worker.inference.backend import Backend, ProviderReport
+from embed_worker.inference.buckets import Buckets, Padding
 from embed_worker.inference.graph_io import GraphIo
 from embed_worker.inference.onnx_backend import OnnxBackend
-from embed_worker.inference.pooling import Float32, Int64
+from embed_worker.inference.pooling import Float32
 from embed_worker.inference.token_batch import TokenBatch
 from embed_worker.inference.tokenizer import TextTokenizer
 from embed_worker.inference.width import Width
@@ -33,6 +33,10 @@ _log = logging.getLogger(__name__)
 
 # Each compiled graph has its own copy of the weights; with more cores each gets several.
 _MAX_GRAPHS = 4
+# Steps of buckets. A new shape costs about 10 ms and a megabyte or more: 60 random shapes took 830 MB in a worker. A
+# token costs about the same at all of these, and a tenth more at 28 and 44, which take as long as 32 and 48.
+_TOKENS = (8, 12, 16, 20, 24, 32, 36, 40, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
+_ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,21 +71,17 @@ class OpenvinoBackend:
         graphs: Sequence[CompiledGraph],
         graph_io: GraphIo,
         reference: Reference,
-        buckets: Buckets,
+        padding: Padding,
         provider: ProviderReport,
         *,
         precision: OpenvinoPrecision,
         threads: int,
-        pad_id: int,
-        pad_left: bool,
     ) -> None:
         self.provider = provider
         self.precision = str(precision)
         self.is_end_to_end = graph_io.is_end_to_end
         self._graph_io = graph_io
-        self._pad_id = pad_id
-        self._pad_left = pad_left
-        self._buckets = buckets
+        self._padding = padding
         self._idle: queue.SimpleQueue[CompiledGraph] = queue.SimpleQueue()
         for graph in graphs:
             self._idle.put(graph)
@@ -97,7 +97,7 @@ class OpenvinoBackend:
 
     def padded_to(self, rows: int, tokens: int) -> tuple[int, int]:
         """Return the bucket of a batch, or what those of its turns are together."""
-        return self._buckets.together(rows, tokens)
+        return self._padding.buckets.together(rows, tokens)
 
     def use_all_cores(self) -> None:
         """Compile the graph for batches that run alone, where it is right. It never raises."""
@@ -121,11 +121,9 @@ class OpenvinoBackend:
 
     def embed(self, batch: TokenBatch, *, exclusive: bool) -> Float32:
         """Run a padded batch and pool it; see `Backend.embed`."""
-        rows, tokens = batch.ids.shape
-        most = self._buckets.most_rows(tokens)
-        if rows > most:
-            parts = [self.embed(_rows(batch, first, first + most), exclusive=False) for first in range(0, rows, most)]
-            return np.concatenate(parts)
+        turns = self._padding.turns(batch)
+        if len(turns) > 1:
+            return np.concatenate([self._embed_on_one(turn) for turn in turns])
         wide = self._wide
         if exclusive and wide is not None:
             return self._width.run(
@@ -145,41 +143,21 @@ class OpenvinoBackend:
 
     def _embed(self, graph: CompiledGraph, batch: TokenBatch) -> Float32:
         rows, tokens = batch.ids.shape
-        padded = _padded(batch, self._buckets.of(rows, tokens), self._pad_id, pad_left=self._pad_left)
         try:
-            output = graph.run(self._graph_io.feeds(padded))
+            output = graph.run(self._graph_io.feeds(self._padding.fill(batch)))
         except MemoryError as error:
             raise OutOfMemoryError(f"no memory for a batch of {batch.ids.shape}") from error
         if output.ndim == 3:
-            output = output[:, -tokens:] if self._pad_left else output[:, :tokens]
+            output = output[:, -tokens:] if self._padding.pad_left else output[:, :tokens]
         return self._graph_io.pooled(np.ascontiguousarray(output[:rows]), batch)
 
 
-def _rows(batch: TokenBatch, first: int, last: int) -> TokenBatch:
-    skipped = None if batch.skipped is None else batch.skipped[first:last]
-    return TokenBatch(batch.ids[first:last], batch.mask[first:last], skipped)
-
-
-def _padded(batch: TokenBatch, bucket: Bucket, pad_id: int, *, pad_left: bool) -> TokenBatch:
-    """Pad to a bucket: texts with tokens that are masked, rows with the first text, because all padding is none."""
-    rows, tokens = batch.ids.shape
-    if (rows, tokens) == bucket:
-        return batch
-
-    here = slice(bucket.tokens - tokens, None) if pad_left else slice(tokens)
-
-    def pad(values: Int64, value: int) -> Int64:
-        padded = np.empty(bucket, np.int64)
-        padded.fill(value)
-        padded[:rows, here] = values
-        if rows < bucket.rows:
-            padded[rows:] = padded[0]
-        return padded
-
-    return TokenBatch(pad(batch.ids, pad_id), pad(batch.mask, 0))
-
-
 # Loading and proof ----------------------------------------------------------------------------------------------------
+
+
+def buckets_of(batch_tokens: int, max_tokens: int) -> Buckets:
+    """Return the buckets of a worker with this budget for a model of this limit."""
+    return Buckets(_ROWS, _TOKENS, batch_tokens=batch_tokens, max_tokens=max_tokens)
 
 
 def accelerate(
@@ -203,9 +181,10 @@ def accelerate(
     try:
         _check_graph(cpu)
         runtime = Runtime(plan.graph)
-        buckets = Buckets(batch_tokens=options.batch_tokens, max_tokens=plan.max_tokens)
+        buckets = buckets_of(options.batch_tokens, plan.max_tokens)
         reference = Reference.of(cpu, tokenizer, buckets, pad_left=plan.pad_left)
-        attempt = _Attempt(runtime, reference, buckets, cpu, tokenizer.pad_id, plan.pad_left, options, threads)
+        padding = Padding(buckets, tokenizer.pad_id, plan.pad_left)
+        attempt = _Attempt(runtime, reference, padding, cpu, options, threads)
         return attempt.first_that_is_right()
     except (ConfigError, OutOfMemoryError):
         raise
@@ -234,10 +213,8 @@ class _Attempt:
 
     runtime: Runtime
     reference: Reference
-    buckets: Buckets
+    padding: Padding
     cpu: OnnxBackend
-    pad_id: int
-    pad_left: bool
     options: RuntimeOptions
     threads: int
 
@@ -296,12 +273,10 @@ class _Attempt:
             graphs,
             self.cpu.graph_io,
             self.reference,
-            self.buckets,
+            self.padding,
             provider,
             precision=precision,
             threads=self.threads,
-            pad_id=self.pad_id,
-            pad_left=self.pad_left,
         )
 
     def _speed_ratio(self, embed: Embed) -> float:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from embed_worker.accelerators.agreement import ProofError, golden_batches
-from embed_worker.accelerators.openvino.buckets import Bucket, Buckets
 from embed_worker.config import OpenvinoPrecision
 from embed_worker.inference.backend import Backend
+from embed_worker.inference.buckets import Bucket, Buckets
 from embed_worker.inference.pooling import Float32, cosine_distances
 from embed_worker.inference.token_batch import TokenBatch
 from embed_worker.inference.tokenizer import TextTokenizer
