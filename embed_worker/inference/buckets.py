@@ -96,10 +96,33 @@ class Padding:
             return [batch]
         return [batch.only(slice(first, first + most)) for first in range(0, len(batch.ids), most)]
 
-    def fill(self, batch: TokenBatch) -> TokenBatch:
-        """Pad a turn to its bucket; the rows behind its own are copies of its first text, and not wanted."""
+    def fill(self, batch: TokenBatch, at_least: int = 0) -> TokenBatch:
+        """Pad a turn to its bucket, or to that of longer texts.
+
+        The rows behind its own are copies of its first text, and not wanted.
+        """
         rows, tokens = batch.ids.shape
-        bucket = self.buckets.of(rows, tokens)
+        bucket = self.buckets.of(rows, max(tokens, at_least))
         if (rows, tokens) == bucket:
             return batch
         return batch.padded(bucket.rows, bucket.tokens, pad_id=self.pad_id, pad_left=self.pad_left)
+
+
+class SteadyLength:
+    """To what length texts that run alone are padded where a change of shape takes time: that of the last few texts.
+
+    Any thread may call.
+    """
+
+    # Of more, short texts would keep a long one's shape for longer; of fewer, shapes would change more often.
+    _REMEMBERED = 8
+
+    def __init__(self, spare_tokens: int) -> None:
+        """Begin without texts; a change of shape takes as long as so many tokens."""
+        self._spare_tokens = spare_tokens
+        self._recent: tuple[int, ...] = ()
+
+    def of(self, tokens: int) -> int:
+        """Return the length for the next text."""
+        self._recent = recent = (*self._recent[1 - self._REMEMBERED :], tokens)
+        return max(length for length in recent if length <= tokens + self._spare_tokens)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from embed_worker.accelerators import onnx_provider
 from embed_worker.accelerators.openvino import backend as openvino
-from embed_worker.inference.buckets import Bucket, Buckets, Padding
+from embed_worker.inference.buckets import Bucket, Buckets, Padding, SteadyLength
 from embed_worker.inference.token_batch import TokenBatch
 
 Steps = Callable[[int, int], Buckets]
@@ -86,3 +86,20 @@ def test_a_batch_is_in_its_turns_with_masked_tokens_and_copies_of_its_first_text
         if turn.skipped is not None:
             assert filled.skipped is not None
             assert filled.skipped.tolist() == [*turn.skipped, *[turn.skipped[0]] * (len(filled.ids) - count)]
+
+
+@given(st.integers(0, 64), st.lists(st.integers(1, 300), min_size=1, max_size=60))
+def test_texts_alone_keep_the_length_of_the_last_ones_while_that_costs_less_than_a_change(
+    spare: int, lengths: list[int]
+) -> None:
+    steady = SteadyLength(spare)
+    for place, length in enumerate(lengths):
+        given_length = steady.of(length)
+        assert length <= given_length <= length + spare
+        assert given_length in lengths[max(0, place - 7) : place + 1]
+        assert not any(given_length < other <= length + spare for other in lengths[max(0, place - 7) : place + 1])
+
+
+def test_a_text_of_rare_length_is_forgotten_after_some_others() -> None:
+    steady = SteadyLength(50)
+    assert [steady.of(length) for length in (12, 48, *[12] * 9)] == [12, *[48] * 8, 12, 12]

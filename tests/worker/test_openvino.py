@@ -6,14 +6,19 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from embed_worker.config import RuntimeOptions
+from embed_worker.accelerators.openvino.backend import buckets_of
+from embed_worker.accelerators.openvino.proof import Reference
+from embed_worker.config import OpenvinoPrecision, RuntimeOptions
+from embed_worker.inference.buckets import SteadyLength
 from embed_worker.inference.onnx_backend import OnnxBackend
+from embed_worker.inference.pooling import Float32, cosine_distances
 from embed_worker.inference.token_batch import TokenBatch
 from embed_worker.inference.tokenizer import TextTokenizer
 from embed_worker.inference.width import Width
@@ -35,6 +40,7 @@ else:
 
 needs_openvino = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "it is there")
 MIN_COSINE = {"float32": 0.9999, "bfloat16": 0.999}
+FLOAT32 = OpenvinoPrecision.FLOAT32
 
 
 # Serving
@@ -46,7 +52,7 @@ def worker_of(names: list[str], precision: str) -> WorkerProcess:
         arguments += ["--model", str(MODELS / name)]
         if not (MODELS / name / "modules.json").exists():
             arguments += ["--pooling", "mean"]
-    return WorkerProcess(*arguments, model=None)
+    return WorkerProcess(*arguments, model=None, wait_s=4 * WAIT_S)  # each model runs in some eighty shapes first
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
@@ -94,10 +100,10 @@ def test_a_text_alone_is_run_on_all_cores_while_that_is_faster(monkeypatch: pyte
     run, seconds = backend._embed, {True: 1.0, False: 2.0}
     now, ran = [0.0], list[bool]()
 
-    def timed(graph: Any, batch: TokenBatch) -> object:
+    def timed(graph: Any, batch: TokenBatch, at_least: int = 0) -> object:
         ran.append(graph is backend._wide)
         now[0] += seconds[ran[-1]]
-        return run(graph, batch)
+        return run(graph, batch, at_least)
 
     monkeypatch.setattr(backend, "_embed", timed)
     monkeypatch.setattr(backend, "_width", Width(lambda: now[0]))
@@ -113,6 +119,55 @@ def test_a_text_alone_is_run_on_all_cores_while_that_is_faster(monkeypatch: pyte
     ran.clear()
     backend.embed(batch, exclusive=False)
     assert ran == [False]
+
+
+@needs_openvino
+def test_a_text_alone_takes_the_shape_of_those_before_it_where_a_change_takes_time() -> None:
+    from embed_worker.accelerators.openvino.backend import OpenvinoBackend, accelerate
+
+    plan, options = plan_for("bert-mean"), RuntimeOptions(provider="openvino", openvino_precision=FLOAT32)
+    backend = accelerate(OnnxBackend.load(plan, options, threads=2), plan, TextTokenizer.load(plan), options, 2)
+    assert isinstance(backend, OpenvinoBackend)
+    backend.use_all_cores()
+    assert backend._wide is not None
+    backend._steady = SteadyLength(20)
+    run, shapes = backend._wide.run, list[tuple[int, ...]]()
+
+    def noted(feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        shapes.append(feeds["input_ids"].shape)
+        return run(feeds)
+
+    backend._wide.run = noted  # type: ignore[method-assign]
+    backend._width = Width(lambda: 0.0)  # all cores, and no trial of the other way
+    for tokens in (5, 19, 6, 40, 18, 39):
+        batch = TokenBatch(np.arange(10, 10 + tokens)[None], np.ones((1, tokens), np.int64))
+        found, expected = backend.embed(batch, exclusive=True), backend.embed(batch, exclusive=False)
+        assert cosine_distances(found, expected).max() < 1e-5
+    two = TokenBatch(np.full((2, 5), 10), np.ones((2, 5), np.int64))
+    backend.embed(two, exclusive=True)
+    assert shapes == [(1, 8), (1, 20), (1, 20), (1, 40), (1, 20), (1, 40), (2, 8)]
+
+
+def test_what_a_change_of_shape_costs_is_told_in_tokens() -> None:
+    plan = plan_for("bert-mean")
+    cpu, tokenizer = OnnxBackend.load(plan, RuntimeOptions(), threads=1), TextTokenizer.load(plan)
+    reference = Reference.of(cpu, tokenizer, buckets_of(384, plan.max_tokens), pad_left=False)
+    now, last = [0.0], [0]
+
+    def spare(a_token: float, a_change: float) -> int:
+        def embed(batch: TokenBatch) -> Float32:
+            tokens = batch.ids.shape[1]
+            now[0] += 1 + a_token * tokens + a_change * (tokens != last[0])
+            last[0] = tokens
+            return np.zeros((1, 1), np.float32)
+
+        return reference.spare_tokens(embed, lambda: now[0])
+
+    assert spare(0.5, 15.25) == 30
+    assert spare(0.5, 0.0) == 0
+    assert spare(0.5, -0.25) == 0
+    assert spare(0.0, 1.0) == 0
+    assert spare(0.25, 1000.0) == 64
 
 
 @needs_openvino

@@ -19,7 +19,7 @@ from embed_worker.accelerators.openvino.runtime import CompiledGraph, OpenvinoEr
 from embed_worker.config import OpenvinoPrecision, RuntimeOptions
 from embed_worker.errors import ConfigError, ModelError, OutOfMemoryError, brief
 from embed_worker.inference.backend import Backend, ProviderReport
-from embed_worker.inference.buckets import Buckets, Padding
+from embed_worker.inference.buckets import Buckets, Padding, SteadyLength
 from embed_worker.inference.graph_io import GraphIo
 from embed_worker.inference.onnx_backend import OnnxBackend
 from embed_worker.inference.pooling import Float32
@@ -86,6 +86,7 @@ class OpenvinoBackend:
         for graph in graphs:
             self._idle.put(graph)
         self._wide: CompiledGraph | None = None
+        self._steady = SteadyLength(0)
         self._width = Width()
         # Until all cores are used: both hold memory.
         self._to_compile: tuple[Runtime, Reference, int] | None = (runtime, reference, threads)
@@ -111,6 +112,7 @@ class OpenvinoBackend:
             wide = runtime.compile(precision, threads=threads, output=self._graph_io.output)
             if not reference.compare([self._by(wide)]) >= MIN_COSINE[precision]:
                 raise ProofError("gives other vectors than the CPU")
+            self._steady = SteadyLength(reference.spare_tokens(self._by(wide)))
         except Exception as error:  # noqa: BLE001 - the model serves without it
             _log.warning("single texts stay on fewer cores reason=%s", brief(error))
             return
@@ -127,7 +129,7 @@ class OpenvinoBackend:
         wide = self._wide
         if exclusive and wide is not None:
             return self._width.run(
-                batch.ids.size, wide=lambda: self._embed(wide, batch), narrow=lambda: self._embed_on_one(batch)
+                batch.ids.size, wide=lambda: self._embed_steadily(wide, batch), narrow=lambda: self._embed_on_one(batch)
             )
         return self._embed_on_one(batch)
 
@@ -141,10 +143,14 @@ class OpenvinoBackend:
     def _by(self, graph: CompiledGraph) -> Embed:
         return lambda batch: self._embed(graph, batch)
 
-    def _embed(self, graph: CompiledGraph, batch: TokenBatch) -> Float32:
+    def _embed_steadily(self, graph: CompiledGraph, batch: TokenBatch) -> Float32:
+        rows, tokens = batch.ids.shape
+        return self._embed(graph, batch, self._steady.of(tokens) if rows == 1 else 0)
+
+    def _embed(self, graph: CompiledGraph, batch: TokenBatch, at_least: int = 0) -> Float32:
         rows, tokens = batch.ids.shape
         try:
-            output = graph.run(self._graph_io.feeds(self._padding.fill(batch)))
+            output = graph.run(self._graph_io.feeds(self._padding.fill(batch, at_least)))
         except MemoryError as error:
             raise OutOfMemoryError(f"no memory for a batch of {batch.ids.shape}") from error
         if output.ndim == 3:

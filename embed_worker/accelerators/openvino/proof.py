@@ -24,6 +24,8 @@ from embed_worker.inference.tokenizer import TextTokenizer
 # The smallest cosine to the CPU's vectors that passes.
 MIN_COSINE = {OpenvinoPrecision.FLOAT32: 0.9999, OpenvinoPrecision.BFLOAT16: 0.999}
 _TIMED_RUNS = 5
+_SHORT_TOKENS = 64
+_MOST_SPARE_TOKENS = 64
 
 Embed = Callable[[TokenBatch], Float32]
 
@@ -85,6 +87,27 @@ class Reference:
     def _batch(self, bucket: Bucket) -> tuple[TokenBatch, Float32]:
         whole, vectors = self.batches[bucket.tokens], self.vectors[bucket.tokens]
         return TokenBatch(whole.ids[: bucket.rows], whole.mask[: bucket.rows]), vectors[: bucket.rows]
+
+    def spare_tokens(self, embed: Embed, clock: Callable[[], float] = time.perf_counter) -> int:
+        """Return how many tokens of a text alone take as long as a change of shape; 0 where nothing tells.
+
+        Both are those of two short buckets in turns, in each of which the first run is behind a change.
+        """
+        alone = [bucket for bucket in self.buckets if bucket.rows == 1 and bucket.tokens <= _SHORT_TOKENS]
+        shorter, longer = min(alone), max(alone)
+        first: dict[Bucket, list[float]] = {shorter: [], longer: []}
+        again: dict[Bucket, list[float]] = {shorter: [], longer: []}
+        for _ in range(_TIMED_RUNS):
+            for bucket in (shorter, longer):
+                batch, _ = self._batch(bucket)
+                for times in (first, again, again):
+                    started = clock()
+                    embed(batch)
+                    times[bucket].append(clock() - started)
+        steady = {bucket: float(np.median(times)) for bucket, times in again.items()}
+        a_token = (steady[longer] - steady[shorter]) / max(1, longer.tokens - shorter.tokens)
+        a_change = sum(float(np.median(times)) - steady[bucket] for bucket, times in first.items()) / 2
+        return int(min(max(0.0, a_change / a_token), _MOST_SPARE_TOKENS)) if a_token > 0 else 0
 
     def seconds(self, embed: Embed, bucket: Bucket) -> float:
         """Return the median time of a few runs of a bucket, after one that does not count."""
