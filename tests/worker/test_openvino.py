@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from embed_worker.accelerators.agreement import ProofError
 from embed_worker.accelerators.openvino.backend import buckets_of
 from embed_worker.accelerators.openvino.proof import Reference
+from embed_worker.accelerators.openvino.runtime import OpenvinoError
 from embed_worker.config import OpenvinoPrecision, RuntimeOptions
 from embed_worker.inference.buckets import SteadyLength
 from embed_worker.inference.onnx_backend import OnnxBackend
@@ -168,6 +172,66 @@ def test_what_a_change_of_shape_costs_is_told_in_tokens() -> None:
     assert spare(0.5, -0.25) == 0
     assert spare(0.0, 1.0) == 0
     assert spare(0.25, 1000.0) == 64
+
+
+def test_other_processes_do_not_make_a_graph_look_slow() -> None:
+    plan = plan_for("bert-mean")
+    cpu, tokenizer = OnnxBackend.load(plan, RuntimeOptions(), threads=1), TextTokenizer.load(plan)
+    reference = Reference.of(cpu, tokenizer, buckets_of(384, plan.max_tokens), pad_left=False)
+    now = [0.0]
+
+    def taking(*seconds: float) -> Callable[[TokenBatch], Float32]:
+        turns = itertools.chain(seconds, itertools.repeat(seconds[-1]))
+
+        def embed(_: TokenBatch) -> Float32:
+            now[0] += next(turns)
+            return np.zeros((1, 1), np.float32)
+
+        return embed
+
+    ours, others = taking(0.001, 9, 1, 9), taking(0.001, 4, 4)  # the first run of a shape prepares it
+    assert reference.speed_ratio(ours, others, reference.buckets[0], lambda: now[0]) == 0.25
+
+
+RIGHT, WRONG, SLOW = 0.5, ProofError("differs from the CPU"), 1.3
+
+
+@pytest.mark.parametrize(
+    ("bfloat16", "float32", "chosen", "reason"),
+    [
+        (RIGHT, None, "bfloat16", "the processor multiplies bfloat16"),
+        (None, RIGHT, "float32", "the processor does not have bfloat16"),
+        (WRONG, RIGHT, "float32", "in bfloat16 it differs from the CPU"),
+        (OpenvinoError("does not compile"), RIGHT, "float32", "in bfloat16 does not compile"),
+        (SLOW, RIGHT, "float32", "bfloat16 takes 1.30 of the CPU's time"),
+        (SLOW, 1.2, "float32", "bfloat16 takes 1.30 of the CPU's time"),
+        (SLOW, 1.4, "bfloat16", "the processor multiplies bfloat16"),
+        (SLOW, WRONG, "bfloat16", "the processor multiplies bfloat16"),
+    ],
+)
+def test_by_itself_it_computes_in_bfloat16_where_that_is_right_and_not_slow(
+    monkeypatch: pytest.MonkeyPatch,
+    bfloat16: float | Exception | None,
+    float32: float | Exception | None,
+    chosen: str,
+    reason: str,
+) -> None:
+    from embed_worker.accelerators.openvino.backend import _Attempt
+
+    found = {OpenvinoPrecision.BFLOAT16: bfloat16, OpenvinoPrecision.FLOAT32: float32}
+
+    def proved(_: object, precision: OpenvinoPrecision, why: str) -> tuple[tuple[str, str], float]:
+        ratio = found[precision]
+        if isinstance(ratio, Exception):
+            raise ratio
+        assert ratio is not None, "it was not to be tried"
+        return (str(precision), why), ratio
+
+    monkeypatch.setattr(_Attempt, "_proved", proved)
+    runtime = SimpleNamespace(lists=lambda precision: found[precision] is not None)
+    there: Any = None
+    attempt = _Attempt(cast(Any, runtime), there, there, there, RuntimeOptions(provider="openvino"), 2)
+    assert cast(Any, attempt.first_that_is_right()) == (chosen, reason)
 
 
 @needs_openvino

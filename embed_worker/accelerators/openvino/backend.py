@@ -6,6 +6,7 @@ the CPU's vectors in every bucket, while the others ran.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 from collections.abc import Sequence
@@ -225,20 +226,31 @@ class _Attempt:
     threads: int
 
     def first_that_is_right(self) -> Backend:
-        """Return the backend of the precision that was asked for; by itself bfloat16 before float32."""
+        """Return the backend of the precision that was asked for; by itself bfloat16, unless float32 is faster."""
         asked = self.options.openvino_precision
         if asked is not OpenvinoPrecision.AUTO:
-            return self._proved(asked, "asked for")
-        reason = "the processor does not have bfloat16"
-        if self.runtime.lists(OpenvinoPrecision.BFLOAT16):
-            try:
-                return self._proved(OpenvinoPrecision.BFLOAT16, "the processor multiplies bfloat16")
-            except (OpenvinoError, ProofError) as error:
-                reason = f"in bfloat16 {'it ' if isinstance(error, ProofError) else ''}{error}"
-        return self._proved(OpenvinoPrecision.FLOAT32, reason)
+            return self._proved(asked, "asked for")[0]
+        if not self.runtime.lists(OpenvinoPrecision.BFLOAT16):
+            return self._proved(OpenvinoPrecision.FLOAT32, "the processor does not have bfloat16")[0]
+        try:
+            rounded, ratio = self._proved(OpenvinoPrecision.BFLOAT16, "the processor multiplies bfloat16")
+        except (OpenvinoError, ProofError) as error:
+            reason = f"in bfloat16 {'it ' if isinstance(error, ProofError) else ''}{error}"
+            return self._proved(OpenvinoPrecision.FLOAT32, reason)[0]
+        if ratio < 1:
+            return rounded
+        # Some processors have bfloat16, and are slow at it.
+        with contextlib.suppress(OpenvinoError, ProofError):
+            reason = f"bfloat16 takes {ratio:.2f} of the CPU's time"
+            exact, exact_ratio = self._proved(OpenvinoPrecision.FLOAT32, reason)
+            return exact if exact_ratio <= ratio else rounded
+        return rounded
 
-    def _proved(self, precision: OpenvinoPrecision, why: str) -> Backend:
+    def _proved(self, precision: OpenvinoPrecision, why: str) -> tuple[OpenvinoBackend, float]:
         """Compile a graph for each lane and let all prove themselves together.
+
+        Returns:
+            The backend, and its time over that of one core of the CPU.
 
         Raises:
             OpenvinoError: It does not compile, or computes in another precision.
@@ -255,7 +267,9 @@ class _Attempt:
         for graph in graphs:
             if graph.precision is not precision:
                 raise OpenvinoError(f"it computes in {graph.precision or 'another precision'} instead of {precision}")
-        ratio = self._speed_ratio(embeds[0])
+        # A batch of about 32 tokens a text, on one core of either.
+        bucket = max(bucket for bucket in self.reference.buckets if bucket.tokens <= 32)
+        ratio = self.reference.speed_ratio(embeds[0], _lane(self.cpu), bucket)
         judgement = "" if ratio <= 1 else ", so the CPU is faster"
         report = OpenvinoReport(
             asked=self.options.provider,
@@ -269,7 +283,7 @@ class _Attempt:
             cosine=round(cosine, 7),
             speed_ratio=round(ratio, 3),
         )
-        return self._backend(graphs, precision, report)
+        return self._backend(graphs, precision, report), ratio
 
     def _backend(
         self, graphs: Sequence[CompiledGraph], precision: OpenvinoPrecision, provider: ProviderReport
@@ -284,11 +298,6 @@ class _Attempt:
             precision=precision,
             threads=self.threads,
         )
-
-    def _speed_ratio(self, embed: Embed) -> float:
-        """Compare the time of a batch of about 32 tokens a text with that of one core of the CPU."""
-        bucket = max(bucket for bucket in self.reference.buckets if bucket.tokens <= 32)
-        return self.reference.seconds(embed, bucket) / self.reference.seconds(_lane(self.cpu), bucket)
 
 
 def _lane(backend: Backend) -> Embed:

@@ -6,12 +6,11 @@ in 8 of 88 starts; see docs/decisions.md. So nothing is believed for a single ru
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-
-import numpy as np
 
 from embed_worker.accelerators.agreement import ProofError, golden_batches
 from embed_worker.config import OpenvinoPrecision
@@ -28,6 +27,7 @@ _SHORT_TOKENS = 64
 _MOST_SPARE_TOKENS = 64
 
 Embed = Callable[[TokenBatch], Float32]
+Clock = Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,34 +88,38 @@ class Reference:
         whole, vectors = self.batches[bucket.tokens], self.vectors[bucket.tokens]
         return TokenBatch(whole.ids[: bucket.rows], whole.mask[: bucket.rows]), vectors[: bucket.rows]
 
-    def spare_tokens(self, embed: Embed, clock: Callable[[], float] = time.perf_counter) -> int:
+    def spare_tokens(self, embed: Embed, clock: Clock = time.perf_counter) -> int:
         """Return how many tokens of a text alone take as long as a change of shape; 0 where nothing tells.
 
-        Both are those of two short buckets in turns, in each of which the first run is behind a change.
+        Both are those of two short buckets in turns, in each of which the first run is behind a change; the shortest
+        of some runs is what one takes without other processes.
         """
         alone = [bucket for bucket in self.buckets if bucket.rows == 1 and bucket.tokens <= _SHORT_TOKENS]
         shorter, longer = min(alone), max(alone)
-        first: dict[Bucket, list[float]] = {shorter: [], longer: []}
-        again: dict[Bucket, list[float]] = {shorter: [], longer: []}
+        changed = {shorter: math.inf, longer: math.inf}
+        steady = dict(changed)
         for _ in range(_TIMED_RUNS):
             for bucket in (shorter, longer):
                 batch, _ = self._batch(bucket)
-                for times in (first, again, again):
+                for shortest in (changed, steady, steady):
                     started = clock()
                     embed(batch)
-                    times[bucket].append(clock() - started)
-        steady = {bucket: float(np.median(times)) for bucket, times in again.items()}
+                    shortest[bucket] = min(shortest[bucket], clock() - started)
         a_token = (steady[longer] - steady[shorter]) / max(1, longer.tokens - shorter.tokens)
-        a_change = sum(float(np.median(times)) - steady[bucket] for bucket, times in first.items()) / 2
+        a_change = (changed[shorter] - steady[shorter] + changed[longer] - steady[longer]) / 2
         return int(min(max(0.0, a_change / a_token), _MOST_SPARE_TOKENS)) if a_token > 0 else 0
 
-    def seconds(self, embed: Embed, bucket: Bucket) -> float:
-        """Return the median time of a few runs of a bucket, after one that does not count."""
+    def speed_ratio(self, embed: Embed, other: Embed, bucket: Bucket, clock: Clock = time.perf_counter) -> float:
+        """Return the time of a bucket over that of another's, each the shortest of some runs in turns.
+
+        Other processes only make a run longer; what it takes without them shows in the shortest.
+        """
         batch, _ = self._batch(bucket)
-        embed(batch)
-        times = []
-        for _ in range(_TIMED_RUNS):
-            started = time.perf_counter()
-            embed(batch)
-            times.append(time.perf_counter() - started)
-        return float(np.median(times))
+        shortest = [math.inf, math.inf]
+        for number in range(1 + _TIMED_RUNS):
+            for place, each in enumerate((embed, other)):
+                started = clock()
+                each(batch)
+                if number:  # a shape's first run prepares it
+                    shortest[place] = min(shortest[place], clock() - started)
+        return shortest[0] / max(shortest[1], 1e-9)
