@@ -21,7 +21,7 @@ from embed_worker.config import Verify
 from embed_worker.errors import ModelError
 from embed_worker.machine import cache_dir
 from embed_worker.model_files.damage import damage_of
-from embed_worker.model_files.layout import OutsideError, check_link, inner_path
+from embed_worker.model_files.layout import OutsideError, check_link, inner_path, read_json
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = 1
@@ -29,7 +29,6 @@ MAX_REMEMBERED_FILES = 1024
 
 _HIDDEN = re.compile(r"(^|/)\.")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_MAX_MANIFEST_BYTES = 16 << 20
 _VERIFIED_NAME = "verified.json"
 
 
@@ -62,18 +61,13 @@ class Manifest:
             ManifestError: The file cannot be read, is not a manifest, or names a path outside the folder.
         """
         try:
-            with (folder / MANIFEST_NAME).open("rb") as file:
-                content = file.read(_MAX_MANIFEST_BYTES + 1)
+            document = read_json(folder / MANIFEST_NAME)
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise ManifestError(f"{MANIFEST_NAME} cannot be read: {error.strerror}") from error
-        if len(content) > _MAX_MANIFEST_BYTES:
-            raise ManifestError(f"{MANIFEST_NAME} is larger than {_MAX_MANIFEST_BYTES >> 20} MB")
-        try:
-            document = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise ManifestError(f"{MANIFEST_NAME} is not JSON") from error
+            raise ManifestError(f"{MANIFEST_NAME} cannot be read: {error.strerror or error}") from error
+        except ValueError as error:
+            raise ManifestError(f"{MANIFEST_NAME} is {error}") from error
         return cls._of_json(document)
 
     @classmethod
