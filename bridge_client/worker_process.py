@@ -163,7 +163,7 @@ class WorkerProcess:
             try:
                 if os.getsid(told) != self.pid:
                     return
-            except OSError:
+            except (OSError, OverflowError):  # nobody's number, or none of this system
                 return
         self.worker_pid = told
 
