@@ -78,6 +78,7 @@ def test_logs_have_a_level_and_a_format() -> None:
         (["--onnx-file", "f"], ModelOptions(onnx_file="f")),
         (["--variant", "int8"], ModelOptions(variant="int8")),
         (["--pooling", "cls,max"], ModelOptions(pooling="cls,max")),
+        (["--pooling", "cls, max"], ModelOptions(pooling="cls,max")),
         (["--normalize"], ModelOptions(normalize=True)),
         (["--no-normalize"], ModelOptions(normalize=False)),
         (["--max-tokens", "9"], ModelOptions(max_tokens=9)),
