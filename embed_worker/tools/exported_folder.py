@@ -83,7 +83,7 @@ def compare_folders(original: Path, made: Path) -> None:
         found = read_model_folder(made, ModelOptions())
         other = TextTokenizer.load(found)
     except ModelError as error:
-        raise CheckFailedError(f"What was exported cannot be served, and its source could: {error}") from error
+        raise CheckFailedError(f"what was exported cannot be served, and its source could: {error}") from error
     if _space(found) != _space(expected):
         here, there = _said(found), _said(expected)
         lost = [
@@ -91,9 +91,9 @@ def compare_folders(original: Path, made: Path) -> None:
             for subject in {**there, **here}
             if here.get(subject) != there.get(subject)
         ]
-        raise CheckFailedError(f"What was exported is read as another model than its source: {'; '.join(lost)}")
+        raise CheckFailedError(f"what was exported is read as another model than its source: {'; '.join(lost)}")
     if _encoded(tokenizer, expected) != _encoded(other, found):
-        raise CheckFailedError("What was exported has other tokens for a text than its source")
+        raise CheckFailedError("what was exported has other tokens for a text than its source")
 
 
 def _said(plan: ModelPlan) -> dict[str, str]:
