@@ -210,7 +210,7 @@ def chosen(config: Mapping[str, Any], key: str, default: str | None, choices: Ma
     if not isinstance(value, str) or value not in choices:
         other = "; for others, sentence-transformers with backend='onnx' writes a graph" if key == "model_type" else ""
         known = f"what can be: {', '.join(choices)}{other}"
-        raise ExportError(f"A model whose {key} is {value!r} cannot be exported; {known}")
+        raise ExportError(f"a model whose {key} is {value!r} cannot be exported; {known}")
     return choices[value]
 
 
