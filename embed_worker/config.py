@@ -182,7 +182,9 @@ def positive_argument(text: str) -> int:
 
 
 def provider_argument(text: str) -> str:
-    """Read the name of a provider, with or without `ExecutionProvider`; whether it is installed is found out later.
+    """Read the name of a provider: in lower case and without `ExecutionProvider`, however it is written.
+
+    Whether it is installed is found out later.
 
     Raises:
         argparse.ArgumentTypeError: Nothing has this name.
@@ -192,4 +194,4 @@ def provider_argument(text: str) -> str:
         meant = closest(name, sorted(_PROVIDERS))
         hint = "" if meant is None else f"; did you mean `{meant}`?"
         raise argparse.ArgumentTypeError(f"there is no provider {text[:64]!a}{hint}")
-    return text
+    return name

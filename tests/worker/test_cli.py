@@ -46,6 +46,8 @@ def test_without_options_everything_has_its_default() -> None:
     ("arguments", "expected"),
     [
         (["--provider", "cuda"], RuntimeOptions(provider="cuda")),
+        (["--provider", "Auto"], RuntimeOptions(provider="auto")),
+        (["--provider", "CoreMLExecutionProvider"], RuntimeOptions(provider="coreml")),
         (["--threads", "3"], RuntimeOptions(threads=3)),
         (["--batch-tokens", "99"], RuntimeOptions(batch_tokens=99)),
         (["--batch-invariant"], RuntimeOptions(batch_invariant=True)),
