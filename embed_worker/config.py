@@ -140,8 +140,11 @@ def path_argument(text: str) -> Path:
     """Read a path of the command line; `~` is the home also where no shell has seen it, as in `--output=~/model`.
 
     Raises:
-        argparse.ArgumentTypeError: There is no such home; a folder named `~` is never meant.
+        argparse.ArgumentTypeError: It is empty, as a variable is that is not set, and would be the working directory; or
+            there is no such home: a folder named `~` is never meant.
     """
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
     expanded = os.path.expanduser(text)
     if expanded.startswith("~"):
         raise argparse.ArgumentTypeError(f"{text!r} begins with a home, and there is none")
@@ -152,7 +155,7 @@ def folder_argument(text: str) -> Path:
     """Read the path of a folder that has to be there.
 
     Raises:
-        argparse.ArgumentTypeError: It is not, or there is no such home.
+        argparse.ArgumentTypeError: It is not, or `path_argument` refuses it.
     """
     path = path_argument(text)
     if not os.path.isdir(path):
