@@ -140,7 +140,7 @@ def path_argument(text: str) -> Path:
     """Read a path of the command line; `~` is the home also where no shell has seen it, as in `--output=~/model`.
 
     Raises:
-        argparse.ArgumentTypeError: It is empty, as a variable is that is not set, and would be the working directory; or
+        argparse.ArgumentTypeError: It is empty, as an unset variable is, and would be the working directory; or
             there is no such home: a folder named `~` is never meant.
     """
     if not text:
