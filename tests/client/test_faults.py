@@ -508,9 +508,8 @@ def test_ten_mebibytes_on_standard_error_block_nobody(without_newline: bool) -> 
 def test_all_of_standard_error_is_passed_on_in_parts_where_a_line_is_long_or_has_no_end() -> None:
     said: queue.SimpleQueue[str] = queue.SimpleQueue()
     gone = threading.Event()
-    owner = Mock()
-    owner.on_stderr.side_effect = lambda process, text: said.put(text)
-    owner.on_gone.side_effect = lambda process, report: gone.set()
+    hears = {"on_stderr": lambda process, text: said.put(text), "on_gone": lambda process, report: gone.set()}
+    owner = Mock(**{f"{name}.side_effect": hear for name, hear in hears.items()})
     command = (sys.executable, "-c", r"import os; os.write(2, b'first\n' + b'z' * 10_000 + b'\nlast')")
     process = WorkerProcess.spawn(command, environment=os.environ, cwd=None, owner=owner, number=0)
     process.begin()
