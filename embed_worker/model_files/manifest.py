@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -220,7 +221,7 @@ def _state(file: Path, path: str, record: FileRecord, advice: str) -> list[int |
     """Describe a file as it is now, with the hash that it should have.
 
     Raises:
-        ManifestError: It is missing or has another size.
+        ManifestError: It is missing, is a pipe or a device, or has another size.
     """
     try:
         status = file.stat()
@@ -228,6 +229,8 @@ def _state(file: Path, path: str, record: FileRecord, advice: str) -> list[int |
         raise ManifestError(f"{path} is missing, and {MANIFEST_NAME} lists it: {advice}") from error
     except OSError as error:
         raise ManifestError(f"{path} cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise ManifestError(f"{path} is not a regular file, and {MANIFEST_NAME} lists it: {advice}")
     if status.st_size != record.size:
         other = f"it has {status.st_size} bytes and not {record.size}: {advice}"
         damage = damage_of(file)

@@ -123,6 +123,14 @@ def test_a_manifest_that_is_a_pipe_is_refused_and_not_waited_for(folder: Path) -
         Manifest.read(folder)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes among the files here")
+def test_a_listed_file_that_is_a_pipe_is_refused_and_not_waited_for(folder: Path) -> None:
+    os.mkfifo(folder / "pipe")
+    write_manifest(folder, files={"pipe": {"sha256": hashlib.sha256().hexdigest(), "size": 0}})
+    with pytest.raises(ManifestError, match=r"^pipe is not a regular file"):
+        verify(folder, Manifest.read(folder) or manifest_of(folder), Verify.ALWAYS)
+
+
 def test_a_manifest_that_is_a_pointer_of_git_lfs_is_told_for_what_it_is(folder: Path) -> None:
     (folder / "manifest.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     with pytest.raises(ManifestError, match=r"^manifest\.json is a Git LFS pointer"):
