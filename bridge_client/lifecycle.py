@@ -54,7 +54,7 @@ class Loss:
         is_permanent: Another start cannot help.
         is_recycle: It ended by itself, at its memory ceiling, all work answered.
         is_charged: False for the further deaths of one investigation.
-        is_investigation: A isolated is waiting; its restarts wait the initial back-off only.
+        is_investigation: Isolated chunks wait; the restarts for them wait the initial back-off only.
         jitter: In -1 … 1, drawn by the caller.
     """
 

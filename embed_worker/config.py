@@ -156,8 +156,11 @@ def path_argument(text: str) -> Path:
     """Read a path of the command line; `~` is the home also where no shell has seen it, as in `--output=~/model`.
 
     Raises:
-        argparse.ArgumentTypeError: There is no such home; a folder named `~` is never meant.
+        argparse.ArgumentTypeError: It is empty, as an unset variable is, and would be the working directory; or
+            there is no such home: a folder named `~` is never meant.
     """
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
     expanded = os.path.expanduser(text)
     if expanded.startswith("~"):
         raise argparse.ArgumentTypeError(f"{text!r} begins with a home, and there is none")
@@ -168,7 +171,7 @@ def folder_argument(text: str) -> Path:
     """Read the path of a folder that has to be there.
 
     Raises:
-        argparse.ArgumentTypeError: It is not, or there is no such home.
+        argparse.ArgumentTypeError: It is not, or `path_argument` refuses it.
     """
     path = path_argument(text)
     if not os.path.isdir(path):
@@ -198,7 +201,9 @@ def positive_argument(text: str) -> int:
 
 
 def provider_argument(text: str) -> str:
-    """Read the name of a provider, with or without `ExecutionProvider`; whether it is installed is found out later.
+    """Read the name of a provider: in lower case and without `ExecutionProvider`, however it is written.
+
+    Whether it is installed is found out later.
 
     Raises:
         argparse.ArgumentTypeError: Nothing has this name.
@@ -208,4 +213,4 @@ def provider_argument(text: str) -> str:
         meant = closest(name, sorted(_PROVIDERS))
         hint = "" if meant is None else f"; did you mean `{meant}`?"
         raise argparse.ArgumentTypeError(f"there is no provider {text[:64]!a}{hint}")
-    return text
+    return name

@@ -135,10 +135,14 @@ def run(args: argparse.Namespace, model: str, worker_args: Sequence[str]) -> int
     except (CorpusError, RequestError) as error:  # not of a row: the model has no such prompt, or fewer dimensions
         return _fail(one_line(str(error)), _USAGE)
     except BridgeError as error:
-        goes_on = place is not None and parts_folder(place.path).exists()
-        return _fail(f"{printable(str(error))}{'; the same command goes on' if goes_on else ''}", _SOME_FAILED)
+        return _fail(f"{printable(str(error))}{_way_on(place)}", _SOME_FAILED)
     except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on", _INTERRUPTED)
+        return _fail(f"interrupted{_way_on(place)}", _INTERRUPTED)
+
+
+def _way_on(place: Place | None) -> str:
+    """Return how a message ends that tells of a job that has begun."""
+    return "; the same command goes on" if place is not None and parts_folder(place.path).exists() else ""
 
 
 def _fail(message: str, status: int) -> int:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -414,6 +415,14 @@ def test_a_second_ctrl_c_waits_for_nobody(many: Path, tmp_path: Path) -> None:
         _, error = process.communicate(timeout=WAIT_S)
     assert process.returncode == 130
     assert b"Traceback" not in error
+
+
+def test_texts_without_an_output_that_were_interrupted_are_no_job_that_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(EmbedClient, "embed_detailed", Mock(side_effect=KeyboardInterrupt))
+    assert embed("a text") == 130
+    assert capsys.readouterr().err == "embed-worker embed: interrupted\n"
 
 
 @pytest.fixture

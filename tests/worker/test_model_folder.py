@@ -503,6 +503,13 @@ def test_a_model_option_is_a_path_or_a_name(tmp_path: Path, monkeypatch: pytest.
             find_model(name, [tmp_path / "models"])
 
 
+def test_an_empty_name_is_not_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(shutil.copytree(MODELS / "bert-mean", tmp_path / "m"))
+    with pytest.raises(ModelNotFoundError, match="the name of the model is empty"):
+        find_model("", [])
+    assert find_model(".", []) == tmp_path / "m"
+
+
 @pytest.mark.parametrize(
     ("platform", "variable", "end"),
     [
