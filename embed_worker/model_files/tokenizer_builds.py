@@ -36,7 +36,8 @@ class Build:
         template: None where the class keeps the post-processor of tokenizer.json.
         yields_template: The post-processor of tokenizer.json comes first, where there is one.
         special: The default of each named special token.
-        extra: Further special tokens, where the settings name none.
+        extra: Further special tokens, where extra_special_tokens does not say; None where the class adds none to what
+            the settings name.
         mask_strips: The mask token takes the white space before it, too.
         pads_left: What the class does unless it is told.
     """
@@ -48,7 +49,7 @@ class Build:
     template: Template | None = None
     yields_template: bool = False
     special: Mapping[str, str | None] = field(default_factory=dict)
-    extra: tuple[str, ...] = ()
+    extra: list[Any] | None = None
     mask_strips: bool = False
     pads_left: bool = False
 
@@ -152,6 +153,11 @@ def _bert(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
     return _word_piece(settings, _BERT_TOKENS, mask_strips=False)
 
 
+def _dpr(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
+    """Build what a BERT does by default: the class keeps do_lower_case to itself."""
+    return _bert({**settings, "do_lower_case": True}, vocabulary, charsmap)
+
+
 def _mpnet(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
     return _word_piece(settings, _ROBERTA_TOKENS | {"unk_token": "[UNK]"}, mask_strips=True)
 
@@ -170,7 +176,7 @@ def _xlm_roberta(settings: Settings, vocabulary: Any, charsmap: str | None) -> B
 
 def _camembert(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
     bos, eos = (token_of(settings, name, _ROBERTA_TOKENS[name]) for name in ("bos_token", "eos_token"))
-    unknown = token_of(settings, "unk_token", "<unk>")
+    unknown, stated = token_of(settings, "unk_token", "<unk>"), settings.get("additional_special_tokens")
     return Build(
         kind="Unigram",
         normalizer=next(iter(_precompiled(charsmap)), None),
@@ -178,7 +184,7 @@ def _camembert(settings: Settings, vocabulary: Any, charsmap: str | None) -> Bui
         model=_unigram(_index_of(vocabulary, unknown, 0)),
         template=(bos, None, eos),
         special=_ROBERTA_TOKENS,
-        extra=("<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"),
+        extra=["<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"] if stated is None else stated,
         mask_strips=True,
     )
 
@@ -191,8 +197,17 @@ def _t5(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
         model=_unigram(2),
         template=(None, token_of(settings, "eos_token", "</s>")),
         special={"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
-        extra=tuple(f"<extra_id_{index}>" for index in range(settings.get("extra_ids", 100))),
+        extra=_sentinels(settings),
     )
+
+
+def _sentinels(settings: Settings) -> list[Any]:
+    """Return the further special tokens of a T5: those that are named, and sentinels where none is among them."""
+    stated, count = settings.get("additional_special_tokens") or [], settings.get("extra_ids", 100)
+    named = sum("<extra_id_" in str(token) for token in stated)
+    if named and count > 0 and named != count:
+        raise SettingError(f"additional_special_tokens with {named} of {count} extra_ids")
+    return list(stated) if named else [*stated, *(f"<extra_id_{index}>" for index in range(count))]
 
 
 def _albert(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
@@ -383,6 +398,8 @@ BUILDS: Mapping[str, Callable[[Settings, Any, str | None], Build]] = {
     "BertTokenizer": _bert,
     "CLIPTokenizer": _clip,
     "CamembertTokenizer": _camembert,
+    "DPRContextEncoderTokenizer": _dpr,
+    "DPRQuestionEncoderTokenizer": _dpr,
     "DebertaTokenizer": _deberta,
     "DebertaV2Tokenizer": _deberta_v2,
     "DistilBertTokenizer": _bert,

@@ -118,28 +118,32 @@ def plan_tokenizer(files: TokenizerFiles) -> TokenizerPlan:
         TokenizerError: The class is written in Python or not known here, or takes another kind of vocabulary.
     """
     builder = _builder(files)
-    settings = files.settings
-    named, extra, tokens = _special_tokens(files, settings)
+    settings, own, tokens = _merged(files)
+    named = _named_tokens(settings, own, tokens)
     build = None if builder == FROM_THE_JSON else _build(files, settings | named, builder)
     if build is not None:
         named = {**build.special, **named}
-        extra = [_special(content) for content in build.extra] if extra is None else extra
-    special = [*(named[name] for name in sorted(named, key=_place) if named[name] is not None), *(extra or [])]
+    extra = _extra_tokens(settings, build)
+    splits_special = _splits_special(settings)
+    with_names = (_marked(named[name]) for name in sorted(named, key=_place) if named[name] is not None)
+    special = [*with_names, *extra]
     ordered = _ordered(files, build, tokens, special)
     if builder == "Qwen2Tokenizer":  # which adds every special token once more, without its flags
         ordered += [_special(_content(token)) for token in special]
-    same_tokens = build is None or _ids(_vocabulary(files), ordered) == _ids_of_the_file(files)
+    if splits_special:  # all that the mark of a special token is read for
+        ordered = _marked_by_name(ordered, named)
+    same_tokens = build is None or _ids(_vocabulary(files), ordered) == _ids_of_the_file(files) == _ids_as_read(files)
     padding, truncation = (files.document.get(name) or {} for name in ("padding", "truncation"))
     return TokenizerPlan(
         file=files.file,
         builder=builder,
         sections=dict(changed_sections(files.document, build)),
-        template=_template(files, build, named),
+        template=_template(files, settings, build, named),
         keeps_tokens=build is None or same_tokens,
         tokens=tuple(_missing(files, ordered) if build is None else () if same_tokens else ordered),
         special=tuple(dict.fromkeys(_content(token) for token in special)),
         named={name: _content(token) for name, token in named.items() if token is not None},
-        splits_special=settings.get("split_special_tokens") is True,
+        splits_special=splits_special,
         pad_token=_pad_token(named, padding),
         pad_left=_side(settings, "padding_side", padding, pads_left=build is not None and build.pads_left),
         truncate_left=_side(settings, "truncation_side", truncation),
@@ -158,8 +162,8 @@ def _builder(files: TokenizerFiles) -> str:
         raise TokenizerError(f"has a tokenizer of the class {declared}, which is a program and not in tokenizer.json")
     if builder != FROM_THE_JSON and builder not in BUILDS:
         raise TokenizerError(
-            f"has a tokenizer of the class {declared}, and what transformers 5 builds for it is not known here: "
-            "--ignore-config tokenizer_class takes tokenizer.json as it is"
+            f"has a tokenizer of the class {declared or builder}, and what transformers 5 builds for it is not known "
+            "here: --ignore-config tokenizer_class takes tokenizer.json as it is"
         )
     return builder
 
@@ -191,45 +195,66 @@ def _charsmap(normalizer: Any) -> str | None:
 # Special and added tokens ------------------------------------------------------------------------------------------
 
 
-def _special_tokens(
-    files: TokenizerFiles, settings: dict[str, Any]
-) -> tuple[dict[str, Any], list[Any] | None, dict[int, Token]]:
-    """Collect the named special tokens, the further ones, and the added tokens by their ids.
+def _merged(files: TokenizerFiles) -> tuple[dict[str, Any], dict[str, Any], dict[int, Token]]:
+    """Return what the constructor gets, the special tokens of names that no other model has, and the added tokens.
 
-    None for further ones of which nothing is said: an empty list and null say that there are none.
+    special_tokens_map.json counts where tokenizer_config.json does not list the added tokens itself: with each of its
+    keys, whatever they say.
 
     Reference: transformers 5, `PreTrainedTokenizerBase._from_pretrained`.
     """
-    settings = dict(settings)
+    settings = files.settings
     _rename_extra(settings, is_there=bool(settings.get("extra_special_tokens")))
     own = _own_tokens(settings) | _extra_by_name(settings)
-    tokens: dict[int, Token] = {}
+    for name in own:
+        settings.pop(name, None)  # so that those of the map come first
     if isinstance(decoder := settings.get("added_tokens_decoder"), dict):
-        tokens = {int(index): _token(token) for index, token in decoder.items()}
-    else:
-        _merge_map(settings, files)
-        own = _own_tokens(settings) | own | _extra_by_name(settings)
-        special = {_content(settings[name]) for name in NAMED_TOKENS if settings.get(name)}
-        special |= {_content(token) for token in settings.get("extra_special_tokens") or []}
-        for content, index in files.added_tokens.items():
-            is_special = content in special
-            tokens[index] = _token({"content": content, "normalized": not is_special, "special": is_special})
-        for token in files.document.get("added_tokens") or []:
-            tokens[token["id"]] = _token(token)
-    # By now it is there or not, and an empty list is there.
-    _rename_extra(settings, is_there="extra_special_tokens" in settings)
+        return settings, own, {int(index): _token(token) for index, token in decoder.items()}
+    _merge_map(settings, files)
+    own = _own_tokens(settings) | own | _extra_by_name(settings)
+    tokens: dict[int, Token] = {}
+    special = {_content(settings[name]) for name in NAMED_TOKENS if settings.get(name)}
+    special |= {_content(token) for token in settings.get("extra_special_tokens") or []}
+    for content, index in files.added_tokens.items():
+        is_special = content in special
+        tokens[index] = _token({"content": content, "normalized": not is_special, "special": is_special})
+    for token in files.document.get("added_tokens") or []:
+        tokens[token["id"]] = _token(token)
+    return settings, own, tokens
+
+
+def _named_tokens(settings: Mapping[str, Any], own: Mapping[str, Any], tokens: Mapping[int, Token]) -> dict[str, Any]:
+    """Return the special tokens that have a name, by it, as they were added."""
+    named = {name: settings[name] for name in NAMED_TOKENS if name in settings} | dict(own)
+    _check_tokens(named)
     by_content = {token["content"]: token for token in tokens.values()}
-    extra = settings.get("extra_special_tokens") or []
+    return {name: value and by_content.get(_content(value), value) for name, value in named.items()}
+
+
+def _extra_tokens(settings: Mapping[str, Any], build: Build | None) -> list[Any]:
+    """Return the further special tokens: an empty list and null say that there are none."""
+    if "extra_special_tokens" in settings:
+        extra = settings["extra_special_tokens"] or []
+    elif build is not None and build.extra is not None:
+        extra = build.extra
+    else:
+        extra = settings.get("additional_special_tokens") or []
     if not isinstance(extra, list):
         raise TokenizerError("has further special tokens in its tokenizer's configuration that are no list")
-    if any(not isinstance(token, str) and not (_is_token(token) and "__type" in token) for token in extra):
+    if any(not isinstance(token, str) and not _is_token(token) for token in extra):
         raise TokenizerError(
             "has further special tokens in its tokenizer's configuration that are neither strings nor marked as tokens"
         )
-    named = {name: settings[name] for name in NAMED_TOKENS if name in settings} | own
-    _check_tokens(named)
-    named = {name: value and by_content.get(_content(value), value) for name, value in named.items()}
-    return named, list(extra) if "extra_special_tokens" in settings else None, tokens
+    return extra
+
+
+def _splits_special(settings: Mapping[str, Any]) -> bool:
+    splits = settings.get("split_special_tokens", False)
+    if not isinstance(splits, bool):
+        raise TokenizerError(
+            "has a split_special_tokens in its tokenizer's configuration that is neither true nor false"
+        )
+    return splits
 
 
 def _rename_extra(settings: dict[str, Any], *, is_there: bool) -> None:
@@ -259,11 +284,13 @@ def _merge_map(settings: dict[str, Any], files: TokenizerFiles) -> None:
             merged += [token for token in map(_marked, value) if token not in merged]
             settings[key] = merged
         else:
-            settings[key] = _marked(value) if _is_token(value) else value
+            settings[key] = _marked(value)
 
 
 def _marked(token: Any) -> Any:
-    return {**token, "special": True, "__type": "AddedToken"} if isinstance(token, dict) else token
+    return (
+        {**token, "special": True, "__type": "AddedToken"} if isinstance(token, dict) and "content" in token else token
+    )
 
 
 def _check_tokens(named: Mapping[str, Any]) -> None:
@@ -281,7 +308,7 @@ def _is_own_token(key: str, value: Any) -> bool:
 
 
 def _is_token(value: Any) -> bool:
-    return isinstance(value, dict) and "content" in value
+    return isinstance(value, dict) and "content" in value and value.get("__type") == "AddedToken"
 
 
 def _content(token: Any) -> str:
@@ -310,11 +337,16 @@ def _ordered(files: TokenizerFiles, build: Build | None, tokens: dict[int, Token
     mask = None if build is None or not build.mask_strips else build.special.get("mask_token")
     for token in special:
         content = _content(token)
-        if content not in contents:
-            contents.add(content)
-            found = _token({**token, "special": True}) if isinstance(token, dict) else None
-            ordered.append(found or _special(content, lstrip=content == mask))
+        found = _token(token) if isinstance(token, dict) else _special(content, lstrip=content == mask)
+        if content not in contents and found not in ordered:
+            ordered.append(found)  # of two forms of one token the last stays
     return ordered
+
+
+def _marked_by_name(tokens: list[Token], named: Mapping[str, Any]) -> list[Token]:
+    """Mark as special what has a name, whatever its own entry says."""
+    names = {_content(token) for token in named.values() if token is not None}
+    return [{**token, "special": token["special"] or token["content"] in names} for token in tokens]
 
 
 def _missing(files: TokenizerFiles, ordered: list[Token]) -> list[Token]:
@@ -342,6 +374,11 @@ def _ids(vocabulary: Mapping[str, int], tokens: list[Token]) -> dict[int, Token]
         known[token["content"]] = index
         found[index] = token
     return found
+
+
+def _ids_as_read(files: TokenizerFiles) -> dict[int, Token]:
+    """Return the added tokens of tokenizer.json by the ids that they get by their order there."""
+    return _ids(_vocabulary(files), [_token(token) for token in files.document.get("added_tokens") or []])
 
 
 def _ids_of_the_file(files: TokenizerFiles) -> dict[int, Token]:
@@ -375,15 +412,17 @@ def _side(settings: Mapping[str, Any], name: str, saved: Mapping[str, Any], *, p
 # What the class builds against what the file says ------------------------------------------------------------------
 
 
-def _template(files: TokenizerFiles, build: Build | None, named: Mapping[str, Any]) -> Template | None:
+def _template(
+    files: TokenizerFiles, settings: Mapping[str, Any], build: Build | None, named: Mapping[str, Any]
+) -> Template | None:
     """Return the template where it is another than the file's."""
-    told = [name for name in ("add_bos_token", "add_eos_token") if name in files.settings]
+    told = [name for name in ("add_bos_token", "add_eos_token") if name in settings]
     has_own = files.document.get("post_processor") is not None
     template = None if build is None or (build.yields_template and has_own) else build.template
     if template is None and (told or not has_own):
         bos, eos = (named.get(f"{name}_token") for name in ("bos", "eos"))
-        first = (_content(bos),) if files.settings.get("add_bos_token") and bos is not None else ()
-        last = (_content(eos),) if files.settings.get("add_eos_token") and eos is not None else ()
+        first = (_content(bos),) if settings.get("add_bos_token") and bos is not None else ()
+        last = (_content(eos),) if settings.get("add_eos_token") and eos is not None else ()
         template = (*first, None, *last)
     if template is None or template == template_of(files.document.get("post_processor")):
         return None
