@@ -36,7 +36,7 @@ def pool(hidden: Float32, mask: Int64, modes: tuple[PoolingMode, ...], skipped: 
     counts = skipped is not None or PoolingMode.WEIGHTED_MEAN in modes
     positions = token_counts(mask, skipped) if counts else mask
     counted = np.sign(positions) if counts else mask
-    pooled = [_pool_one(mode, hidden, positions, counted) for mode in modes]
+    pooled = [_pool_one(mode, hidden, mask, positions, counted) for mode in modes]
     return pooled[0] if len(pooled) == 1 else np.concatenate(pooled, axis=1)
 
 
@@ -49,7 +49,7 @@ def token_counts(mask: Int64, skipped: Int64 | None = None) -> Int64:
     return counts if skipped is None else counts * (counts > skipped[:, None])
 
 
-def _pool_one(mode: PoolingMode, hidden: Float32, positions: Int64, counted: Int64) -> Float32:
+def _pool_one(mode: PoolingMode, hidden: Float32, mask: Int64, positions: Int64, counted: Int64) -> Float32:
     match mode:
         case PoolingMode.CLS:
             return cls_pool(hidden, mask if counted is mask else _or_all(counted, mask))
