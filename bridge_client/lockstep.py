@@ -27,6 +27,7 @@ import shlex
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, assert_never
 
@@ -51,6 +52,7 @@ from embed_worker.serving import stdio
 _log = logging.getLogger(__name__)
 
 _START_S = 600.0  # that a model may take until it is there, restarts of its worker included
+_PONG_S = 2.0  # for all workers together, which answer at once unless they hang
 _LOOK_S = 1.0  # how often it is looked whether the host is still there
 
 OPTIONS = {
@@ -221,13 +223,20 @@ class LockStep:
                 assert_never(request)
 
     def _pong(self) -> dict[str, Any]:
-        """Return at once what is known without a worker: a host asks whether anybody is there before it loads."""
-        clients = self._clients.values()
-        ready = [client for client in clients if client.stats().state is State.READY]
+        """Return soon what is known without a worker: a host asks whether anybody is there before it loads.
+
+        A worker that is silent, dies of the question or has been given up is none that is ready.
+        """
+        until = time.monotonic() + _PONG_S
+        pongs = []
+        for client in self._clients.values():
+            if client.stats().state is State.READY:
+                with contextlib.suppress(BridgeError):
+                    pongs.append(client.ping(timeout_s=max(0.0, until - time.monotonic())))
         return {
             "message": "pong",
-            "state": "ready" if len(ready) == len(clients) else "loading",
-            "micro_batches": sum(client.ping()["micro_batches"] for client in ready),
+            "state": "ready" if len(pongs) == len(self._clients) else "loading",
+            "micro_batches": sum(pong["micro_batches"] for pong in pongs),
             "queued": 0,  # whatever was asked for before has been answered
             "in_flight": 0,
         }

@@ -32,7 +32,10 @@ def main() -> None:
     registry = prometheus_client.CollectorRegistry()
     with EmbedClient(model=options.model) as client:
         registry.register(ClientCollector(client))
-        server, thread = prometheus_client.start_http_server(options.port, addr="127.0.0.1", registry=registry)
+        try:
+            server, thread = prometheus_client.start_http_server(options.port, addr="127.0.0.1", registry=registry)
+        except (OSError, OverflowError) as error:
+            raise SystemExit(f"port {options.port} of 127.0.0.1 cannot be taken: {error}") from None
         print(f"http://127.0.0.1:{server.server_port}/metrics", flush=True)
         for line in sys.stdin:
             found = client.embed_detailed([line.rstrip("\n")])

@@ -44,7 +44,7 @@ def claim() -> Wire:
     native libraries print to descriptor 1 at import.
 
     Raises:
-        WireError: Standard input or standard output was closed when the process started.
+        WireError: Standard input or standard output was closed when the process started, or no descriptor is left.
     """
     # An interpreter that starts with a closed descriptor leaves the stream None; the number itself may be taken by now.
     for name, stream, descriptor in (("input", sys.stdin, 0), ("output", sys.stdout, 1)):
@@ -79,8 +79,16 @@ def _private_copy(descriptor: int) -> int:
         return copy
     import fcntl
 
-    # Above the numbers that a careless library or a shell might address, and closed in children.
-    return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 10)
+    try:
+        # Above the numbers that a careless library or a shell might address, and closed in children.
+        return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 10)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EMFILE):  # the former where no number as high is allowed
+            raise
+        import resource
+
+        allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        raise WireError(f"no file descriptor is left for the wire: ulimit -n allows {allowed}") from error
 
 
 def _point(descriptor: int, path: str, flags: int) -> None:

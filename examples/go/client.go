@@ -174,37 +174,34 @@ func (c *Client) Ping(ctx context.Context) error {
 	return err
 }
 
-// ask puts a question that the worker answers at once.
+// ask puts a question that the worker answers at once. If it dies with it, the next one is asked, as with all that was in
+// flight.
 func (c *Client) ask(ctx context.Context, question controlRequest) (members, error) {
 	if _, hasDeadline := ctx.Deadline(); !hasDeadline {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, c.options.RequestTimeout)
 		defer cancel()
 	}
-	w, err := c.ready(ctx)
-	if err != nil {
-		return nil, err
-	}
-	told := make(chan members, 1)
-	c.mu.Lock()
-	w.questions[c.control(w, question)] = told
-	c.mu.Unlock()
-	select {
-	case m := <-told:
-		if m.isError() {
-			refused, _ := m.refusal(0, 0) // it was read before
-			return nil, refused
+	for {
+		w, err := c.ready(ctx)
+		if err != nil {
+			return nil, err
 		}
-		return m, nil
-	case <-ctx.Done():
-		return nil, contextError(ctx)
-	case <-w.gone:
+		told := make(chan members, 1)
 		c.mu.Lock()
-		defer c.mu.Unlock()
-		if c.closing {
-			return nil, ErrClosed
+		w.questions[c.control(w, question)] = told
+		c.mu.Unlock()
+		select {
+		case m := <-told:
+			if m.isError() {
+				refused, _ := m.refusal(0, 0) // it was read before
+				return nil, refused
+			}
+			return m, nil
+		case <-ctx.Done():
+			return nil, contextError(ctx)
+		case <-w.gone: // the next worker is asked
 		}
-		return nil, w.err
 	}
 }
 

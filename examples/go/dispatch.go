@@ -30,7 +30,6 @@ func (c *Client) end(j *job, err error) {
 	if w := c.worker; w != nil {
 		for id, p := range w.pieces {
 			if p.job == j {
-				p.stopTimer()
 				c.control(w, controlRequest{Method: "cancel", Target: id})
 			}
 		}
@@ -60,6 +59,7 @@ func (c *Client) send(w *worker, p *piece) {
 	p.attempts++
 	if p.timer == nil && !j.hasDeadline {
 		p.timer = time.AfterFunc(c.options.RequestTimeout, func() { c.onTimeout(j) })
+		j.timers = append(j.timers, p.timer)
 	}
 	if len(w.pieces) == 0 {
 		w.health.workBegan(time.Now())
@@ -83,7 +83,6 @@ func (c *Client) onTooLong(w *worker, id int64, p *piece, length int) {
 	} else {
 		limit := w.info.Limits.MaxLineBytes
 		message := fmt.Sprintf("a line of %d bytes for input %d, the limit is %d", length, p.start, limit)
-		p.stopTimer()
 		c.end(p.job, &RequestError{Code: "input_too_long", Message: message, Index: p.start})
 	}
 	c.dispatch()
@@ -204,14 +203,15 @@ func (c *Client) answered(w *worker, id int64, p *piece, m members, a *answer, n
 		if w.usefulSince.IsZero() {
 			w.usefulSince = now
 		}
-		p.stopTimer()
+		if p.timer != nil {
+			p.timer.Stop()
+		}
 		j.take(p, a)
 	case refused.Code == "shutting_down": // it was not begun, and the worker is about to leave
 		c.doom(w, longestDrain, "it said that it would end, and did not")
 		p.attempts--
 		c.queue.pushFront(p)
 	default:
-		p.stopTimer()
 		c.end(j, refused)
 	}
 }

@@ -562,7 +562,24 @@ func TestAWorkerThatMakesNoProgressIsKilled(t *testing.T) {
 	}
 }
 
-func TestAPingEndsWithItsWorker(t *testing.T) {
+func TestAPingWhoseWorkerDiesIsAskedAgain(t *testing.T) {
+	t.Parallel()
+	client := start(t, impatient(), once(t, "--hang-after=0")...)
+	ended := make(chan error, 1)
+	go func() { _, err := client.Embed(within(t), texts(1), nil); ended <- err }()
+	until(t, "it is sent", func() bool { return client.Stats().InFlight == 1 })
+	if err := client.Ping(within(t)); err != nil {
+		t.Error(err)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if restarts := client.Stats().Restarts; restarts != 1 {
+		t.Errorf("%d restarts", restarts)
+	}
+}
+
+func TestAPingEndsWhenCallsAreRefused(t *testing.T) {
 	t.Parallel()
 	options := impatient()
 	options.RestartBudget = 1
@@ -570,11 +587,30 @@ func TestAPingEndsWithItsWorker(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { _, err := client.Embed(within(t), texts(1), nil); ended <- err }()
 	until(t, "it is sent", func() bool { return client.Stats().InFlight == 1 })
-	if err := client.Ping(within(t)); !errors.Is(err, ErrWorkerHung) {
+	if err := client.Ping(within(t)); !errors.Is(err, ErrCircuitOpen) {
 		t.Error(err)
 	}
 	if err := <-ended; !errors.Is(err, ErrCircuitOpen) {
 		t.Error(err)
+	}
+}
+
+func TestACallThatIsWithdrawnBeforeItsReplayKeepsNoTimer(t *testing.T) {
+	t.Parallel()
+	client := start(t, Options{BackoffInitial: time.Hour, RestartBudget: 100}, "--exit-after=0:70")
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { _, err := client.Embed(ctx, texts(1), nil); ended <- err }()
+	until(t, "it waits to be sent again", func() bool { stats := client.Stats(); return stats.PID == 0 && stats.Queued == 1 })
+	client.mu.Lock()
+	waiting := slices.Clone(client.queue.suspects)
+	client.mu.Unlock()
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	if len(waiting) != 1 || waiting[0].timer == nil || waiting[0].timer.Stop() {
+		t.Error("its time limit still runs, and holds its texts")
 	}
 }
 

@@ -51,6 +51,7 @@ type job struct {
 	tokenize    *TokenizeOptions // nil for Embed; options has what the two share
 	hasDeadline bool             // its own, so that its pieces need none
 	missing     int              // pieces without an answer
+	timers      []*time.Timer    // of its pieces
 
 	result *Embeddings
 	tokens *Tokenization
@@ -136,12 +137,6 @@ func (p *piece) halves() (*piece, *piece) {
 	return &first, &second
 }
 
-func (p *piece) stopTimer() {
-	if p.timer != nil {
-		p.timer.Stop()
-	}
-}
-
 // take puts the vectors or the tokens of a piece in their place, and ends the job with the last of them.
 func (j *job) take(p *piece, a *answer) {
 	var truncated *[]int
@@ -195,6 +190,9 @@ func put[T any](matrix, rows []T, p *piece, length int) []T {
 func (j *job) settle(err error) {
 	if !j.over {
 		j.over, j.err = true, err
+		for _, timer := range j.timers { // wherever its pieces are: each would hold the call's texts until it runs out
+			timer.Stop()
+		}
 		close(j.done)
 	}
 }

@@ -123,7 +123,6 @@ func (c *Client) onGone(w *worker) {
 	c.worker = nil
 	if c.closing {
 		for _, p := range pieces {
-			p.stopTimer()
 			c.end(p.job, ErrClosed)
 		}
 		if !w.isReaped() {
@@ -152,7 +151,6 @@ func (c *Client) takeBack(pieces []*piece, err *WorkerError, isRecycle bool) {
 			p.attempts--
 			c.queue.pushFront(p)
 		case p.attempts >= c.options.MaxAttempts:
-			p.stopTimer()
 			c.end(p.job, err)
 		default:
 			p.suspect = true
@@ -187,7 +185,6 @@ func (c *Client) refuseAll(err error) {
 	c.queue = queue{}
 	for _, list := range waiting.lists() {
 		for _, p := range *list {
-			p.stopTimer()
 			c.end(p.job, err)
 		}
 	}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -122,3 +123,18 @@ def test_the_example_serves_what_its_worker_counts() -> None:
             process.kill()
         process.wait(WAIT_S)
         process.stdout.close()
+
+
+def test_the_example_tells_of_a_port_that_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "examples" / "prometheus.py"), "--port", str(port)],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            timeout=WAIT_S,
+        )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"port {port} of 127.0.0.1 cannot be taken: ")
+    assert len(done.stderr.splitlines()) == 1

@@ -16,7 +16,7 @@ from unittest.mock import Mock
 import pytest
 
 from bridge_client import lockstep
-from bridge_client.testing.processes import is_there
+from bridge_client.testing.processes import freeze, is_there, send_signal
 from embed_worker.arguments.serve import make_config, make_parser
 from embed_worker.serving import stdio
 from tests.hosts.lock_step import COMMAND, ENVIRONMENT, FOLDER, LockStep, gone, killed_between, lock_step, worker_of
@@ -102,6 +102,18 @@ def test_a_database_that_spawns_an_interpreter_and_a_script_never_learns_that_wo
     assert [answer["status"] for answer in answers] == ["ok"] * 6
     assert answers[1] == {**answers[4], "line": answers[1]["line"]}
     assert answers[2]["embeddings"] == answers[5]["embeddings"]
+
+
+def test_a_ping_does_not_wait_for_a_worker_that_hangs(host: LockStep) -> None:
+    pid = worker_of(host)
+    assert host.ask('{"method":"ping"}')["state"] == "ready"
+    freeze(pid)  # not before the last of its threads has heard of it
+    pongs = (host.ask('{"method":"ping"}') for _ in range(1000))
+    assert any(pong["state"] == "loading" for pong in pongs)  # before the hang is one, and another worker answers
+    send_signal(pid, "KILL")
+    assert worker_of(host) != pid
+    assert host.ask('{"method":"ping"}')["state"] == "ready"
+    assert host.end() == 0
 
 
 def test_another_model_than_the_default_is_loaded_alone() -> None:

@@ -201,6 +201,17 @@ def test_a_closed_descriptor_at_the_start_is_said_and_exits_with_74(closed: str,
 
 
 @POSIX
+@pytest.mark.parametrize("allowed", [8, 11])
+def test_descriptors_that_are_not_enough_are_said_and_exit_with_74(allowed: int) -> None:
+    command = f"ulimit -n {allowed} && exec '{sys.executable}' -m embed_worker"
+    done = subprocess.run(["sh", "-c", command], input=b"", capture_output=True, cwd=ROOT, timeout=WAIT_S, check=False)
+    assert done.returncode == 74
+    assert done.stderr.decode().splitlines() == [
+        f"embed-worker: no file descriptor is left for the wire: ulimit -n allows {allowed}"
+    ]
+
+
+@POSIX
 def test_a_closed_standard_error_does_not_matter() -> None:
     command = f'"{sys.executable}" -m embed_worker --model "{TINY_MODEL}" --log-level debug 2>&-'
     data = lines_of({"id": 1, "inputs": "a"})

@@ -88,7 +88,18 @@ export class Call {
       this.#cleanUps.push(() => ending.remove(this));
     }
     this.hasTimeout = timeoutMs !== undefined;
-    if (timeoutMs !== undefined) this.#cleanUps.push(later(timeoutMs, () => this.end(timeoutError(timeoutMs))));
+    if (timeoutMs !== undefined) this.limit(timeoutMs);
+  }
+
+  /**
+   * End it with a time-out when so much time has passed. Return what calls that off; the end of the call does, too, for
+   * the timer holds its texts.
+   * @param {number} ms
+   */
+  limit(ms) {
+    const callOff = later(ms, () => this.end(timeoutError(ms)));
+    this.#cleanUps.push(callOff);
+    return callOff;
   }
 
   /**

@@ -5,9 +5,9 @@
 /** @import { Piece } from "./job.js" */
 /** @import { Members } from "./wire.js" */
 /** @import { Worker } from "./worker.js" */
-import { Call, later } from "./call.js";
+import { Call } from "./call.js";
 import { hung } from "./ends.js";
-import { closedError, requestError, timeoutError } from "./errors.js";
+import { closedError, requestError } from "./errors.js";
 import { EmbedJob, TokenizeJob } from "./job.js";
 import { Queue } from "./queue.js";
 import { decodeError, decodeInfo, encodeLine, isCount } from "./wire.js";
@@ -200,10 +200,7 @@ export class Dispatcher {
       return;
     }
     piece.attempts++;
-    const { requestTimeoutMs } = this.#options;
-    if (!job.call.hasTimeout) {
-      piece.stopTimer ??= later(requestTimeoutMs, () => job.call.end(timeoutError(requestTimeoutMs)));
-    }
+    if (!job.call.hasTimeout) piece.stopTimer ??= job.call.limit(this.#options.requestTimeoutMs);
     if (worker.pieces.size === 0) worker.health?.workBegan(now());
     worker.load(id, piece);
     this.#write(worker, line);
@@ -219,7 +216,8 @@ export class Dispatcher {
    */
   #ask(worker, question, call, decode) {
     const take = (/** @type {Members} */ members) => call.end(undefined, decode(members));
-    worker.questions.set(this.control(worker, question), { call, take });
+    const askAgain = () => this.#whenReady(call, (next) => this.#ask(next, question, call, decode));
+    worker.questions.set(this.control(worker, question), { call, take, askAgain });
   }
 
   /**
@@ -342,28 +340,22 @@ export class Dispatcher {
   /**
    * End what was asked of a worker that is gone for good.
    * @param {Worker} worker
-   * @param {EmbedBridgeError} error of the questions; the pieces are taken back, or fail, too
+   * @param {EmbedBridgeError} error
    */
   failAll(worker, error) {
-    this.failQuestions(worker, error);
+    for (const question of worker.questions.values()) question?.call.end(error);
     for (const { job } of worker.pieces.values()) job.call.end(error);
   }
 
   /**
-   * @param {Worker} worker
-   * @param {EmbedBridgeError} error
-   */
-  failQuestions(worker, error) {
-    for (const question of worker.questions.values()) question?.call.end(error);
-  }
-
-  /**
-   * Put what was in flight in front of the queue, or fail what was sent often enough.
+   * Put what was in flight in front of the queue, or fail what was sent often enough. The next worker is asked what this
+   * one has not answered.
    * @param {Worker} worker
    * @param {EmbedBridgeError} error
    * @param {boolean} isRecycle
    */
   takeBack(worker, error, isRecycle) {
+    for (const question of worker.questions.values()) if (!question?.call.isOver) question?.askAgain();
     for (const piece of worker.pieces.values()) {
       if (isRecycle) piece.attempts--;
       else if (piece.attempts >= this.#options.maxAttempts) piece.job.call.end(error);
@@ -371,7 +363,6 @@ export class Dispatcher {
     }
     this.#queue.pushFront([...worker.pieces.values()].filter((piece) => !piece.isOver));
   }
-
 
   /**
    * Return whether a worker died with a suspect alone whose fault it may be, and whether that costs the budget.

@@ -230,7 +230,6 @@ export class Supervisor {
     }
     const { readySince, usefulSince } = worker;
     const life = { readySince, usefulSince, isRecycle, ...this.dispatcher.investigate(worker, error) };
-    this.dispatcher.failQuestions(worker, error);
     this.dispatcher.takeBack(worker, error, isRecycle);
     if (isPermanent) this.#refuseAll(error);
     else this.#restartLater(life, error);

@@ -77,6 +77,14 @@ const running = new Set();
 const killRunning = () => running.forEach((worker) => worker.signal("SIGKILL"));
 
 /**
+ * What a host asks, and waits for.
+ * @typedef {object} Question
+ * @property {Call<any>} call
+ * @property {(members: Members) => void} take
+ * @property {() => void} askAgain of the next worker
+ */
+
+/**
  * Who hears what happens to a worker: every line of its standard output, that there can be no more of them, and, last of
  * all and once, that it is reaped or could not be started.
  * @typedef {object} Owner
@@ -94,7 +102,7 @@ export class Worker {
   /** @type {Set<number>} */ infoIds = new Set(); // under which it was asked
   /** @type {Health | undefined} */ health;
   /** @type {Map<number, Piece>} */ pieces = new Map(); // in flight, by id
-  /** @type {Map<number, { call: Call<any>, take: (members: Members) => void } | undefined>} */ questions = new Map();
+  /** @type {Map<number, Question | undefined>} */ questions = new Map(); // by id; undefined: a ping of the client's own
   /** @type {Piece | undefined} */ trial; // a suspect, alone in flight
   nonsense = 0; // lines before it was ready
   /** @type {Sentence | undefined} */ killedFor;

@@ -464,13 +464,48 @@ describe("deaths and lies", { concurrency: 8 }, () => {
       fails(bridge.embed(["a"]), "worker_hung"),
     ));
 
-  test("a ping ends with its worker", () =>
+  test("a ping whose worker dies is asked again", () =>
+    using(once("--hang-after=0"), IMPATIENT, async (bridge) => {
+      const call = bridge.embed(["a"]);
+      await until("it is sent", () => bridge.stats().inFlight === 1);
+      await bridge.ping();
+      await call;
+      assert.equal(bridge.stats().restarts, 1);
+    }));
+
+  test("a ping ends when calls are refused", () =>
     using(["--hang-after=0"], { ...IMPATIENT, restartBudget: 1 }, async (bridge) => {
       const call = fails(bridge.embed(["a"]), "circuit_open");
       await until("it is sent", () => bridge.stats().inFlight === 1);
-      await fails(bridge.ping(), "worker_hung");
+      await fails(bridge.ping(), "circuit_open");
       await call;
     }));
+
+  test("a call that is withdrawn before its replay keeps no timer", async (context) => {
+    const requestTimeoutMs = 123_457; // nobody else's
+    const timers = new Set();
+    const { setTimeout, clearTimeout } = globalThis;
+    context.after(() => Object.assign(globalThis, { setTimeout, clearTimeout }));
+    globalThis.setTimeout = (run, ms, ...rest) => {
+      const timer = setTimeout(run, ms, ...rest);
+      if (ms === requestTimeoutMs) timers.add(timer);
+      return timer;
+    };
+    globalThis.clearTimeout = (timer) => {
+      timers.delete(timer);
+      clearTimeout(timer);
+    };
+    const options = { requestTimeoutMs, backoffInitialMs: PATIENCE_MS, restartBudget: 100 };
+    await using(["--exit-after=0:70"], options, async (bridge) => {
+      const host = new AbortController();
+      const call = bridge.embed(["a"], { signal: host.signal });
+      await until("it waits to be sent again", () => bridge.stats().pid === undefined && bridge.stats().queued === 1);
+      assert.equal(timers.size, 1);
+      host.abort();
+      await assert.rejects(call, { name: "AbortError" });
+      assert.equal(timers.size, 0);
+    });
+  });
 
   test("a busy worker is not hung", () =>
     using(["--latency=4"], IMPATIENT, async (bridge) => {
