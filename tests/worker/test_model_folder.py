@@ -378,7 +378,9 @@ def test_query_and_document_always_exist(tmp_path: Path) -> None:
     assert plan.default_prompt_name == "document"
 
 
-@pytest.mark.parametrize(("token", "pad"), [("[PAD]", "[PAD]"), ({"content": "<pad>", "__type": "AddedToken"}, "<pad>"), (None, None)])
+@pytest.mark.parametrize(
+    ("token", "pad"), [("[PAD]", "[PAD]"), ({"content": "<pad>", "__type": "AddedToken"}, "<pad>"), (None, None)]
+)
 def test_the_padding_token_is_the_tokenizers(tmp_path: Path, token: Any, pad: str | None) -> None:
     assert plan_of(write(tmp_path, tokenizer_config={"pad_token": token})).tokenizer.pad_token == pad
 
