@@ -21,9 +21,12 @@ QWEN2_SPLIT = (
 QWEN3_5_SPLIT = QWEN2_SPLIT.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r"\s\p{L}\p{N}", r"\s\p{L}\p{M}\p{N}")
 CLIP_SPLIT = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 
+# Each is an object and an added token: of ten million, a load was five gigabytes and minutes.
+_MOST_EXTRA_IDS = 10_000
+
 
 class SettingError(ValueError):
-    """A setting is of a type that the class does not take; the message says which."""
+    """A setting is of a type or a value that the class does not take; the message says which."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,8 +194,16 @@ def _t5(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
         model=_unigram(2),
         template=(None, token_of(settings, "eos_token", "</s>")),
         special={"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
-        extra=tuple(f"<extra_id_{index}>" for index in range(settings.get("extra_ids", 100))),
+        extra=tuple(f"<extra_id_{index}>" for index in range(_extra_ids(settings))),
     )
+
+
+def _extra_ids(settings: Settings) -> int:
+    """Return how many further special tokens a T5 has: 100 as published; a folder that says millions is no model."""
+    count = settings.get("extra_ids", 100)
+    if type(count) is not int or not 0 <= count <= _MOST_EXTRA_IDS:
+        raise SettingError(f"extra_ids that is no number from 0 to {_MOST_EXTRA_IDS:,}")
+    return count
 
 
 def _albert(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
