@@ -270,7 +270,7 @@ def _rope_theta(config: Mapping[str, Any]) -> float:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default" or config.get("partial_rotary_factor", rope.get("partial_rotary_factor", 1)) != 1:
         raise ExportError(
-            f"A model with rotary positions of the kind {kind!r} cannot be exported, only 'default' whole"
+            f"a model with rotary positions of the kind {kind!r} cannot be exported, only 'default' whole"
         )
     theta = rope.get("rope_theta", config.get("rope_theta"))
     if not isinstance(theta, int | float) or isinstance(theta, bool) or not 1 < theta < math.inf:

@@ -21,9 +21,12 @@ QWEN2_SPLIT = (
 QWEN3_5_SPLIT = QWEN2_SPLIT.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r"\s\p{L}\p{N}", r"\s\p{L}\p{M}\p{N}")
 CLIP_SPLIT = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 
+# Each is an object and an added token: of ten million, a load was five gigabytes and minutes.
+_MOST_EXTRA_IDS = 10_000
+
 
 class SettingError(ValueError):
-    """A setting is of a type that the class does not take; the message says which."""
+    """A setting is of a type or a value that the class does not take; the message says which."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,6 +207,9 @@ def _t5(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
 def _sentinels(settings: Settings) -> list[Any]:
     """Return the further special tokens of a T5: those that are named, and sentinels where none is among them."""
     stated, count = settings.get("additional_special_tokens") or [], settings.get("extra_ids", 100)
+    # 100 as published; a folder that says millions is no model.
+    if type(count) is not int or not 0 <= count <= _MOST_EXTRA_IDS:
+        raise SettingError(f"extra_ids that is no number from 0 to {_MOST_EXTRA_IDS:,}")
     named = sum("<extra_id_" in str(token) for token in stated)
     if named and count > 0 and named != count:
         raise SettingError(f"additional_special_tokens with {named} of {count} extra_ids")

@@ -438,7 +438,7 @@ def test_a_graph_that_fails_its_check_leaves_what_was_there(
         capsys.readouterr()
     before = sorted((path, path.read_bytes()) for path in folder.rglob("*") if path.is_file())
     monkeypatch.setitem(coreml_layers._GELUS, "gelu", "tanh")
-    assert refusal(capsys, "--for", "coreml", folder, status=1).startswith("The graph differs from what it was made of")
+    assert refusal(capsys, "--for", "coreml", folder, status=1).startswith("the graph differs from what it was made of")
     assert sorted((path, path.read_bytes()) for path in folder.rglob("*") if path.is_file()) == before
 
 

@@ -612,7 +612,7 @@ def test_a_wrong_graph_fails_the_check_and_what_was_there_stays(
     capsys.readouterr()
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     monkeypatch.setattr(bert.Bert, method, broken)
-    assert refusal(capsys, folder, "--weights", weights, status=1).startswith("The graph differs from its weights: ")
+    assert refusal(capsys, folder, "--weights", weights, status=1).startswith("the graph differs from its weights: ")
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
 
 

@@ -207,6 +207,8 @@ def test_tokenizers_for_several_versions_are_refused(tmp_path: Path) -> None:
         ("bert", "BertTokenizer", {"cls_token": None}, "a setting cls_token that is null"),
         ("roberta", "HerbertTokenizer", {"cls_token": "</s>"}, "a setting cls_token that is not the token 0"),
         ("xlm-roberta", "XLMRobertaTokenizer", {"eos_token": None}, "a setting eos_token that is null"),
+        ("t5", "T5Tokenizer", {"extra_ids": "100"}, "a setting extra_ids that is no number from 0 to 10,000"),
+        ("t5", "T5Tokenizer", {"extra_ids": 10**12}, "a setting extra_ids that is no number from 0 to 10,000"),
     ],
 )
 def test_a_setting_of_another_type_is_refused_by_its_name_as_transformers_does(
