@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from embed_worker.model_files.tokenizer_builds import BUILDS, Build, SettingError, Template
+from embed_worker.model_files.tokenizer_builds import BUILDS, Build, SettingError, Template, template_of_flags
 from embed_worker.model_files.tokenizer_classes import FROM_THE_JSON, IN_PYTHON, builder_of
 from embed_worker.model_files.tokenizer_sections import changed_sections, kind_of, mentions, steps_of, template_of
 
@@ -44,6 +44,7 @@ class TokenizerPlan:
         pad_left, truncate_left: On which side a text is padded and cut.
         sets_types: Whether the model would be given token types other than 0, which no graph is given here.
         saved_limit: Where tokenizer.json cuts by itself, if that counts: in a StaticEmbedding.
+        limits: What the settings say of the longest text, `model_max_length` and its older name.
     """
 
     file: Path
@@ -60,6 +61,7 @@ class TokenizerPlan:
     truncate_left: bool = False
     sets_types: bool = False
     saved_limit: int | None = None
+    limits: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def drops_dropout(self) -> bool:
@@ -147,6 +149,7 @@ def plan_tokenizer(files: TokenizerFiles) -> TokenizerPlan:
         pad_token=_pad_token(named, padding),
         pad_left=_side(settings, "padding_side", padding, pads_left=build is not None and build.pads_left),
         truncate_left=_side(settings, "truncation_side", truncation),
+        limits={name: settings[name] for name in ("model_max_length", "max_len") if name in settings},
         sets_types=build is None and _sets_types(files.document.get("post_processor"), settings),
     )
 
@@ -418,12 +421,9 @@ def _template(
     """Return the template where it is another than the file's."""
     told = [name for name in ("add_bos_token", "add_eos_token") if name in settings]
     has_own = files.document.get("post_processor") is not None
-    template = None if build is None or (build.yields_template and has_own) else build.template
+    template = None if build is None or (build.yields_template and (has_own or told)) else build.template
     if template is None and (told or not has_own):
-        bos, eos = (named.get(f"{name}_token") for name in ("bos", "eos"))
-        first = (_content(bos),) if settings.get("add_bos_token") and bos is not None else ()
-        last = (_content(eos),) if settings.get("add_eos_token") and eos is not None else ()
-        template = (*first, None, *last)
+        template = template_of_flags(settings, named)
     if template is None or template == template_of(files.document.get("post_processor")):
         return None
     return template

@@ -330,6 +330,14 @@ def test_a_name_that_the_system_cannot_open_is_said(tmp_path: Path) -> None:
         ({}, 64),
         ({"tokenizer_config": {"model_max_length": 32}}, 32),
         ({"tokenizer_config": {"model_max_length": 1e30}}, 64),
+        ({"tokenizer_config": {"model_max_length": 32}, "special_tokens_map": {"model_max_length": 9}}, 9),
+        (
+            {
+                "tokenizer_config": {"model_max_length": 32, "added_tokens_decoder": {}},
+                "special_tokens_map": {"model_max_length": 9},
+            },
+            32,
+        ),
         ({"tokenizer_config": {"model_max_length": 512}}, 64),
         ({"sentence_bert_config": {"max_seq_length": 16}, "tokenizer_config": {"model_max_length": 8}}, 16),
         ({"sentence_bert_config": {"max_seq_length": 500}}, 64),
@@ -378,7 +386,9 @@ def test_query_and_document_always_exist(tmp_path: Path) -> None:
     assert plan.default_prompt_name == "document"
 
 
-@pytest.mark.parametrize(("token", "pad"), [("[PAD]", "[PAD]"), ({"content": "<pad>", "__type": "AddedToken"}, "<pad>"), (None, None)])
+@pytest.mark.parametrize(
+    ("token", "pad"), [("[PAD]", "[PAD]"), ({"content": "<pad>", "__type": "AddedToken"}, "<pad>"), (None, None)]
+)
 def test_the_padding_token_is_the_tokenizers(tmp_path: Path, token: Any, pad: str | None) -> None:
     assert plan_of(write(tmp_path, tokenizer_config={"pad_token": token})).tokenizer.pad_token == pad
 
