@@ -125,6 +125,17 @@ def token_of(settings: Settings, name: str, default: str | None) -> str:
     return str(value["content"] if isinstance(value, dict) else value)
 
 
+def template_of_flags(settings: Settings, named: Settings) -> Template:
+    """Return the template that `add_bos_token` and `add_eos_token` ask for; a token that is null is left out."""
+    bos, eos = (
+        (token_of(named, f"{name}_token", None),)
+        if settings.get(f"add_{name}_token") and named.get(f"{name}_token") is not None
+        else ()
+        for name in ("bos", "eos")
+    )
+    return (*bos, None, *eos)
+
+
 def _flag(settings: Settings, name: str, default: bool | None) -> bool | None:
     """Return a setting that the tokenizer takes as it is: no number, and null only where that is the default."""
     value = settings.get(name, default)
@@ -293,7 +304,7 @@ def _gpt_neox(settings: Settings, vocabulary: Any, charsmap: str | None) -> Buil
         normalizer={"type": "NFC"},
         pre_tokenizer=_byte_level(add_prefix_space=_flag(settings, "add_prefix_space", False)),
         model=_bpe(),
-        template=(None,),
+        template=template_of_flags(settings, {"bos_token": end, "eos_token": end, **settings}),
         special={"bos_token": end, "eos_token": end, "unk_token": end, "pad_token": "<|padding|>"},
     )
 

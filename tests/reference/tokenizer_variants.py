@@ -230,6 +230,15 @@ VARIANTS = [
         for value in (True, False)
     ),
     _variant("gpt2", "GPT2Tokenizer", map={"add_prefix_space": True, "add_bos_token": True}),
+    *(
+        _variant("gpt2", "GPTNeoXTokenizer", "gpt_neox", map={"add_bos_token": True, "add_eos_token": value})
+        for value in (True, False)
+    ),
+    _variant("gpt2", "GPTNeoXTokenizer", "gpt_neox", map={"add_bos_token": True}, config={"bos_token": None}),
+    *(
+        _variant("albert", "AlbertTokenizer", map={"add_eos_token": True}, json={"post_processor": processor})
+        for processor in (None, _BYTES)
+    ),
 ]
 
 

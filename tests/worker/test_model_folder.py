@@ -330,6 +330,14 @@ def test_a_name_that_the_system_cannot_open_is_said(tmp_path: Path) -> None:
         ({}, 64),
         ({"tokenizer_config": {"model_max_length": 32}}, 32),
         ({"tokenizer_config": {"model_max_length": 1e30}}, 64),
+        ({"tokenizer_config": {"model_max_length": 32}, "special_tokens_map": {"model_max_length": 9}}, 9),
+        (
+            {
+                "tokenizer_config": {"model_max_length": 32, "added_tokens_decoder": {}},
+                "special_tokens_map": {"model_max_length": 9},
+            },
+            32,
+        ),
         ({"tokenizer_config": {"model_max_length": 512}}, 64),
         ({"sentence_bert_config": {"max_seq_length": 16}, "tokenizer_config": {"model_max_length": 8}}, 16),
         ({"sentence_bert_config": {"max_seq_length": 500}}, 64),
