@@ -42,6 +42,11 @@ def find_sources(inputs: Sequence[str], stated: Format | None) -> list[Source]:
     return found
 
 
+def is_like_a_file(text: str) -> bool:
+    """Return whether a text ends as the name of a file of a corpus does."""
+    return (suffix := Path(text).suffix.lower()) in _SUFFIXES or suffix in _COMPRESSED
+
+
 def _sources(name: str, stated: Format | None) -> list[Source]:
     if name == STDIN:
         if stated is not None and stated.is_table:

@@ -92,7 +92,7 @@ class Bert:
             hidden_size=hidden_size,
             heads=heads,
             layers=layers,
-            epsilon=epsilon(config),
+            epsilon=epsilon(config) if layout.epsilon is None else layout.epsilon,
             activation=chosen(config, layout.keys.get("hidden_act", "hidden_act"), "gelu", ACTIVATIONS),
             tensors=Weights(file, shapes, checkpoint_name),
             padding_id=padding_id,
