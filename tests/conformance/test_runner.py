@@ -295,6 +295,7 @@ def test_repetitions_are_written_out_and_the_end_is_added(tmp_path: Path) -> Non
         {"id": 6, "inputs": ["text 1", "text 1"]},
     ]
     assert [step.kind for step in transcript.steps] == ["send", "close", "expect_exit"]
+    assert all(step.heading for step in transcript.steps)
     assert transcript.rules == {"F1"}
 
 

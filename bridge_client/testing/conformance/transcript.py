@@ -168,7 +168,9 @@ def read_transcript(path: Path) -> Transcript:
     except (ValueError, KeyError, TypeError) as error:
         raise TranscriptError(f"{path.name}:{number}: {error}") from None
     if not any(step.kind == "expect_exit" for step in steps):
-        steps += [Step(line=number, kind="close", value=True), Step(line=number, kind="expect_exit", value=0)]
+        end = "the end, and all that was written before"
+        steps.append(Step(line=number, kind="close", value=True, heading=end))
+        steps.append(Step(line=number, kind="expect_exit", value=0, heading=end))
     return Transcript(
         name=path.stem,
         side=Side(head["drives"]),
