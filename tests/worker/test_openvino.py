@@ -13,10 +13,12 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from embed_worker.accelerators.agreement import ProofError
-from embed_worker.accelerators.openvino.backend import buckets_of
+from embed_worker.accelerators.openvino.backend import buckets_of, shared_out
 from embed_worker.accelerators.openvino.proof import Reference
 from embed_worker.accelerators.openvino.runtime import OpenvinoError
 from embed_worker.config import OpenvinoPrecision, RuntimeOptions
@@ -191,6 +193,15 @@ def test_other_processes_do_not_make_a_graph_look_slow() -> None:
 
     ours, others = taking(0.001, 9, 1, 9), taking(0.001, 4, 4)  # the first run of a shape prepares it
     assert reference.speed_ratio(ours, others, reference.buckets[0], lambda: now[0]) == 0.25
+
+
+@given(st.integers(1, 200))
+def test_no_core_is_left_out(threads: int) -> None:
+    shares = shared_out(threads)
+    assert sum(shares) == threads
+    assert len(shares) == min(threads, 4)
+    assert max(shares) - min(shares) <= 1
+    assert shares[0] == max(shares)
 
 
 RIGHT, WRONG, SLOW = 0.5, ProofError("differs from the CPU"), 1.3

@@ -46,7 +46,8 @@ class OpenvinoReport(ProviderReport):
 
     Attributes:
         version: Of the package openvino.
-        graphs: How many were compiled, each with `threads` cores.
+        graphs: How many were compiled.
+        threads: Cores of the first of them; where they cannot be shared out evenly others have one less.
         buckets: Shapes that batches are padded to, and that were proved.
         cosine: The smallest to the CPU's vectors.
         speed_ratio: Its time over that of one core of the CPU for a full batch.
@@ -256,9 +257,8 @@ class _Attempt:
             OpenvinoError: It does not compile, or computes in another precision.
             ProofError: Its vectors are not the CPU's.
         """
-        count = min(self.threads, _MAX_GRAPHS)
-        each = self.threads // count
-        graphs = [self.runtime.compile(precision, threads=each, output=self.cpu.graph_io.output) for _ in range(count)]
+        output, cores = self.cpu.graph_io.output, shared_out(self.threads)
+        graphs = [self.runtime.compile(precision, threads=share, output=output) for share in cores]
         backends = [self._backend([graph], precision, self.cpu.provider) for graph in graphs]
         embeds: list[Embed] = [_lane(backend) for backend in backends]
         cosine = self.reference.compare(embeds)
@@ -277,8 +277,8 @@ class _Attempt:
             reason=f"{precision} ({why}): its smallest cosine to the CPU is {cosine:.6f} over "
             f"{len(self.reference.buckets)} shapes, and it takes {ratio:.2f} of the CPU's time{judgement}",
             version=runtime_version(),
-            graphs=count,
-            threads=each,
+            graphs=len(cores),
+            threads=cores[0],
             buckets=len(self.reference.buckets),
             cosine=round(cosine, 7),
             speed_ratio=round(ratio, 3),
@@ -298,6 +298,12 @@ class _Attempt:
             precision=precision,
             threads=self.threads,
         )
+
+
+def shared_out(threads: int) -> list[int]:
+    """Return the cores of each compiled graph, the most first; together they are all."""
+    count = min(threads, _MAX_GRAPHS)
+    return [threads // count + (number < threads % count) for number in range(count)]
 
 
 def _lane(backend: Backend) -> Embed:
