@@ -10,13 +10,12 @@ from typing import Any, ClassVar, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from embed_worker.model_files.layout import MODULES, OutsideError, inner_path, read_json
+from embed_worker.model_files.layout import MODULES, WEIGHTS, OutsideError, inner_path, read_json
 from embed_worker.model_files.safetensors import SafetensorsError, SafetensorsFile, Tensor
 
 Floats: TypeAlias = NDArray[np.floating[Any]]
 Int64: TypeAlias = NDArray[np.int64]
 
-WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 
