@@ -84,6 +84,7 @@ bench-environments: $(VENV)/.installed-bench ## the contestants that need enviro
 	  || echo "bench: the contestant in Rust cannot be built"; else echo "bench: no cargo, so no fastembed-rs"; fi
 	@if command -v npm >/dev/null; then cd $(PEERS)/node && npm install --ignore-scripts --no-package-lock --no-audit --no-fund \
 	  || echo "bench: transformers.js cannot be installed"; else echo "bench: no npm, so no transformers.js"; fi
+
 # The lowest versions that pyproject.toml allows of what the project names itself, as far as this Python has wheels of them.
 floor: $(FLOOR)/.installed ## the tests with the lowest dependencies: ARGS chooses tests
 	$(FLOOR)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
@@ -126,7 +127,8 @@ reference: $(VENV)/.installed-test ## what the newest sentence-transformers make
 	$(BIN)/python -m tests.reference $(ARGS)
 
 clean: ## removes environments, caches and builds
-	rm -rf $(VENV) $(REFERENCE) $(INTEGRATIONS) $(FLOOR) .venv-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf $(VENV) $(REFERENCE) $(INTEGRATIONS) $(FLOOR) .venv-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	rm -rf build dist examples/go/bin examples/rust/target examples/node/node_modules $(PEERS)/rust/target $(PEERS)/node/node_modules
 
 # Editable installs: a change of the code needs no new environment, a change of pyproject.toml does.
 $(VENV)/bin/python:
@@ -159,9 +161,8 @@ $(FLOOR)/.installed: $(FLOOR)/bin/uv pyproject.toml
 	@touch $@
 
 $(VENV)/.installed-bench: $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[bench]"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[openvino]" || echo "no OpenVINO on this machine"
 	$(BIN)/python $(PIP) -e ".[bench]"
+	$(BIN)/python $(PIP) -e ".[openvino]" || echo "no OpenVINO on this machine"
 	@touch $@ $(VENV)/.installed
 
 # One package that cannot be had costs its own tests alone.

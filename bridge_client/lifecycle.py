@@ -54,7 +54,7 @@ class Loss:
         is_permanent: Another start cannot help.
         is_recycle: It ended by itself, at its memory ceiling, all work answered.
         is_charged: False for the further deaths of one investigation.
-        is_investigation: A isolated is waiting; its restarts wait the initial back-off only.
+        is_investigation: Isolated chunks wait; the restarts for them wait the initial back-off only.
         jitter: In -1 … 1, drawn by the caller.
     """
 
@@ -240,7 +240,7 @@ def back_off(life: Life, event: Event, now: float, policy: Policy) -> tuple[Life
 
 def give_up(life: Life, event: Event, now: float, policy: Policy) -> tuple[Life, tuple[Effect, ...]]:
     """Refuse everything until the half-open attempt, later each time."""
-    wait_s = life.half_open_s or policy.half_open_initial_s
+    wait_s = min(policy.half_open_max_s, life.half_open_s or policy.half_open_initial_s)
     later_s = min(policy.half_open_max_s, 2 * wait_s)
     return replace(life, wake_at=now + wait_s, half_open_s=later_s, ready_since=None), (Effect.FAIL_WAITING,)
 

@@ -134,7 +134,7 @@ class ClientOptions:
 
     def policy(self) -> Policy:
         """Return the numbers that the state machine goes by."""
-        args = self.argv()
+        args = [part.lower().removesuffix("executionprovider") for part in self.argv()]  # as the worker reads it
         demands_coreml = "--provider=coreml" in args or ("--provider", "coreml") in itertools.pairwise(args)
         default_s = _COREML_START_TIMEOUT_S if demands_coreml else _START_TIMEOUT_S
         return Policy(

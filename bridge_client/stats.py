@@ -38,7 +38,7 @@ class ClientStats:
         restarts: Processes started after the first of each worker.
         queued: Calls of which something has not been sent.
         replays: Requests sent again after a death.
-        blamed: Inputs found blamed.
+        blamed: Inputs that were found to kill workers.
         unknown_answers: Late, doubled or unexpected answers, which were ignored.
         latency_ms: `p50`, `p95`, `p99` of recent calls, from submission to the last vector.
     """

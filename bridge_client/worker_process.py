@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO, Protocol
 
 from bridge_client.child import Child
@@ -163,7 +163,7 @@ class WorkerProcess:
             try:
                 if os.getsid(told) != self.pid:
                     return
-            except OSError:
+            except (OSError, OverflowError):  # nobody's number, or none of this system
                 return
         self.worker_pid = told
 
@@ -264,8 +264,14 @@ class WorkerProcess:
             *lines, rest = re.split(rb"[\r\n]+", rest + chunk)
             if len(rest) > _STDERR_LINE_BYTES:
                 lines, rest = [*lines, rest], b""
-            for line in filter(None, lines):
-                self._owner.on_stderr(self, printable(line[:_STDERR_LINE_BYTES].decode("utf-8", "replace")))
+            self._pass_on(lines)
+        self._pass_on([rest])  # the last words of a process often have no newline
+
+    def _pass_on(self, lines: Iterable[bytes]) -> None:
+        for line in lines:
+            for start in range(0, len(line), _STDERR_LINE_BYTES):
+                part = line[start : start + _STDERR_LINE_BYTES]
+                self._owner.on_stderr(self, printable(part.decode("utf-8", "replace")))
 
     def _wait(self) -> None:
         status = self._child.wait()

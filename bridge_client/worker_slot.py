@@ -49,7 +49,7 @@ Awaited: TypeAlias = Chunk | Control | Internal
 class Generation:
     """One process and all that is known of it, dropped whole when it is gone: nothing late counts.
 
-    The supervisor's lock guards it.
+    The pool's lock guards it.
 
     Attributes:
         served: Known since it has answered `info`, like `health`.
@@ -112,7 +112,7 @@ class Generation:
 
 
 class WorkerSlot:
-    """A slot for one worker at a time: its life, and what outlives a process. The supervisor's lock guards it.
+    """A slot for one worker at a time: its life, and what outlives a process. The pool's lock guards it.
 
     Attributes:
         spawned: How many processes there have been, the one of `generation` included.

@@ -84,6 +84,22 @@ class ModelOptions:
     allow_links: bool = False
 
 
+CPU_BATCH_TOKENS = 384
+# Of a GPU, most of which 384 tokens would leave idle. A guess: no GPU has been at hand to measure it.
+_GPU_BATCH_TOKENS = 8192
+_GPU_PROVIDERS = ("cuda", "tensorrt", "nvtensorrtrtx", "rocm", "migraphx", "dml", "webgpu")
+
+
+def default_batch_tokens(provider: str) -> int:
+    """Return the budget of a micro-batch for a provider, named with or without `ExecutionProvider`, in any case."""
+    return _GPU_BATCH_TOKENS if short_provider(provider) in _GPU_PROVIDERS else CPU_BATCH_TOKENS
+
+
+def short_provider(name: str) -> str:
+    """Return the short name of a provider of onnxruntime, in lower case."""
+    return name.lower().removesuffix("executionprovider")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeOptions:
     """How the runtime runs models.
@@ -102,7 +118,7 @@ class RuntimeOptions:
 
     provider: str = "auto"
     threads: int | None = None
-    batch_tokens: int = 384
+    batch_tokens: int = CPU_BATCH_TOKENS
     batch_invariant: bool = False
     verify: Verify = Verify.AUTO
     coreml_units: CoremlUnits = CoremlUnits.ALL
@@ -140,8 +156,11 @@ def path_argument(text: str) -> Path:
     """Read a path of the command line; `~` is the home also where no shell has seen it, as in `--output=~/model`.
 
     Raises:
-        argparse.ArgumentTypeError: There is no such home; a folder named `~` is never meant.
+        argparse.ArgumentTypeError: It is empty, as an unset variable is, and would be the working directory; or
+            there is no such home: a folder named `~` is never meant.
     """
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
     expanded = os.path.expanduser(text)
     if expanded.startswith("~"):
         raise argparse.ArgumentTypeError(f"{text!r} begins with a home, and there is none")
@@ -152,7 +171,7 @@ def folder_argument(text: str) -> Path:
     """Read the path of a folder that has to be there.
 
     Raises:
-        argparse.ArgumentTypeError: It is not, or there is no such home.
+        argparse.ArgumentTypeError: It is not, or `path_argument` refuses it.
     """
     path = path_argument(text)
     if not os.path.isdir(path):
@@ -182,14 +201,16 @@ def positive_argument(text: str) -> int:
 
 
 def provider_argument(text: str) -> str:
-    """Read the name of a provider, with or without `ExecutionProvider`; whether it is installed is found out later.
+    """Read the name of a provider: in lower case and without `ExecutionProvider`, however it is written.
+
+    Whether it is installed is found out later.
 
     Raises:
         argparse.ArgumentTypeError: Nothing has this name.
     """
-    name = text.lower().removesuffix("executionprovider")
+    name = short_provider(text)
     if name not in _PROVIDERS:
         meant = closest(name, sorted(_PROVIDERS))
         hint = "" if meant is None else f"; did you mean `{meant}`?"
         raise argparse.ArgumentTypeError(f"there is no provider {text[:64]!a}{hint}")
-    return text
+    return name

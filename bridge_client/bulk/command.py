@@ -20,7 +20,7 @@ import orjson
 
 from bridge_client import BridgeError, ClientOptions, EmbedClient, RequestError
 from bridge_client.bulk.chunks import Chunker, ChunkSize
-from bridge_client.bulk.corpus import Corpus, find_sources
+from bridge_client.bulk.corpus import Corpus, find_sources, is_like_a_file
 from bridge_client.bulk.job import Job, RowError, parts_folder
 from bridge_client.bulk.parts import VECTOR_COLUMN, Form, JsonlParts, NpyParts, Output, told
 from bridge_client.bulk.pipeline import Pipeline
@@ -123,22 +123,27 @@ def run(args: argparse.Namespace, model: str, worker_args: Sequence[str]) -> int
         model: The model's name or folder.
         worker_args: The worker's options that decide about the model.
     """
-    place = None
+    place, status = None, None
     try:
         if args.output is not None:
             place = place_of(args.output, None if args.output_format is None else Output(args.output_format))
         options = replace(_PATIENT, model=model, worker_args=tuple(worker_args))
         with _interruptible(), EmbedClient(options) as client:
-            if place is None:
-                return _print_vectors(client, args)
-            return _embed_corpus(client, args, place)
+            status = _print_vectors(client, args) if place is None else _embed_corpus(client, args, place)
     except (CorpusError, RequestError) as error:  # not of a row: the model has no such prompt, or fewer dimensions
         return _fail(one_line(str(error)), _USAGE)
     except BridgeError as error:
-        goes_on = place is not None and parts_folder(place.path).exists()
-        return _fail(f"{printable(str(error))}{'; the same command goes on' if goes_on else ''}", _SOME_FAILED)
+        return _fail(f"{printable(str(error))}{_way_on(place)}", _SOME_FAILED)
     except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on", _INTERRUPTED)
+        if status is None:  # else all is done, and the worker goes by itself
+            return _fail(f"interrupted{_way_on(place)}", _INTERRUPTED)
+    assert status is not None
+    return status
+
+
+def _way_on(place: Place | None) -> str:
+    """Return how a message ends that tells of a job that has begun."""
+    return "; the same command goes on" if place is not None and parts_folder(place.path).exists() else ""
 
 
 def _fail(message: str, status: int) -> int:
@@ -184,6 +189,8 @@ def _print_vectors(client: EmbedClient, args: argparse.Namespace) -> int:
         raise CorpusError(
             f"--{option} is for a corpus, and without -o INPUT is a text: say with -o where its vectors go"
         )
+    for name in filter(is_like_a_file, () if args.quiet else args.inputs):
+        sys.stderr.write(f"embed-worker embed: {name!r} is embedded as a text, for there is no file of this name\n")
     found = client.embed_detailed(args.inputs, **_parameters(args))
     for row, text in enumerate(args.inputs):
         vector = found.vectors[row]

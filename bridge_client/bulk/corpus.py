@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bridge_client.bulk.rows import STDIN, TEXT_COLUMN, Block, CorpusError, Format, Reader, Source
+from bridge_client.bulk.rows import BLOCK_SIZE, STDIN, TEXT_COLUMN, Block, CorpusError, Format, Reader, Source
 
 _SUFFIXES = {
     ".txt": Format.TXT, ".jsonl": Format.JSONL, ".ndjson": Format.JSONL, ".csv": Format.CSV, ".tsv": Format.TSV,
@@ -40,6 +40,11 @@ def find_sources(inputs: Sequence[str], stated: Format | None) -> list[Source]:
     if [source.path for source in found].count(STDIN) > 1:
         raise CorpusError("standard input can be read once")
     return found
+
+
+def is_like_a_file(text: str) -> bool:
+    """Return whether a text ends as the name of a file of a corpus does."""
+    return (suffix := Path(text).suffix.lower()) in _SUFFIXES or suffix in _COMPRESSED
 
 
 def _sources(name: str, stated: Format | None) -> list[Source]:
@@ -78,7 +83,6 @@ def _source(file: Path, stated: Format | None) -> Source:
 
 _COMPRESSED = frozenset({".gz", ".bz2", ".xz", ".zst", ".zip", ".lz4", ".br"})
 _SEPARATOR = re.compile(r"[,;|\t]")  # what people separate cells by
-BLOCK_CHARACTERS = 2**25  # of its texts: what a block takes in memory, however many rows are asked for
 
 
 class Corpus:
@@ -148,26 +152,26 @@ class Corpus:
         return tables.strings(self.kept) if self._schema is None else self._schema
 
     def blocks(self, rows: int, skip: int = 0) -> Iterator[Block]:
-        """Yield the rows from number `skip` on in blocks of `rows`, or of less where texts are long.
+        """Yield the rows from number `skip` on in blocks of `rows`, or of less where rows are large.
 
         Where a block ends depends on its own rows alone.
 
         Raises:
             CorpusError: A source cannot be read, or is damaged.
         """
-        block, characters = self._empty(), 0
+        block, size = self._empty(), 0
         for piece in self._pieces():
             start = min(skip, len(piece.texts))
             skip -= start
             while start < len(piece.texts):
-                wanted = piece.texts[start : start + rows - len(block.texts)]
-                lengths = list(itertools.accumulate((len(text or "") for text in wanted), initial=characters))[1:]
-                count = min(len(wanted), bisect.bisect_left(lengths, BLOCK_CHARACTERS) + 1)
+                wanted = piece.sizes[start : start + rows - len(block.texts)]
+                sums = list(itertools.accumulate(wanted, initial=size))[1:]
+                count = min(len(wanted), bisect.bisect_left(sums, BLOCK_SIZE) + 1)
                 block.take(piece, start, start + count)
-                start, characters = start + count, lengths[count - 1]
-                if len(block.texts) == rows or characters >= BLOCK_CHARACTERS:
+                start, size = start + count, sums[count - 1]
+                if len(block.texts) == rows or size >= BLOCK_SIZE:
                     yield block
-                    block, characters = self._empty(), 0
+                    block, size = self._empty(), 0
         if block.texts:
             yield block
 

@@ -139,13 +139,14 @@ class Job:
         """Write down what is asked for, or compare it with what was; remove what a kill has left half written.
 
         Raises:
-            CorpusError: The folder is another job's, or is no job's; the message names what is different.
+            CorpusError: The folder has another job's parts, or is no job's; the message names what is different.
         """
         asked, file = _as_written(asked), self.folder / _JOB
         with told(f"{self.folder} cannot be written"):
             self.folder.mkdir(exist_ok=True)
             if not file.exists():
                 self._refuse_strangers()
+            if not any(self.folder.glob(f"{_PART}*")):  # nothing is finished, so nothing of another job is lost
                 with written_whole(file) as out:
                     out.write(json.dumps(asked, indent=2).encode())
         try:

@@ -1,11 +1,12 @@
 """Values of tables as JSON has them, with the digits that Python's own dates and times have no room for.
 
-What has no form in JSON becomes a string: a time ISO 8601 with up to nine digits behind the second, and a duration
-ISO 8601 in seconds, such as `PT90.5S`.
+What has no form in JSON becomes a string: bytes base64, a time ISO 8601 with up to nine digits behind the second, and a
+duration ISO 8601 in seconds, such as `PT90.5S`.
 """
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 import pyarrow as pa
@@ -20,7 +21,7 @@ def json_values(array: pa.Array) -> list[Any]:
         ValueError: A value has no form in Python, such as a year beyond 9999.
     """
     if not (pa.types.is_nested(array.type) or pa.types.is_temporal(array.type)):
-        return list(array.to_pylist())
+        return list(map(_plain, array.to_pylist()))
     try:
         return list(map(_value, array))
     except (OverflowError, KeyError, pa.ArrowException) as error:  # a KeyError is of a time zone that nobody knows
@@ -45,7 +46,11 @@ def _value(scalar: Any) -> Any:
         case pa.Time64Scalar() if kind.unit == "ns":
             return _with_nanoseconds(scalar.value, pa.time64("us"))
         case _:
-            return scalar.as_py()
+            return _plain(scalar.as_py())
+
+
+def _plain(value: Any) -> Any:
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else value
 
 
 def _with_nanoseconds(value: int, microseconds: pa.DataType) -> Any:

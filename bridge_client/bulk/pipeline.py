@@ -1,12 +1,13 @@
 """From a corpus to parts on disk: texts go to the worker ahead of the part that is written.
 
-A part has a fixed number of rows, and each text of it is embedded once. While one part is written, the texts of the
-next are at the worker already. Memory holds these few parts, whatever the corpus.
+A part has a fixed number of rows, or less where they are large, and each text of it is embedded once. While one part is
+written, the texts of the next are at the worker already. Memory holds these few parts, whatever the corpus.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -19,12 +20,13 @@ from bridge_client.bulk.chunks import Chunker
 from bridge_client.bulk.corpus import Corpus
 from bridge_client.bulk.job import Counts, Job, PartRecord, RowError
 from bridge_client.bulk.parts import Form, Rows
-from bridge_client.bulk.rows import Block, CorpusError
+from bridge_client.bulk.rows import BLOCK_SIZE, Block, CorpusError
 from bridge_client.embeddings import Embeddings
 from bridge_client.errors import RequestError
 
 POISONED = "poisoned_input"
 INVALID_ROW = "invalid_row"  # the row itself has no text that could be embedded
+_WAITING_SIZE = 4 * BLOCK_SIZE  # of the parts whose texts are at the worker
 
 
 Embed: TypeAlias = Callable[[Iterable[str]], Iterator[Embeddings]]
@@ -43,7 +45,7 @@ class _Part:
 
     Attributes:
         first_row: The number of its first row in the corpus.
-        sources, digest: How many rows of the corpus it is made of, and a hash of their texts.
+        sources, size, digest: How many rows of the corpus it is made of, what they take, and a hash of their texts.
         places: Each text's place among the unique ones.
         vectors: (U, D) float32, filled from the first text on; NaN where a text has none.
         tokens, is_truncated: (U,).
@@ -51,7 +53,7 @@ class _Part:
     """
 
     def __init__(self, number: int, first_row: int, block: Block, chunker: Chunker | None, dimension: int) -> None:
-        self.sources, self.digest = len(block.texts), _digest(block)
+        self.sources, self.size, self.digest = len(block.texts), sum(block.sizes), _digest(block)
         if chunker is not None:
             block = chunker.cut(block, first_row)
         texts = dict.fromkeys(text for text in block.texts if text is not None)
@@ -158,13 +160,15 @@ class Pipeline:
             self.counts.add(record.counts)
             self.errors += record.errors
         self.parts = len(records)
-        for result in self._embed(self._texts(records)):
-            self._tell()  # also before the first vectors are taken, for the speed is counted from there
-            first = 0
-            while first < len(result.vectors):
-                self._finish_complete()
-                first += self._waiting[0].take(result, first)
-        self._finish_complete()
+        parts = self._unfinished(records)
+        for part in parts:
+            for result in self._embed(self._texts(itertools.chain([part], parts))):
+                self._tell()  # also before the first vectors are taken, for the speed is counted from there
+                first = 0
+                while first < len(result.vectors):
+                    self._finish_complete()
+                    first += self._waiting[0].take(result, first)
+            self._finish_complete()
 
     def _tell(self) -> None:
         part = self._waiting[0]
@@ -176,17 +180,27 @@ class Pipeline:
         while self._waiting and self._waiting[0].is_complete:  # a part without texts is complete at once
             self._finish(self._waiting.popleft())
 
-    def _texts(self, records: list[PartRecord]) -> Iterator[str]:
-        """Yield each text of each part once; the parts wait for their vectors."""
-        number, first_row = len(records), sum(record.sources for record in records)
-        for block in self._unfinished(records):
-            part = _Part(number, first_row, block, self._chunker, self._dimension)
+    def _texts(self, parts: Iterable[_Part]) -> Iterator[str]:
+        """Yield each text of each part once; the parts wait for their vectors.
+
+        The worker is asked for the texts of thousands of rows ahead: where these are too large for that, end before.
+        """
+        for part in parts:
             self._waiting.append(part)
+            yield from part.places
+            if sum(each.size for each in self._waiting) >= _WAITING_SIZE:
+                return
+
+    def _unfinished(self, records: list[PartRecord]) -> Iterator[_Part]:
+        """Yield the parts behind the finished ones."""
+        number, first_row = len(records), sum(record.sources for record in records)
+        for block in self._blocks(records):
+            part = _Part(number, first_row, block, self._chunker, self._dimension)
+            yield part
             number += 1
             first_row += part.sources
-            yield from part.places
 
-    def _unfinished(self, records: list[PartRecord]) -> Iterator[Block]:
+    def _blocks(self, records: list[PartRecord]) -> Iterator[Block]:
         """Yield the blocks behind the finished parts. What has neither size nor time is compared by its texts."""
         if not self._corpus.has_stdin:
             yield from self._corpus.blocks(self._part_rows, skip=sum(record.sources for record in records))

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 STDIN = "-"
 TEXT_COLUMN = "text"  # of formats without names, and the first guess where there are some
 
+BLOCK_SIZE = 2**25  # of a block's rows, see `Block`: what it takes in memory, however many rows are asked for
+
 # Of a chunk: its text's row in the corpus, its number in the text, and its range there in code points.
 CHUNK_COLUMNS = ("source_row", "chunk", "start", "end")
 
@@ -62,6 +64,7 @@ class Block:
         texts: None for a null text, and for a row that has a problem.
         problems: What is wrong with a row's text, by the row's place in the block.
         columns: The pieces of the kept columns by name: lists of values, or arrays of pyarrow where a table is read.
+        sizes: What each row takes in memory with its text and what is kept of it, about, in characters or bytes.
         sources: Each row's number in the corpus, where rows are chunks of texts.
         begun, done: How far the corpus is read at its first row and behind its last, in the unit of the corpus: bytes,
             or rows of tables.
@@ -70,6 +73,7 @@ class Block:
     texts: list[str | None] = field(default_factory=list)
     problems: dict[int, str] = field(default_factory=dict)
     columns: dict[str, list[Any]]
+    sizes: list[int] = field(default_factory=list)
     sources: list[int] | None = None
     begun: int = 0
     done: int = 0
@@ -78,6 +82,7 @@ class Block:
         """Append the rows `start` to `end` of another block."""
         here = len(self.texts)
         self.texts += other.texts[start:end]
+        self.sizes += other.sizes[start:end]
         self.problems |= {here + row - start: what for row, what in other.problems.items() if start <= row < end}
         for name, pieces in other.columns.items():
             # A block that was read has one piece a column.

@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bridge_client.bulk.rows import CHUNK_COLUMNS, Block, CorpusError, Format, Source
+from bridge_client.bulk.rows import BLOCK_SIZE, CHUNK_COLUMNS, Block, CorpusError, Format, Source
 
 _BLOCK_ROWS = 1024
+_READ_AHEAD = 2**20  # bytes of a column; by itself pyarrow reads a row group whole, which may be all of a file
 _ARROW_FILE = b"ARROW1"  # how a file begins that has a footer; a stream has none
 
 
@@ -53,7 +54,9 @@ class TableReader:
                 for row in problems:
                     texts[row] = None
                 pieces = {name: [columns[name]] for name in kept}
-                yield Block(texts=texts, problems=problems, columns=pieces, done=done)
+                each = sum(columns[name].nbytes for name in kept if name != text) // max(1, len(texts))
+                sizes = [len(value or "") + each for value in texts]
+                yield Block(texts=texts, problems=problems, columns=pieces, sizes=sizes, done=done)
         except pa.ArrowNotImplementedError as error:
             raise CorpusError(f"{self._source.name} has what pyarrow cannot read: {error}") from error
         except pa.ArrowException as error:
@@ -77,16 +80,31 @@ def _describe(source: Source) -> tuple[Any, int]:
 
 def _batches(source: Source, columns: list[str]) -> Iterator[Any]:
     if source.format is Format.PARQUET:
-        with pq.ParquetFile(source.path) as file:
+        with pq.ParquetFile(source.path, pre_buffer=False, buffer_size=_READ_AHEAD) as file:
             # A batch over two row groups would have two dictionaries, which pyarrow cannot join inside of lists.
             for group in range(file.num_row_groups):
-                yield from file.iter_batches(batch_size=_BLOCK_ROWS, row_groups=[group], columns=columns)
+                facts = file.metadata.row_group(group)
+                rows = _block_rows(_bytes_of(facts, columns), facts.num_rows)
+                yield from file.iter_batches(batch_size=rows, row_groups=[group], columns=columns)
         return
     with _arrow_batches(source.path) as (_, batches):
         for batch in batches:
             chosen = batch.select(columns)
-            for start in range(0, chosen.num_rows, _BLOCK_ROWS):
-                yield chosen.slice(start, _BLOCK_ROWS)
+            rows = _block_rows(chosen.nbytes, chosen.num_rows)
+            for start in range(0, chosen.num_rows, rows):
+                yield chosen.slice(start, rows)
+
+
+def _block_rows(size: int, rows: int) -> int:
+    """Return how many rows make a block where so many rows have so many bytes."""
+    return max(1, min(_BLOCK_ROWS, rows * BLOCK_SIZE // max(1, size)))
+
+
+def _bytes_of(group: Any, columns: Sequence[str]) -> int:
+    """Return how many bytes a row group has in some columns, nested ones too, whose leaves have paths."""
+    beginnings = tuple(f"{name}." for name in columns)
+    leaves = map(group.column, range(group.num_columns))
+    return sum(leaf.total_uncompressed_size for leaf in leaves if f"{leaf.path_in_schema}.".startswith(beginnings))
 
 
 @contextmanager

@@ -15,13 +15,13 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any, TypeAlias
 
 import orjson
 
-from bridge_client.bulk.rows import STDIN, TEXT_COLUMN, Block, CorpusError, Format, Source
+from bridge_client.bulk.rows import BLOCK_SIZE, STDIN, TEXT_COLUMN, Block, CorpusError, Format, Source
 
 _BLOCK_ROWS = 1024
 _MAX_CELL_CHARACTERS = 2**27  # of a csv file; by itself the csv module stops at 131,072
@@ -42,11 +42,11 @@ class TextReader:
         self._source = source
         self.total = source.size
         self._names: list[str] | None = None
-        self._has_more = False  # than the rows of a jsonl file that `names` has looked at
+        self._has_more = False  # than the lines of a jsonl file that `names` has looked at
         self._rows: Iterator[_Row] | None = None  # of standard input once `names` has looked at it: it is read once
 
     def names(self) -> list[str]:
-        """Return the columns: of jsonl the members that the first rows have, as many as a block has.
+        """Return the columns: of jsonl the members that the first lines have, as many as make a block.
 
         Raises:
             CorpusError: The file cannot be read, or is no UTF-8 as a whole.
@@ -67,14 +67,15 @@ class TextReader:
         """Yield all rows."""
         with _opened(self._source) as file:
             rows = self._rows or _read(file, self._source)[1]
-            block = _empty(kept)
+            block, size = _empty(kept), 0
             try:
                 for row in rows:
                     _add(block, row, text)
-                    if len(block.texts) == _BLOCK_ROWS:
+                    size += block.sizes[-1]
+                    if len(block.texts) == _BLOCK_ROWS or size >= BLOCK_SIZE:
                         block.done = _position(file)
                         yield block
-                        block = _empty(kept)
+                        block, size = _empty(kept), 0
             except csv.Error as error:
                 raise CorpusError(f"{self._source.name} is damaged: {error}") from error
             block.done = _position(file)
@@ -85,26 +86,36 @@ class TextReader:
             if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):  # what PowerShell writes
                 raise CorpusError(f"{self._source.name} is UTF-16: convert it to UTF-8, with iconv perhaps")
             file.seek(0)
-        names, rows = _read(file, self._source)
-        if names is None:
-            first = list(itertools.islice(rows, _BLOCK_ROWS))
-            names = list(dict.fromkeys(name for row in first if not isinstance(row, str) for name in row))
-            self._has_more = len(first) == _BLOCK_ROWS
-            rows = itertools.chain(first, rows)
+        names, rows, self._has_more = _read(file, self._source)
         if self._source.path == STDIN:
             self._rows = rows
         return names
 
 
-def _read(file: IO[bytes], source: Source) -> tuple[list[str] | None, Iterator[_Row]]:
-    """Return the columns, None where each row has its own, and the rows."""
+def _read(file: IO[bytes], source: Source) -> tuple[list[str], Iterator[_Row], bool]:
+    """Return the columns, the rows, and whether these may have further columns."""
     match source.format:
         case Format.TXT:
-            return [TEXT_COLUMN], _text_rows(file)
+            return [TEXT_COLUMN], _text_rows(_lines(file)), False
         case Format.JSONL:
-            return None, _json_rows(file)
+            lines = _lines(file)
+            first, has_more = _first(lines)
+            names = dict.fromkeys(name for row in _json_rows(first) if not isinstance(row, str) for name in row)
+            return list(names), _json_rows(itertools.chain(first, lines)), has_more
         case _:
-            return _csv_rows(file, source)
+            return *_csv_rows(file, source), False
+
+
+def _first(lines: Iterator[bytes]) -> tuple[list[bytes], bool]:
+    """Return the first lines, as many as make a block, and whether there may be more."""
+    first: list[bytes] = []
+    size = 0
+    for line in lines:
+        first.append(line)
+        size += len(line)
+        if len(first) == _BLOCK_ROWS or size >= BLOCK_SIZE:
+            return first, True
+    return first, False
 
 
 def _empty(kept: Sequence[str]) -> Block:
@@ -112,19 +123,30 @@ def _empty(kept: Sequence[str]) -> Block:
 
 
 def _add(block: Block, row: _Row, text_column: str) -> None:
-    text: Any = None
-    if isinstance(row, str):
-        problem: str | None = row
-        row = {}
-    else:
-        text = row.get(text_column)
-        problem = None if text is None or isinstance(text, str) else f"the value of {text_column!r} is not a string"
+    problem = row if isinstance(row, str) else None
+    members: Mapping[str, Any] = {} if isinstance(row, str) else row
+    text = members.get(text_column)
+    if not (text is None or isinstance(text, str)):
+        problem = f"the value of {text_column!r} is not a string"
+    size = len(text) if isinstance(text, str) else 0
+    for name, (values,) in block.columns.items():
+        value = members.get(name)
+        if isinstance(value, dict | list):
+            # As JSON from here on: it takes less, and what orjson reads and cannot write is found out now.
+            try:
+                data = orjson.dumps(value)
+            except orjson.JSONEncodeError:
+                problem, value = f"the value of {name!r} is nested too deep", None
+            else:
+                value, size = orjson.Fragment(data), size + len(data)
+        elif isinstance(value, str) and name != text_column:
+            size += len(value)
+        values.append(value)
     if problem is not None:
         block.problems[len(block.texts)] = problem
         text = None
     block.texts.append(text)
-    for name, (values,) in block.columns.items():
-        values.append(row.get(name))
+    block.sizes.append(size)
 
 
 @contextmanager
@@ -148,16 +170,16 @@ def _lines(file: IO[bytes]) -> Iterator[bytes]:
         yield line.removesuffix(b"\n").removesuffix(b"\r")
 
 
-def _text_rows(file: IO[bytes]) -> Iterator[_Row]:
-    for line in _lines(file):
+def _text_rows(lines: Iterable[bytes]) -> Iterator[_Row]:
+    for line in lines:
         try:
             yield {TEXT_COLUMN: line.decode("utf-8")}
         except UnicodeDecodeError:
             yield "the line is not UTF-8"
 
 
-def _json_rows(file: IO[bytes]) -> Iterator[_Row]:
-    for line in _lines(file):
+def _json_rows(lines: Iterable[bytes]) -> Iterator[_Row]:
+    for line in lines:
         if not line.strip():
             continue
         try:

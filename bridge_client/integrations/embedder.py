@@ -56,11 +56,7 @@ class Embedder:
         return shared_client(self._client_options)
 
     def fingerprint(self) -> str:
-        """Return the fingerprint of the vectors; it starts the worker where none has been stored.
-
-        Raises:
-            OtherVectorSpaceError: The model has another one than what is stored.
-        """
+        """Return the fingerprint of the vectors; it starts the worker where none has been stored."""
         if self._stored is None:
             self._stored = str(self.client.info()["fingerprint"])
         return self._stored
@@ -94,16 +90,12 @@ class Embedder:
         Raises:
             OtherVectorSpaceError: The model is not the one whose vectors are stored.
         """
-        texts = [texts] if isinstance(texts, str) else texts
-        if not texts:
-            return self._checked(self.client.embed_detailed([]))
-        return self._checked(self.client.embed_detailed(list(texts), input_type=input_type))
+        return self._checked(self.client.embed_detailed(texts, input_type=input_type))
 
     async def avectors(self, texts: Sequence[str], input_type: InputType) -> Matrix:
         """Do as `vectors`, awaiting."""
-        texts = [texts] if isinstance(texts, str) else texts
         client = AsyncEmbedClient(client=self.client)
-        return self._checked(await client.embed_detailed(list(texts), input_type=input_type))
+        return self._checked(await client.embed_detailed(texts, input_type=input_type))
 
     def _checked(self, found: Embeddings) -> Matrix:
         if self._stored is None:

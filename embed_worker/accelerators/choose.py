@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from embed_worker.accelerators.agreement import ProofError, agreement_with_cpu, golden_batches
-from embed_worker.config import RuntimeOptions
-from embed_worker.errors import ConfigError, ModelError, OutOfMemoryError, brief
+from embed_worker.accelerators import onnx_provider
+from embed_worker.config import RuntimeOptions, short_provider
 from embed_worker.inference.backend import Backend
-from embed_worker.inference.onnx_backend import OnnxBackend, choose_provider
-from embed_worker.inference.ort import available_providers
+from embed_worker.inference.onnx_backend import OnnxBackend
 from embed_worker.inference.tokenizer import TextTokenizer
 from embed_worker.model_files.plan import ModelPlan
-
-_GOLDEN_ROWS, _GOLDEN_TOKENS = 8, 64
 
 
 def choose_backend(
@@ -32,7 +28,7 @@ def choose_backend(
         ConfigError: The provider that is asked for is not there.
         ModelError: It is there and does not give the model's vectors.
     """
-    match runtime.provider.lower().removesuffix("executionprovider"):
+    match short_provider(runtime.provider):
         case "cpu":
             return cpu
         case "auto" if not _is_mac():
@@ -54,29 +50,8 @@ def choose_backend(
 
             return openvino.accelerate(cpu, plan, tokenizer, runtime, threads)
         case _:
-            return _other_provider(cpu, plan, tokenizer, runtime, threads)
+            return onnx_provider.accelerate(cpu, plan, tokenizer, runtime, threads)
 
 
 def _is_mac() -> bool:
     return sys.platform == "darwin"
-
-
-def _other_provider(
-    cpu: OnnxBackend, plan: ModelPlan, tokenizer: TextTokenizer, runtime: RuntimeOptions, threads: int
-) -> Backend:
-    """Open the same graph on another of onnxruntime's providers, and compare."""
-    (provider, *_), _ = choose_provider(runtime.provider, available_providers())
-    backend = OnnxBackend.load(plan, runtime, threads=threads, provider=provider)
-    if backend.provider.chosen != provider:
-        raise ConfigError(f"--provider {runtime.provider}: {backend.provider.reason}")
-    batches = golden_batches(tokenizer, _GOLDEN_ROWS, _GOLDEN_TOKENS, pad_left=plan.pad_left)
-    try:
-        cosine = agreement_with_cpu(
-            lambda batch: backend.embed(batch, exclusive=False), cpu, batches, backend.precision
-        )
-    except OutOfMemoryError:
-        raise
-    except Exception as error:
-        problem = str(error) if isinstance(error, ProofError) else f"fails: {brief(error)}"
-        raise ModelError(f"--provider {runtime.provider}: {provider} {problem}") from error
-    return backend.chosen_because(f"asked for; its smallest cosine to the CPU is {cosine:.7f}")

@@ -22,6 +22,7 @@ from embed_worker.config import (
     RuntimeOptions,
     Verify,
     WorkerConfig,
+    default_batch_tokens,
     folder_argument,
     positive_argument,
     stated_models_dirs,
@@ -174,9 +175,9 @@ def make_parser() -> argparse.ArgumentParser:
     running.add_argument(
         "--batch-tokens",
         type=positive_argument,
-        default=runtime.batch_tokens,
         metavar="N",
-        help=f"tokens of a micro-batch: its texts times the longest of them ({runtime.batch_tokens})",
+        help="tokens of a micro-batch: its texts times the longest of them "
+        f"({default_batch_tokens('cpu')}; on CUDA and other GPUs of onnxruntime {default_batch_tokens('cuda')})",
     )
     running.add_argument(
         "--batch-invariant",
@@ -226,7 +227,7 @@ def make_config(options: argparse.Namespace) -> WorkerConfig:
         runtime=RuntimeOptions(
             provider=options.provider,
             threads=options.threads,
-            batch_tokens=options.batch_tokens,
+            batch_tokens=options.batch_tokens or default_batch_tokens(options.provider),
             batch_invariant=options.batch_invariant,
             verify=Verify(options.verify),
             coreml_units=CoremlUnits(options.coreml_units),

@@ -60,7 +60,7 @@ class Bert:
         layout = chosen(config, "model_type", "bert", LAYOUTS)
         chosen(config, "position_embedding_type", "absolute", {"absolute": None})
         if config.get("is_decoder"):
-            raise ExportError("A BERT decoder cannot be exported, only an encoder")
+            raise ExportError("a BERT decoder cannot be exported, only an encoder")
 
         def size_of(key: str) -> int:
             return size(config, layout.keys.get(key, key))
@@ -92,7 +92,7 @@ class Bert:
             hidden_size=hidden_size,
             heads=heads,
             layers=layers,
-            epsilon=epsilon(config),
+            epsilon=epsilon(config) if layout.epsilon is None else layout.epsilon,
             activation=chosen(config, layout.keys.get("hidden_act", "hidden_act"), "gelu", ACTIVATIONS),
             tensors=Weights(file, shapes, checkpoint_name),
             padding_id=padding_id,

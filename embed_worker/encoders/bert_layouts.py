@@ -18,6 +18,7 @@ class BertLayout:
         names: Parts of BERT's tensor names and this one's, replaced in order.
         counts_tokens: Positions are counted over the tokens and begin behind the padding's own.
         padding_id: Of positions, whatever the configuration says; None: the configuration's.
+        epsilon: What a norm adds to the variance, whatever the configuration says; None: the configuration's.
         relative_buckets: The key for the size of a table of relative positions; None: there is none.
     """
 
@@ -26,6 +27,7 @@ class BertLayout:
     names: tuple[tuple[str, str], ...] = ()
     counts_tokens: bool = False
     padding_id: int | None = None
+    epsilon: float | None = None
     relative_buckets: str | None = None
 
 
@@ -53,6 +55,7 @@ LAYOUTS: Mapping[str, BertLayout] = {
             ("output.dense", "ffn.lin2"),
             ("output.LayerNorm", "output_layer_norm"),
         ),
+        epsilon=1e-12,
     ),
     "mpnet": BertLayout(
         prefix="mpnet.",

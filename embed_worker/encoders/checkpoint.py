@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -11,14 +10,12 @@ from typing import Any, ClassVar, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from embed_worker.model_files.damage import json_damage
-from embed_worker.model_files.layout import MODULES, OutsideError, inner_path
+from embed_worker.model_files.layout import MODULES, WEIGHTS, OutsideError, inner_path, read_json
 from embed_worker.model_files.safetensors import SafetensorsError, SafetensorsFile, Tensor
 
 Floats: TypeAlias = NDArray[np.floating[Any]]
 Int64: TypeAlias = NDArray[np.int64]
 
-WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 
@@ -111,8 +108,8 @@ def transformer_folder(folder: Path) -> Path:
         ExportError: The path leaves the folder.
     """
     try:
-        modules = json.loads((folder / MODULES).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        modules = read_json(folder / MODULES)
+    except (OSError, ValueError):
         return folder  # who serves the folder tells what is wrong with it
     match modules:
         case [{"path": str(path), "type": str(kind)}, *_] if path.strip("./") and kind.endswith(".Transformer"):
@@ -183,11 +180,11 @@ def read_json_object(file: Path) -> dict[str, Any]:
         ExportError: It cannot be read, or is not a JSON object.
     """
     try:
-        value = json.loads(file.read_bytes())
+        value = read_json(file)
     except OSError as error:
-        raise ExportError(f"{file.parent} has no readable {file.name}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise ExportError(f"{file} is {json_damage(file.read_bytes())}") from error
+        raise ExportError(f"{file.parent} has no readable {file.name}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ExportError(f"{file} is {error}") from error
     if not isinstance(value, dict):
         raise ExportError(f"{file} is not a JSON object")
     return value
@@ -212,7 +209,7 @@ def chosen(config: Mapping[str, Any], key: str, default: str | None, choices: Ma
     if not isinstance(value, str) or value not in choices:
         other = "; for others, sentence-transformers with backend='onnx' writes a graph" if key == "model_type" else ""
         known = f"what can be: {', '.join(choices)}{other}"
-        raise ExportError(f"A model whose {key} is {value!r} cannot be exported; {known}")
+        raise ExportError(f"a model whose {key} is {value!r} cannot be exported; {known}")
     return choices[value]
 
 

@@ -246,11 +246,11 @@ def _theta(config: Mapping[str, Any], kind: str) -> float:
         ExportError: It is no number above 1, or positions are scaled.
     """
     if config.get("rope_scaling") is not None:
-        raise ExportError("A ModernBERT with rope_scaling cannot be exported")
+        raise ExportError("a ModernBERT with rope_scaling cannot be exported")
     parameters = config.get("rope_parameters") or {}
     rope = (parameters.get(kind) if isinstance(parameters, dict) else None) or {}
     if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default":
-        raise ExportError(f"A ModernBERT with the rotary positions {rope!r} cannot be exported, only 'default'")
+        raise ExportError(f"a ModernBERT with the rotary positions {rope!r} cannot be exported, only 'default'")
     theta = rope.get("rope_theta", config.get(_OLD_THETA_KEYS[kind], _DEFAULT_THETA[kind]))
     if not isinstance(theta, int | float) or isinstance(theta, bool) or not 1 < theta < math.inf:
         raise ExportError(f"config.json needs a rope_theta above 1 for {kind}, not {theta!r}")

@@ -55,7 +55,7 @@ class GraphWriter:
         try:
             import onnx
         except ImportError as error:
-            raise ExportError("The package onnx is missing: pip install 'embed-bridge[tools]'") from error
+            raise ExportError("the package onnx is missing: pip install 'embed-bridge[tools]'") from error
         self._onnx = onnx
         self._storage = storage
         self._opset = opset
@@ -126,7 +126,7 @@ class GraphWriter:
         with np.errstate(over="ignore"):
             stored = values.astype(self._storage.value)
         if not np.isfinite(stored).all():
-            raise ExportError(f"Tensor {name!r} has values that {self._storage} cannot hold")
+            raise ExportError(f"tensor {name!r} has values that {self._storage} cannot hold")
         return self.constant(name, stored)
 
     def weight(self, name: str, values: Floats) -> str:

@@ -36,7 +36,7 @@ def check_parity(found: Floats, expected: Floats, allowed: Parity, *, of: str) -
     # The comparisons are written so that NaN fails.
     if not (parity.max_difference <= limit and parity.min_cosine >= allowed.min_cosine):
         raise CheckFailedError(
-            f"The graph differs from {of}: largest difference {parity.max_difference:.1e} of {limit:.1e} allowed, "
+            f"the graph differs from {of}: largest difference {parity.max_difference:.1e} of {limit:.1e} allowed, "
             f"smallest cosine {parity.min_cosine:.7f} of {allowed.min_cosine} required"
         )
     return parity

@@ -249,11 +249,11 @@ class Qwen3:
 def _refuse_sliding_windows(config: Mapping[str, Any], layers: int) -> None:
     kinds = config.get("layer_types") or []
     if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
-        raise ExportError("A model with layer_types other than full_attention cannot be exported")
+        raise ExportError("a model with layer_types other than full_attention cannot be exported")
     window, first = config.get("sliding_window", 4096), config.get("max_window_layers", 28)
     is_used = bool(config.get("use_sliding_window", False)) and window is not None and not kinds
     if is_used and not (isinstance(first, int) and first >= layers):
-        raise ExportError(f"A model with a sliding window of {window!r} tokens cannot be exported")
+        raise ExportError(f"a model with a sliding window of {window!r} tokens cannot be exported")
 
 
 def _rope_theta(config: Mapping[str, Any]) -> float:
@@ -270,7 +270,7 @@ def _rope_theta(config: Mapping[str, Any]) -> float:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default" or config.get("partial_rotary_factor", rope.get("partial_rotary_factor", 1)) != 1:
         raise ExportError(
-            f"A model with rotary positions of the kind {kind!r} cannot be exported, only 'default' whole"
+            f"a model with rotary positions of the kind {kind!r} cannot be exported, only 'default' whole"
         )
     theta = rope.get("rope_theta", config.get("rope_theta"))
     if not isinstance(theta, int | float) or isinstance(theta, bool) or not 1 < theta < math.inf:

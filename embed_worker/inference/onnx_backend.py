@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from embed_worker.config import RuntimeOptions
+from embed_worker.config import RuntimeOptions, short_provider
 from embed_worker.errors import ConfigError, ModelError, OutOfMemoryError, brief
 from embed_worker.inference import ort
 from embed_worker.inference.backend import CPU_TOLERANCE, TOLERANCES, ProviderReport
@@ -106,6 +106,8 @@ class OnnxBackend:
             settings = ort.session_options(threads, own_cores(threads)[1:] if provider == CPU else ())
             for table in tables:  # kept by this function: a session does not hold the memory
                 settings.add_initializer(table.name, table.value)
+            # The runtime would plan a block of memory for every shape that it sees: a device's memory would come apart.
+            settings.enable_mem_pattern = provider == CPU
             if linked:
                 values = [ort.value_of(tensor.values, tensor.kind) for tensor in linked]
                 settings.add_external_initializers([tensor.name for tensor in linked], values)
@@ -219,8 +221,8 @@ def choose_provider(asked: str, available: Sequence[str]) -> tuple[list[str], Pr
     if asked in ("auto", "cpu"):
         reason = "asked for" if asked == "cpu" else "no faster provider has been proved on this machine"
         return [CPU], ProviderReport(asked=asked, chosen=CPU, reason=reason)
-    by_name = {provider.lower().removesuffix("executionprovider"): provider for provider in available}
-    chosen = by_name.get(asked.lower().removesuffix("executionprovider"))
+    by_name = {short_provider(provider): provider for provider in available}
+    chosen = by_name.get(short_provider(asked))
     if chosen is None:
         known = ", ".join(sorted(by_name))
         hint = "; docs/installing.md tells how to get one for NVIDIA's GPUs" if asked in ("cuda", "tensorrt") else ""

@@ -52,7 +52,7 @@ def token_counts(mask: Int64, skipped: Int64 | None = None) -> Int64:
 def _pool_one(mode: PoolingMode, hidden: Float32, mask: Int64, positions: Int64, counted: Int64) -> Float32:
     match mode:
         case PoolingMode.CLS:
-            return cls_pool(hidden, counted)
+            return cls_pool(hidden, mask if counted is mask else _or_all(counted, mask))
         case PoolingMode.LAST_TOKEN:
             return last_token_pool(hidden, counted)
         case PoolingMode.MEAN:
@@ -65,6 +65,11 @@ def _pool_one(mode: PoolingMode, hidden: Float32, mask: Int64, positions: Int64,
             return weighted_mean_pool(hidden, positions)
         case _:
             assert_never(mode)
+
+
+def _or_all(counted: Int64, mask: Int64) -> Int64:
+    """Let all tokens of a text count where none does: the first of them is its own, and never padding."""
+    return np.where(counted.any(axis=1, keepdims=True), counted, mask)
 
 
 def mean_pool(hidden: Float32, mask: Int64) -> Float32:

@@ -50,9 +50,30 @@ class TokenBatch:
             mask[place, here] = 1
         return cls(ids, mask, np.array(skipped, np.int64) if any(skipped) else None)
 
-    def only(self, rows: Int64) -> TokenBatch:
+    def only(self, rows: Int64 | slice) -> TokenBatch:
         """Take some of the texts, as wide as all are."""
         return TokenBatch(self.ids[rows], self.mask[rows], None if self.skipped is None else self.skipped[rows])
+
+    def padded(self, rows: int, tokens: int, *, pad_id: int, pad_left: bool) -> TokenBatch:
+        """Pad to a larger shape: texts with masked tokens, and the batch with copies of the first text.
+
+        A text that is all padding would be none: some graphs give NaN for it.
+        """
+        count, width = self.ids.shape
+        here = slice(tokens - width, None) if pad_left else slice(width)
+
+        def pad(values: Int64, value: int) -> Int64:
+            padded = np.empty((rows, tokens), np.int64)
+            padded.fill(value)
+            padded[:count, here] = values
+            if count < rows:
+                padded[count:] = padded[0]
+            return padded
+
+        skipped = self.skipped
+        if skipped is not None:
+            skipped = np.concatenate((skipped, np.repeat(skipped[:1], rows - count)))
+        return TokenBatch(pad(self.ids, pad_id), pad(self.mask, 0), skipped)
 
 
 def position_ids(ids: Int64, mask: Int64, padding_position: int | None) -> Int64:

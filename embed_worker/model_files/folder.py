@@ -93,7 +93,7 @@ class _FolderReader:
         graph = self._attempt(self._table if is_static else self._graph)
         outline = Outline() if graph is None or is_static else read_outline(graph)
         pooling = (PoolingMode.MEAN,) if is_static else self._attempt(lambda: self._pooling(pooling_config, outline))
-        limits = self._limits(tokenizer_config, outline)
+        limits = self._limits(tokenizer_config if tokenizer is None else tokenizer.limits, outline)
         saved = tokenizer.saved_limit if is_static and tokenizer is not None else None
         asked = self._options.max_tokens
         limit = self._attempt(lambda: limits.of_a_table(asked, saved) if is_static else limits.decide(asked))
@@ -162,11 +162,11 @@ class _FolderReader:
         """What the table of known models says of a model of this name."""
         return find_known_model(self._name)
 
-    def _limits(self, tokenizer_config: Mapping[str, Any], outline: Outline) -> FolderLimits:
+    def _limits(self, tokenizer_settings: Mapping[str, Any], outline: Outline) -> FolderLimits:
         return FolderLimits(
             self._files,
             self._config,
-            tokenizer_config,
+            tokenizer_settings,
             self._transformer,
             self._head,
             known=self._known_limit(),

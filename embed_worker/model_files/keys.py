@@ -119,7 +119,6 @@ PROCESSOR_KWARGS_REFUSED = frozenset(
         "tokenizer_type",
         "gguf_file",
         "mistral_format",
-        "fix_mistral_regex",
         "config",
         "tokenizer_file",
         "vocab_file",

@@ -46,7 +46,7 @@ class FolderLimits:
         self,
         files: FolderFiles,
         config: Mapping[str, Any],
-        tokenizer_config: Mapping[str, Any],
+        tokenizer_settings: Mapping[str, Any],
         transformer: TransformerConfig,
         head: str,
         *,
@@ -58,7 +58,7 @@ class FolderLimits:
         Args:
             files: The folder, for its errors.
             config: config.json.
-            tokenizer_config: tokenizer_config.json.
+            tokenizer_settings: The settings of the tokenizer.
             transformer: What sentence-transformers reads.
             head: The prefix of the head's files.
             known: What is known of a model of this name, for a folder that has only a graph and a tokenizer.
@@ -66,7 +66,7 @@ class FolderLimits:
         """
         self._files = files
         self._config = config
-        self._tokenizer_config = tokenizer_config
+        self._tokenizer_settings = tokenizer_settings
         self._transformer = transformer
         self._head = head
         self._known = known
@@ -137,7 +137,7 @@ class FolderLimits:
         return min(limits)
 
     def _limit_of_the_tokenizer(self) -> int | None:
-        settings = {**self._tokenizer_config, **self._transformer.processor_kwargs}
+        settings = {**self._tokenizer_settings, **self._transformer.processor_kwargs}
         limit = settings.get("model_max_length", settings.get("max_len"))
         if limit is not None and (not isinstance(limit, int | float) or isinstance(limit, bool)):
             raise self._files.error("has a model_max_length in tokenizer_config.json that is not a number")

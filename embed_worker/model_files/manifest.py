@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from embed_worker.config import Verify
 from embed_worker.errors import ModelError
 from embed_worker.machine import cache_dir
 from embed_worker.model_files.damage import damage_of
-from embed_worker.model_files.layout import OutsideError, check_link, inner_path
+from embed_worker.model_files.layout import OutsideError, check_link, inner_path, read_json
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = 1
@@ -29,7 +30,6 @@ MAX_REMEMBERED_FILES = 1024
 
 _HIDDEN = re.compile(r"(^|/)\.")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_MAX_MANIFEST_BYTES = 16 << 20
 _VERIFIED_NAME = "verified.json"
 
 
@@ -62,18 +62,13 @@ class Manifest:
             ManifestError: The file cannot be read, is not a manifest, or names a path outside the folder.
         """
         try:
-            with (folder / MANIFEST_NAME).open("rb") as file:
-                content = file.read(_MAX_MANIFEST_BYTES + 1)
+            document = read_json(folder / MANIFEST_NAME)
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise ManifestError(f"{MANIFEST_NAME} cannot be read: {error.strerror}") from error
-        if len(content) > _MAX_MANIFEST_BYTES:
-            raise ManifestError(f"{MANIFEST_NAME} is larger than {_MAX_MANIFEST_BYTES >> 20} MB")
-        try:
-            document = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise ManifestError(f"{MANIFEST_NAME} is not JSON") from error
+            raise ManifestError(f"{MANIFEST_NAME} cannot be read: {error.strerror or error}") from error
+        except ValueError as error:
+            raise ManifestError(f"{MANIFEST_NAME} is {error}") from error
         return cls._of_json(document)
 
     @classmethod
@@ -226,7 +221,7 @@ def _state(file: Path, path: str, record: FileRecord, advice: str) -> list[int |
     """Describe a file as it is now, with the hash that it should have.
 
     Raises:
-        ManifestError: It is missing or has another size.
+        ManifestError: It is missing, is a pipe or a device, or has another size.
     """
     try:
         status = file.stat()
@@ -234,6 +229,8 @@ def _state(file: Path, path: str, record: FileRecord, advice: str) -> list[int |
         raise ManifestError(f"{path} is missing, and {MANIFEST_NAME} lists it: {advice}") from error
     except OSError as error:
         raise ManifestError(f"{path} cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise ManifestError(f"{path} is not a regular file, and {MANIFEST_NAME} lists it: {advice}")
     if status.st_size != record.size:
         other = f"it has {status.st_size} bytes and not {record.size}: {advice}"
         damage = damage_of(file)

@@ -184,9 +184,10 @@ def pooling_argument(text: str) -> str:
     Raises:
         argparse.ArgumentTypeError: There is no such mode.
     """
-    for name in text.split(","):
-        if name.strip() not in list(PoolingMode):
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in list(PoolingMode):
             meant = closest(name, PoolingMode)
             hint = f"the modes are {', '.join(PoolingMode)}" if meant is None else f"did you mean `{meant}`?"
             raise argparse.ArgumentTypeError(f"there is no pooling {name[:64]!a}; {hint}")
-    return text
+    return ",".join(names)

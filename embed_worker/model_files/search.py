@@ -149,6 +149,8 @@ def find_model(name_or_path: str, folders: Sequence[Path]) -> Path:
     Raises:
         ModelNotFoundError: Neither an existing folder nor a known name.
     """
+    if not name_or_path:  # a variable that is not set; as a path it would be the working directory
+        raise ModelNotFoundError("the name of the model is empty")
     path = Path(os.path.expanduser(name_or_path))
     try:
         if path.is_dir():

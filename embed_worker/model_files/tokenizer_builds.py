@@ -21,9 +21,12 @@ QWEN2_SPLIT = (
 QWEN3_5_SPLIT = QWEN2_SPLIT.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r"\s\p{L}\p{N}", r"\s\p{L}\p{M}\p{N}")
 CLIP_SPLIT = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 
+# Each is an object and an added token: of ten million, a load was five gigabytes and minutes.
+_MOST_EXTRA_IDS = 10_000
+
 
 class SettingError(ValueError):
-    """A setting is of a type that the class does not take; the message says which."""
+    """A setting is of a type or a value that the class does not take; the message says which."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +39,8 @@ class Build:
         template: None where the class keeps the post-processor of tokenizer.json.
         yields_template: The post-processor of tokenizer.json comes first, where there is one.
         special: The default of each named special token.
-        extra: Further special tokens, where the settings name none.
+        extra: Further special tokens, where extra_special_tokens does not say; None where the class adds none to what
+            the settings name.
         mask_strips: The mask token takes the white space before it, too.
         pads_left: What the class does unless it is told.
     """
@@ -48,7 +52,7 @@ class Build:
     template: Template | None = None
     yields_template: bool = False
     special: Mapping[str, str | None] = field(default_factory=dict)
-    extra: tuple[str, ...] = ()
+    extra: list[Any] | None = None
     mask_strips: bool = False
     pads_left: bool = False
 
@@ -121,6 +125,17 @@ def token_of(settings: Settings, name: str, default: str | None) -> str:
     return str(value["content"] if isinstance(value, dict) else value)
 
 
+def template_of_flags(settings: Settings, named: Settings) -> Template:
+    """Return the template that `add_bos_token` and `add_eos_token` ask for; a token that is null is left out."""
+    bos, eos = (
+        (token_of(named, f"{name}_token", None),)
+        if settings.get(f"add_{name}_token") and named.get(f"{name}_token") is not None
+        else ()
+        for name in ("bos", "eos")
+    )
+    return (*bos, None, *eos)
+
+
 def _flag(settings: Settings, name: str, default: bool | None) -> bool | None:
     """Return a setting that the tokenizer takes as it is: no number, and null only where that is the default."""
     value = settings.get(name, default)
@@ -152,6 +167,11 @@ def _bert(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
     return _word_piece(settings, _BERT_TOKENS, mask_strips=False)
 
 
+def _dpr(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
+    """Build what a BERT does by default: the class keeps do_lower_case to itself."""
+    return _bert({**settings, "do_lower_case": True}, vocabulary, charsmap)
+
+
 def _mpnet(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
     return _word_piece(settings, _ROBERTA_TOKENS | {"unk_token": "[UNK]"}, mask_strips=True)
 
@@ -170,7 +190,7 @@ def _xlm_roberta(settings: Settings, vocabulary: Any, charsmap: str | None) -> B
 
 def _camembert(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
     bos, eos = (token_of(settings, name, _ROBERTA_TOKENS[name]) for name in ("bos_token", "eos_token"))
-    unknown = token_of(settings, "unk_token", "<unk>")
+    unknown, stated = token_of(settings, "unk_token", "<unk>"), settings.get("additional_special_tokens")
     return Build(
         kind="Unigram",
         normalizer=next(iter(_precompiled(charsmap)), None),
@@ -178,7 +198,7 @@ def _camembert(settings: Settings, vocabulary: Any, charsmap: str | None) -> Bui
         model=_unigram(_index_of(vocabulary, unknown, 0)),
         template=(bos, None, eos),
         special=_ROBERTA_TOKENS,
-        extra=("<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"),
+        extra=["<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"] if stated is None else stated,
         mask_strips=True,
     )
 
@@ -191,8 +211,20 @@ def _t5(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
         model=_unigram(2),
         template=(None, token_of(settings, "eos_token", "</s>")),
         special={"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
-        extra=tuple(f"<extra_id_{index}>" for index in range(settings.get("extra_ids", 100))),
+        extra=_sentinels(settings),
     )
+
+
+def _sentinels(settings: Settings) -> list[Any]:
+    """Return the further special tokens of a T5: those that are named, and sentinels where none is among them."""
+    stated, count = settings.get("additional_special_tokens") or [], settings.get("extra_ids", 100)
+    # 100 as published; a folder that says millions is no model.
+    if type(count) is not int or not 0 <= count <= _MOST_EXTRA_IDS:
+        raise SettingError(f"extra_ids that is no number from 0 to {_MOST_EXTRA_IDS:,}")
+    named = sum("<extra_id_" in str(token) for token in stated)
+    if named and count > 0 and named != count:
+        raise SettingError(f"additional_special_tokens with {named} of {count} extra_ids")
+    return list(stated) if named else [*stated, *(f"<extra_id_{index}>" for index in range(count))]
 
 
 def _albert(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
@@ -272,7 +304,7 @@ def _gpt_neox(settings: Settings, vocabulary: Any, charsmap: str | None) -> Buil
         normalizer={"type": "NFC"},
         pre_tokenizer=_byte_level(add_prefix_space=_flag(settings, "add_prefix_space", False)),
         model=_bpe(),
-        template=(None,),
+        template=template_of_flags(settings, {"bos_token": end, "eos_token": end, **settings}),
         special={"bos_token": end, "eos_token": end, "unk_token": end, "pad_token": "<|padding|>"},
     )
 
@@ -383,6 +415,8 @@ BUILDS: Mapping[str, Callable[[Settings, Any, str | None], Build]] = {
     "BertTokenizer": _bert,
     "CLIPTokenizer": _clip,
     "CamembertTokenizer": _camembert,
+    "DPRContextEncoderTokenizer": _dpr,
+    "DPRQuestionEncoderTokenizer": _dpr,
     "DebertaTokenizer": _deberta,
     "DebertaV2Tokenizer": _deberta_v2,
     "DistilBertTokenizer": _bert,

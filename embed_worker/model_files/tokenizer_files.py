@@ -8,8 +8,9 @@ from typing import Any
 from embed_worker.model_files.folder_files import FolderFiles, ignore_hint
 from embed_worker.model_files.plan import ChatPlan
 from embed_worker.model_files.tokenizer_classes import FROM_THE_JSON
-from embed_worker.model_files.tokenizer_plan import TokenizerError, TokenizerFiles, TokenizerPlan, plan_tokenizer
+from embed_worker.model_files.tokenizer_plan import TokenizerPlan, plan_tokenizer
 from embed_worker.model_files.tokenizer_sections import lacks_its_prefix, template_of
+from embed_worker.model_files.tokenizer_settings import TokenizerError, TokenizerFiles
 from embed_worker.model_files.transformer_module import TransformerConfig
 
 _TOKENIZER, _WORD_PIECES = "tokenizer.json", "vocab.txt"
@@ -71,6 +72,7 @@ def read_tokenizer(
         added_tokens=files.read_object(f"{head}added_tokens.json"),
         model_type=_text(model_config.get("model_type")),
         tokenizer_class=_text(model_config.get("tokenizer_class")),
+        transformers_version=_text(model_config.get("transformers_version")),
     )
     try:
         plan = plan_tokenizer(found)

@@ -9,21 +9,35 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-from embed_worker.model_files.tokenizer_builds import BUILDS, Build, SettingError, Template
+from embed_worker.model_files.tokenizer_builds import BUILDS, Build, SettingError, Template, template_of_flags
 from embed_worker.model_files.tokenizer_classes import FROM_THE_JSON, IN_PYTHON, builder_of
-from embed_worker.model_files.tokenizer_sections import changed_sections, kind_of, mentions, steps_of, template_of
+from embed_worker.model_files.tokenizer_sections import (
+    changed_sections,
+    kind_of,
+    mentions,
+    steps_of,
+    template_of,
+    with_mistral_split,
+)
+from embed_worker.model_files.tokenizer_settings import (
+    Token,
+    TokenizerError,
+    TokenizerFiles,
+    content_of,
+    extra_tokens,
+    full_token,
+    marked,
+    merged_settings,
+    named_tokens,
+    place_of,
+    splits_special_tokens,
+)
 
-# A token with its `content`, `single_word`, `lstrip`, `rstrip`, `normalized` and `special`.
-Token: TypeAlias = dict[str, Any]
-
-NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_FLAGS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
-
-
-class TokenizerError(ValueError):
-    """The files of a tokenizer cannot be followed; the message completes "the model folder X"."""
+# Mistral's models that were published with a wrong pattern, in vocabularies of more tokens than this.
+_MISTRALS = frozenset(["mistral", "mistral3", "voxtral", "ministral", "pixtral"])
+_LARGE, _FIXED_IN = 100_000, 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +58,7 @@ class TokenizerPlan:
         pad_left, truncate_left: On which side a text is padded and cut.
         sets_types: Whether the model would be given token types other than 0, which no graph is given here.
         saved_limit: Where tokenizer.json cuts by itself, if that counts: in a StaticEmbedding.
+        limits: What the settings say of the longest text, `model_max_length` and its older name.
     """
 
     file: Path
@@ -60,6 +75,7 @@ class TokenizerPlan:
     truncate_left: bool = False
     sets_types: bool = False
     saved_limit: int | None = None
+    limits: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def drops_dropout(self) -> bool:
@@ -79,38 +95,6 @@ class TokenizerPlan:
         return changed
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenizerFiles:
-    """What the files of a tokenizer say.
-
-    Attributes:
-        file: tokenizer.json or vocab.txt.
-        document: tokenizer.json; a document without vocabulary for vocab.txt.
-        config: tokenizer_config.json.
-        overrides: `processor_kwargs` of the sentence-transformers files, which win over it.
-        special_tokens_map, added_tokens: The files of these names, which older versions wrote.
-        model_type, tokenizer_class: Of config.json.
-    """
-
-    file: Path
-    document: Mapping[str, Any]
-    config: Mapping[str, Any]
-    overrides: Mapping[str, Any]
-    special_tokens_map: Mapping[str, Any]
-    added_tokens: Mapping[str, Any]
-    model_type: str | None
-    tokenizer_class: str | None
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What the constructor gets: bos and eos are left to tokenizer.json, where there is one."""
-        config = dict(self.config)
-        if self.file.name == "tokenizer.json":
-            config.pop("add_bos_token", None)
-            config.pop("add_eos_token", None)
-        return config | dict(self.overrides)
-
-
 def plan_tokenizer(files: TokenizerFiles) -> TokenizerPlan:
     """Decide how to make a tokenizer.
 
@@ -118,31 +102,36 @@ def plan_tokenizer(files: TokenizerFiles) -> TokenizerPlan:
         TokenizerError: The class is written in Python or not known here, or takes another kind of vocabulary.
     """
     builder = _builder(files)
-    settings = files.settings
-    named, extra, tokens = _special_tokens(files, settings)
+    settings, own, tokens = merged_settings(files)
+    named = named_tokens(settings, own, tokens)
     build = None if builder == FROM_THE_JSON else _build(files, settings | named, builder)
     if build is not None:
         named = {**build.special, **named}
-        extra = [_special(content) for content in build.extra] if extra is None else extra
-    special = [*(named[name] for name in sorted(named, key=_place) if named[name] is not None), *(extra or [])]
+    extra = extra_tokens(settings, None if build is None else build.extra)
+    splits_special = splits_special_tokens(settings)
+    with_names = (marked(named[name]) for name in sorted(named, key=place_of) if named[name] is not None)
+    special = [*with_names, *extra]
     ordered = _ordered(files, build, tokens, special)
     if builder == "Qwen2Tokenizer":  # which adds every special token once more, without its flags
-        ordered += [_special(_content(token)) for token in special]
-    same_tokens = build is None or _ids(_vocabulary(files), ordered) == _ids_of_the_file(files)
+        ordered += [_special(content_of(token)) for token in special]
+    if splits_special:  # all that the mark of a special token is read for
+        ordered = _marked_by_name(ordered, named)
+    same_tokens = build is None or _ids(_vocabulary(files), ordered) == _ids_of_the_file(files) == _ids_as_read(files)
     padding, truncation = (files.document.get(name) or {} for name in ("padding", "truncation"))
     return TokenizerPlan(
         file=files.file,
         builder=builder,
-        sections=dict(changed_sections(files.document, build)),
-        template=_template(files, build, named),
+        sections=_sections(files, settings, build, ordered),
+        template=_template(files, settings, build, named),
         keeps_tokens=build is None or same_tokens,
         tokens=tuple(_missing(files, ordered) if build is None else () if same_tokens else ordered),
-        special=tuple(dict.fromkeys(_content(token) for token in special)),
-        named={name: _content(token) for name, token in named.items() if token is not None},
-        splits_special=settings.get("split_special_tokens") is True,
+        special=tuple(dict.fromkeys(content_of(token) for token in special)),
+        named={name: content_of(token) for name, token in named.items() if token is not None},
+        splits_special=splits_special,
         pad_token=_pad_token(named, padding),
         pad_left=_side(settings, "padding_side", padding, pads_left=build is not None and build.pads_left),
         truncate_left=_side(settings, "truncation_side", truncation),
+        limits={name: settings[name] for name in ("model_max_length", "max_len") if name in settings},
         sets_types=build is None and _sets_types(files.document.get("post_processor"), settings),
     )
 
@@ -158,8 +147,8 @@ def _builder(files: TokenizerFiles) -> str:
         raise TokenizerError(f"has a tokenizer of the class {declared}, which is a program and not in tokenizer.json")
     if builder != FROM_THE_JSON and builder not in BUILDS:
         raise TokenizerError(
-            f"has a tokenizer of the class {declared}, and what transformers 5 builds for it is not known here: "
-            "--ignore-config tokenizer_class takes tokenizer.json as it is"
+            f"has a tokenizer of the class {declared or builder}, and what transformers 5 builds for it is not known "
+            "here: --ignore-config tokenizer_class takes tokenizer.json as it is"
         )
     return builder
 
@@ -191,114 +180,8 @@ def _charsmap(normalizer: Any) -> str | None:
 # Special and added tokens ------------------------------------------------------------------------------------------
 
 
-def _special_tokens(
-    files: TokenizerFiles, settings: dict[str, Any]
-) -> tuple[dict[str, Any], list[Any] | None, dict[int, Token]]:
-    """Collect the named special tokens, the further ones, and the added tokens by their ids.
-
-    None for further ones of which nothing is said: an empty list and null say that there are none.
-
-    Reference: transformers 5, `PreTrainedTokenizerBase._from_pretrained`.
-    """
-    settings = dict(settings)
-    _rename_extra(settings, is_there=bool(settings.get("extra_special_tokens")))
-    own = _own_tokens(settings) | _extra_by_name(settings)
-    tokens: dict[int, Token] = {}
-    if isinstance(decoder := settings.get("added_tokens_decoder"), dict):
-        tokens = {int(index): _token(token) for index, token in decoder.items()}
-    else:
-        _merge_map(settings, files)
-        own = _own_tokens(settings) | own | _extra_by_name(settings)
-        special = {_content(settings[name]) for name in NAMED_TOKENS if settings.get(name)}
-        special |= {_content(token) for token in settings.get("extra_special_tokens") or []}
-        for content, index in files.added_tokens.items():
-            is_special = content in special
-            tokens[index] = _token({"content": content, "normalized": not is_special, "special": is_special})
-        for token in files.document.get("added_tokens") or []:
-            tokens[token["id"]] = _token(token)
-    # By now it is there or not, and an empty list is there.
-    _rename_extra(settings, is_there="extra_special_tokens" in settings)
-    by_content = {token["content"]: token for token in tokens.values()}
-    extra = settings.get("extra_special_tokens") or []
-    if not isinstance(extra, list):
-        raise TokenizerError("has further special tokens in its tokenizer's configuration that are no list")
-    if any(not isinstance(token, str) and not (_is_token(token) and "__type" in token) for token in extra):
-        raise TokenizerError(
-            "has further special tokens in its tokenizer's configuration that are neither strings nor marked as tokens"
-        )
-    named = {name: settings[name] for name in NAMED_TOKENS if name in settings} | own
-    _check_tokens(named)
-    named = {name: value and by_content.get(_content(value), value) for name, value in named.items()}
-    return named, list(extra) if "extra_special_tokens" in settings else None, tokens
-
-
-def _rename_extra(settings: dict[str, Any], *, is_there: bool) -> None:
-    """Take the older name of the further special tokens where the newer one is not there."""
-    if "additional_special_tokens" in settings and not is_there:
-        settings["extra_special_tokens"] = settings.pop("additional_special_tokens")
-
-
-def _own_tokens(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the special tokens of names that no other model has."""
-    return {key: value for key, value in settings.items() if _is_own_token(key, value)}
-
-
-def _extra_by_name(settings: dict[str, Any]) -> dict[str, Any]:
-    """Take out the further special tokens where they have names."""
-    named = isinstance(settings.get("extra_special_tokens"), dict)
-    return dict(settings.pop("extra_special_tokens")) if named else {}
-
-
-def _merge_map(settings: dict[str, Any], files: TokenizerFiles) -> None:
-    """Let special_tokens_map.json win over tokenizer_config.json, and not over what sentence-transformers passes."""
-    for key, value in files.special_tokens_map.items():
-        if files.overrides.get(key):
-            continue
-        if key == "extra_special_tokens" and isinstance(value, list):
-            merged = list(settings.get(key) or [])
-            merged += [token for token in map(_marked, value) if token not in merged]
-            settings[key] = merged
-        else:
-            settings[key] = _marked(value) if _is_token(value) else value
-
-
-def _marked(token: Any) -> Any:
-    return {**token, "special": True, "__type": "AddedToken"} if isinstance(token, dict) else token
-
-
-def _check_tokens(named: Mapping[str, Any]) -> None:
-    for name, value in named.items():
-        if not (value is None or isinstance(value, str) or _is_token(value)):
-            raise TokenizerError(f"has a {name} in tokenizer_config.json that is not a token")
-
-
-def _place(name: str) -> int:
-    return NAMED_TOKENS.index(name) if name in NAMED_TOKENS else len(NAMED_TOKENS)
-
-
-def _is_own_token(key: str, value: Any) -> bool:
-    return key.endswith("_token") and key not in NAMED_TOKENS and (isinstance(value, str) or _is_token(value))
-
-
-def _is_token(value: Any) -> bool:
-    return isinstance(value, dict) and "content" in value
-
-
-def _content(token: Any) -> str:
-    return str(token["content"]) if isinstance(token, dict) else str(token)
-
-
-def _token(token: Mapping[str, Any]) -> Token:
-    """Fill in what an added token leaves unsaid: a special one is found before the text is normalised."""
-    is_special = token.get("special") is True
-    usual = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": not is_special, "special": False}
-    stated = {key: value for key, value in token.items() if key in _FLAGS and value is not None}
-    full = usual | stated
-    return {key: full[key] for key in _FLAGS}
-
-
 def _special(content: str, *, lstrip: bool = False) -> Token:
-    return _token({"content": content, "special": True, "lstrip": lstrip})
+    return full_token({"content": content, "special": True, "lstrip": lstrip})
 
 
 def _ordered(files: TokenizerFiles, build: Build | None, tokens: dict[int, Token], special: list[Any]) -> list[Token]:
@@ -306,20 +189,25 @@ def _ordered(files: TokenizerFiles, build: Build | None, tokens: dict[int, Token
     ordered = [token for _, token in sorted(tokens.items())]
     contents = {token["content"] for token in ordered}
     if build is None:
-        contents |= {_content(token) for token in files.document.get("added_tokens") or []}
+        contents |= {content_of(token) for token in files.document.get("added_tokens") or []}
     mask = None if build is None or not build.mask_strips else build.special.get("mask_token")
     for token in special:
-        content = _content(token)
-        if content not in contents:
-            contents.add(content)
-            found = _token({**token, "special": True}) if isinstance(token, dict) else None
-            ordered.append(found or _special(content, lstrip=content == mask))
+        content = content_of(token)
+        found = full_token(token) if isinstance(token, dict) else _special(content, lstrip=content == mask)
+        if content not in contents and found not in ordered:
+            ordered.append(found)  # of two forms of one token the last stays
     return ordered
+
+
+def _marked_by_name(tokens: list[Token], named: Mapping[str, Any]) -> list[Token]:
+    """Mark as special what has a name, whatever its own entry says."""
+    names = {content_of(token) for token in named.values() if token is not None}
+    return [{**token, "special": token["special"] or token["content"] in names} for token in tokens]
 
 
 def _missing(files: TokenizerFiles, ordered: list[Token]) -> list[Token]:
     """Leave out what tokenizer.json has in the same form."""
-    there = [_token(token) for token in files.document.get("added_tokens") or []]
+    there = [full_token(token) for token in files.document.get("added_tokens") or []]
     return [token for token in ordered if token not in there]
 
 
@@ -344,8 +232,13 @@ def _ids(vocabulary: Mapping[str, int], tokens: list[Token]) -> dict[int, Token]
     return found
 
 
+def _ids_as_read(files: TokenizerFiles) -> dict[int, Token]:
+    """Return the added tokens of tokenizer.json by the ids that they get by their order there."""
+    return _ids(_vocabulary(files), [full_token(token) for token in files.document.get("added_tokens") or []])
+
+
 def _ids_of_the_file(files: TokenizerFiles) -> dict[int, Token]:
-    return {token["id"]: _token(token) for token in files.document.get("added_tokens") or []}
+    return {token["id"]: full_token(token) for token in files.document.get("added_tokens") or []}
 
 
 def _sets_types(processor: Any, settings: Mapping[str, Any]) -> bool:
@@ -360,7 +253,7 @@ def _sets_types(processor: Any, settings: Mapping[str, Any]) -> bool:
 
 def _pad_token(named: Mapping[str, Any], padding: Mapping[str, Any]) -> str | None:
     token = named["pad_token"] if "pad_token" in named else padding.get("pad_token")
-    return None if token is None else _content(token)
+    return None if token is None else content_of(token)
 
 
 def _side(settings: Mapping[str, Any], name: str, saved: Mapping[str, Any], *, pads_left: bool = False) -> bool:
@@ -375,16 +268,34 @@ def _side(settings: Mapping[str, Any], name: str, saved: Mapping[str, Any], *, p
 # What the class builds against what the file says ------------------------------------------------------------------
 
 
-def _template(files: TokenizerFiles, build: Build | None, named: Mapping[str, Any]) -> Template | None:
+def _sections(
+    files: TokenizerFiles, settings: Mapping[str, Any], build: Build | None, tokens: list[Token]
+) -> dict[str, Any]:
+    """Return the sections that are not those of the file."""
+    sections = dict(changed_sections(files.document, build))
+    words = sections.get("pre_tokenizer", files.document.get("pre_tokenizer"))
+    if settings.get("fix_mistral_regex") and isinstance(words, dict) and _is_old_mistral(files, tokens):
+        sections["pre_tokenizer"] = with_mistral_split(words)
+    return sections
+
+
+def _is_old_mistral(files: TokenizerFiles, tokens: list[Token]) -> bool:
+    """Return whether transformers 5 mends how the words are split, where it is asked to."""
+    major, _, rest = (files.transformers_version or "0").partition(".")
+    is_old = int(major) < _FIXED_IN or (int(major) == _FIXED_IN and rest.startswith(("0.0.dev", "0.0rc")))
+    size = len({*_vocabulary(files), *(token["content"] for token in tokens)})
+    return is_old and files.model_type in _MISTRALS and size > _LARGE
+
+
+def _template(
+    files: TokenizerFiles, settings: Mapping[str, Any], build: Build | None, named: Mapping[str, Any]
+) -> Template | None:
     """Return the template where it is another than the file's."""
-    told = [name for name in ("add_bos_token", "add_eos_token") if name in files.settings]
+    told = [name for name in ("add_bos_token", "add_eos_token") if name in settings]
     has_own = files.document.get("post_processor") is not None
-    template = None if build is None or (build.yields_template and has_own) else build.template
+    template = None if build is None or (build.yields_template and (has_own or told)) else build.template
     if template is None and (told or not has_own):
-        bos, eos = (named.get(f"{name}_token") for name in ("bos", "eos"))
-        first = (_content(bos),) if files.settings.get("add_bos_token") and bos is not None else ()
-        last = (_content(eos),) if files.settings.get("add_eos_token") and eos is not None else ()
-        template = (*first, None, *last)
+        template = template_of_flags(settings, named)
     if template is None or template == template_of(files.document.get("post_processor")):
         return None
     return template

@@ -7,6 +7,12 @@ from typing import Any
 
 from embed_worker.model_files.tokenizer_builds import Build, Template
 
+_MISTRAL_SPLIT = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
 
 def kind_of(model: Mapping[str, Any]) -> str:
     """Return the type of a model; older files do not state it."""
@@ -123,3 +129,17 @@ def _splits_at_spaces(section: Any) -> bool:
 
 def _joins_spaces(step: Mapping[str, Any]) -> bool:
     return step.get("type") == "Replace" and step.get("pattern") == {"Regex": " {2,}"} and step.get("content") == " "
+
+
+def with_mistral_split(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a pre-tokenizer that splits as Mistral meant it, as `fix_mistral_regex` asks.
+
+    Reference: transformers 5, `TokenizersBackend._patch_mistral_regex`.
+    """
+    if section.get("type") == "Sequence":
+        rest = list(section["pretokenizers"][1:])
+    else:
+        bytes_alone = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+        rest = [bytes_alone if section.get("type") == "Metaspace" else section]
+    split = {"type": "Split", "pattern": {"Regex": _MISTRAL_SPLIT}, "behavior": "Isolated", "invert": False}
+    return {"type": "Sequence", "pretokenizers": [split, *rest]}

@@ -1,4 +1,4 @@
-"""What the worker tells of itself and of a model: the members of the answers to `info`, `load_model` and `ping`."""
+"""What the worker tells of itself and of a model: the members of the answers to `info` and `load_model`."""
 
 from __future__ import annotations
 

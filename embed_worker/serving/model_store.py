@@ -271,8 +271,9 @@ class ModelStore:
 
     def give_up(self, entry: ModelEntry, limit_s: float) -> None:
         """Let a model fail that is being loaded for too long; its thread cannot be ended, only replaced."""
-        self._start_thread()
-        self._tell(entry, None, too_slow(entry, limit_s))
+        if self._end_loading(entry):
+            self._start_thread()
+            self._tell(entry, None, too_slow(entry, limit_s))
 
     def _load_entry(self, entry: ModelEntry, find: Callable[[], Path], options: ModelOptions) -> None:
         model: LoadedModel | None = None
@@ -289,8 +290,16 @@ class ModelStore:
                 error = OutOfMemoryError(f"no memory or no threads to load the model {entry.name!r}: {brief(bug)}")
             else:
                 error = ModelError(f"the model {entry.name[:80]!a} could not be loaded: {reason_of(bug)}")
-        self._loading = None
+        self._end_loading(entry)
         self._tell(entry, model, error)
+
+    def _end_loading(self, entry: ModelEntry) -> bool:
+        """Watch the loading of a model no longer; False where another one is watched, or none."""
+        with self._lock:  # a thread that was given up may end at any time, and must not hide what another one loads
+            is_watched = self._loading is not None and self._loading[0] is entry
+            if is_watched:
+                self._loading = None
+        return is_watched
 
     def _tell(self, entry: ModelEntry, model: LoadedModel | None, error: Exception | None) -> None:
         with self._lock:

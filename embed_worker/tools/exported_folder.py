@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -13,7 +12,7 @@ from embed_worker.errors import ModelError
 from embed_worker.inference.tokenizer import TextTokenizer
 from embed_worker.model_files.fingerprint import fingerprint
 from embed_worker.model_files.folder import read_model_folder
-from embed_worker.model_files.layout import MODULES, USUAL_GRAPHS, files_of_a_model
+from embed_worker.model_files.layout import MODULES, USUAL_GRAPHS, files_of_a_model, read_json
 from embed_worker.model_files.limits import UNLIMITED
 from embed_worker.model_files.plan import ModelPlan
 
@@ -25,7 +24,7 @@ _WEIGHTS_OF_OTHERS = (".bin", ".onnx", ".onnx_data", ".h5", ".msgpack", ".ot", "
 def files_of(folder: Path) -> list[str]:
     """Return what makes a folder a model besides its graph and its weights, as POSIX paths."""
     try:
-        modules = json.loads((folder / MODULES).read_bytes())
+        modules = read_json(folder / MODULES)
     except (OSError, ValueError):
         modules = []
     return files_of_a_model(_all_files(folder), modules)
@@ -84,7 +83,7 @@ def compare_folders(original: Path, made: Path) -> None:
         found = read_model_folder(made, ModelOptions())
         other = TextTokenizer.load(found)
     except ModelError as error:
-        raise CheckFailedError(f"What was exported cannot be served, and its source could: {error}") from error
+        raise CheckFailedError(f"what was exported cannot be served, and its source could: {error}") from error
     if _space(found) != _space(expected):
         here, there = _said(found), _said(expected)
         lost = [
@@ -92,9 +91,9 @@ def compare_folders(original: Path, made: Path) -> None:
             for subject in {**there, **here}
             if here.get(subject) != there.get(subject)
         ]
-        raise CheckFailedError(f"What was exported is read as another model than its source: {'; '.join(lost)}")
+        raise CheckFailedError(f"what was exported is read as another model than its source: {'; '.join(lost)}")
     if _encoded(tokenizer, expected) != _encoded(other, found):
-        raise CheckFailedError("What was exported has other tokens for a text than its source")
+        raise CheckFailedError("what was exported has other tokens for a text than its source")
 
 
 def _said(plan: ModelPlan) -> dict[str, str]:

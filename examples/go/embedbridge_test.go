@@ -682,6 +682,35 @@ func TestAGrandchildDiesWithItsWorker(t *testing.T) {
 	assertDies(t, readPID(t, pidFile))
 }
 
+// Not parallel: it looks at all goroutines.
+func TestAGrandchildThatHoldsTheInputHoldsNoWriter(t *testing.T) {
+	if isWindows {
+		t.Skip("a pipe of Windows cannot be closed while somebody writes")
+	}
+	const program = `
+import json, os, subprocess, sys
+id = json.loads(sys.stdin.buffer.raw.readline())["id"]
+print(json.dumps({"id": id, "status": "ok", "protocol": 1, "model": "m", "fingerprint": "f", "dimension": 4}), flush=True)
+if not os.read(0, 1):
+    sys.exit() # the next worker, when the client is closed
+grandchild = [sys.executable, "-c", "import time; time.sleep(3600)"]
+child = subprocess.Popen(grandchild, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+open(sys.argv[1], "w").write(str(child.pid))
+os._exit(70)
+`
+	pidFile := newFile(t)
+	client := start(t, Options{Command: []string{python(), "-c", program, pidFile}, MaxAttempts: 1})
+	text := strings.Repeat("more than a pipe holds ", 1<<14)
+	if _, err := client.Embed(within(t), []string{text}, nil); !errors.Is(err, ErrWorkerDied) {
+		t.Error(err)
+	}
+	defer sigkill(readPID(t, pidFile))
+	until(t, "the writer ends", func() bool {
+		stacks := make([]byte, 1<<20)
+		return !strings.Contains(string(stacks[:runtime.Stack(stacks, true)]), "os.(*File).Write(")
+	})
+}
+
 func TestARecycleIsNoFailure(t *testing.T) {
 	t.Parallel()
 	client := start(t, Options{RestartBudget: 1, MaxAttempts: 1}, once(t, "--exit-after=1:79")...)

@@ -191,6 +191,8 @@ func TestRestartsAreThoseOfThePolicy(t *testing.T) {
 				options.RestartForgive = asSeconds(value)
 			case "backoff_initial_s":
 				options.BackoffInitial = asSeconds(value)
+			case "half_open_initial_s":
+				options.HalfOpenAfter = asSeconds(value)
 			default:
 				t.Fatalf("%s is unknown", name)
 			}

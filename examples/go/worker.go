@@ -138,6 +138,7 @@ func (w *worker) listen(pipes [3]*os.File, on events) {
 		on.onGone(w)
 		_ = stdout.Close()
 		_ = stderr.Close()
+		_ = stdin.Close() // the writer may wait for a pipe that nobody reads
 	}()
 }
 

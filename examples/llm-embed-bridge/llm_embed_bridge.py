@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import click
 import llm
 
 from bridge_client.integrations.embedder import Embedder, OtherVectorSpaceError
-from embed_worker.model_files.search import models_folders
+from embed_worker.config import stated_models_dirs
+from embed_worker.model_files.search import models_folders, names_in
 
 PREFIX = "embed-bridge/"
 
@@ -25,10 +25,8 @@ def register_embedding_models(register: Callable[..., None]) -> None:
 
 
 def model_names() -> list[str]:
-    """Return the names of the folders that look like models."""
-    named = [Path(folder) for folder in os.environ.get("EMBED_WORKER_MODELS", "").split(os.pathsep) if folder]
-    found = (path.parent.name for folder in models_folders(named) for path in folder.glob("*/config.json"))
-    return list(dict.fromkeys(found))
+    """Return the names that the worker finds, as `embed-worker models` lists them."""
+    return names_in(models_folders(stated_models_dirs([])))
 
 
 class EmbedBridgeModel(llm.EmbeddingModel):  # type: ignore[misc, unused-ignore]

@@ -30,9 +30,14 @@ class RpcError(Exception):
         self.code = code
 
 
+def is_request(request: Any) -> bool:
+    """Return whether a line is a request at all; one that is none is answered, whether it has an id or not."""
+    return isinstance(request, dict) and request.get("jsonrpc") == "2.0" and isinstance(request.get("method"), str)
+
+
 def result_of(client: EmbedClient, request: Any) -> dict[str, Any]:
     """Do what a request asks for."""
-    if not isinstance(request, dict) or request.get("jsonrpc") != "2.0" or not isinstance(request.get("method"), str):
+    if not is_request(request):
         raise RpcError(INVALID_REQUEST, "the request must be an object with `jsonrpc` 2.0 and a `method`")
     match request["method"], request.get("params", {}):
         case "ping", _:
@@ -74,10 +79,9 @@ def answer(client: EmbedClient, line: bytes) -> dict[str, Any] | None:
         told = {"error": {"code": PARSE_ERROR, "message": f"the line is not JSON at byte {error.pos}"}}
     except (RpcError, BridgeError, TypeError, ValueError) as error:
         told = {"error": error_of(error)}
-    is_object = isinstance(request, dict)
-    if is_object and "method" in request and "id" not in request:
+    if is_request(request) and "id" not in request:
         return None
-    return {"jsonrpc": "2.0", "id": request.get("id") if is_object else None, **told}
+    return {"jsonrpc": "2.0", "id": request.get("id") if isinstance(request, dict) else None, **told}
 
 
 def main() -> None:

@@ -2,8 +2,8 @@
 
 Start-up in turns with the CPU worker; the precision that runs and why, also masked to a lesser processor; resident
 memory at the start and after batches of random shapes; what a shape costs that was not there before, in a graph that
-is compiled without buckets; what a token costs in shapes of the steps of the buckets and between them; how much of a
-corpus is padding; bulk and one text in turns with the CPU worker.
+is compiled without buckets; what a token costs in shapes of the steps of the buckets and between them; what a text
+costs behind one of another shape; how much of a corpus is padding; bulk and one text in turns with the CPU worker.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from embed_worker.accelerators.openvino.buckets import Buckets
+from embed_worker.accelerators.openvino.backend import buckets_of
 from embed_worker.accelerators.openvino.runtime import Runtime
 from embed_worker.config import OpenvinoPrecision, RuntimeOptions
+from embed_worker.machine import available_cores
 from embed_worker.serving.scheduler import Row, Scheduler
 from tests.benchmarks.contestants import MODEL, Worker, plain_tokenizer
 from tests.benchmarks.corpus import compared_corpora, docstring_corpus
@@ -91,10 +92,32 @@ def costs_of_tokens(precision: OpenvinoPrecision, rounds: int) -> dict[int, floa
     return {tokens: round(statistics.median(values), 1) for tokens, values in times.items()}
 
 
+def changes_of_shape(precision: OpenvinoPrecision, rounds: int) -> dict[int, str]:
+    """Run one text of 12, 24, 48 … tokens on all cores; return by tokens the ms, and those behind another shape."""
+    graph = Runtime(MODEL / "onnx" / "model.onnx").compile(
+        precision, threads=available_cores(), output="last_hidden_state"
+    )
+    feeds = {}
+    for tokens in (12, 24, 48, 64, 128):
+        ids = np.full((1, tokens), 2003, np.int64)
+        feeds[tokens] = {"input_ids": ids, "attention_mask": ids // ids, "token_type_ids": ids * 0}
+    changed: dict[int, list[float]] = {tokens: [] for tokens in feeds}
+    same: dict[int, list[float]] = {tokens: [] for tokens in feeds}
+    for number in range(rounds + 1):
+        for tokens in random.Random(number).sample(list(feeds), len(feeds)):
+            for times in (changed, same, same):
+                started = time.perf_counter()
+                graph.run(feeds[tokens])
+                if number:  # a shape's first run prepares it
+                    times[tokens].append((time.perf_counter() - started) * 1e3)
+    middle = statistics.median
+    return {tokens: f"{middle(same[tokens]):.2f}, {middle(changed[tokens]):.2f}" for tokens in feeds}
+
+
 def padding(texts: list[str], tokenizer: Tokenizer) -> dict[str, float]:
     """Return what is run over the tokens of texts, in requests of 64, by batches that fill their buckets or do not."""
     lengths = [len(encoding.ids) for encoding in tokenizer.encode_batch(texts)]
-    buckets = Buckets(batch_tokens=_BATCH_TOKENS, max_tokens=256)
+    buckets = buckets_of(_BATCH_TOKENS, 256)
     found = {}
     for name, fills in (("filled", True), ("not filled", False)):
         scheduler: Scheduler[int] = Scheduler(batch_tokens=_BATCH_TOKENS)
@@ -169,6 +192,8 @@ def main() -> None:
     core = Runtime(MODEL / "onnx" / "model.onnx")
     for precision in (each for each in OpenvinoPrecision if each is not OpenvinoPrecision.AUTO and core.lists(each)):
         print(f"µs a token, by tokens, {precision}:", costs_of_tokens(precision, 4 * options.rounds), flush=True)
+        told = changes_of_shape(precision, 10 * options.rounds)
+        print(f"ms of one text, and behind another shape, by tokens, {precision}:", told, flush=True)
     tokenizer = plain_tokenizer()
     for profile, some in compared_corpora(320, tokenizer).items():
         print(f"padded, over real tokens, {profile}:", padding(some, tokenizer), flush=True)

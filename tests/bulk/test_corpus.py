@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bridge_client.bulk import corpus as corpora
+from bridge_client.bulk import tables, text_files
 from bridge_client.bulk.arrow_parts import ArrowParts
 from bridge_client.bulk.corpus import Corpus, find_sources
 from bridge_client.bulk.parts import Output, Rows
@@ -159,13 +160,50 @@ def test_a_folder_and_a_pattern_are_files_in_order(tmp_path: Path) -> None:
 
 
 def test_blocks_end_where_their_texts_are_long_and_go_on_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpora, "BLOCK_CHARACTERS", 10)
+    monkeypatch.setattr(corpora, "BLOCK_SIZE", 10)
     file = tmp_path / "a.txt"
     file.write_text("\n".join(["aaaa", "bbbb", "cccc", "d" * 99, "e", "f", "g"]))
     corpus = Corpus(find_sources([str(file)], None), None, [])
     sizes = [len(block.texts) for block in corpus.blocks(3)]
     assert sizes == [3, 1, 3]
     assert [block.texts for block in corpus.blocks(3, skip=4)] == [["e", "f", "g"]]
+
+
+@pytest.mark.parametrize("form", ["txt", "jsonl", "csv", "parquet", "arrow"])
+def test_a_block_is_bounded_by_all_that_it_holds(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By texts, and by what is kept beside them; what is read at a time has the bound, too."""
+    for module in (corpora, text_files, tables):
+        monkeypatch.setattr(module, "BLOCK_SIZE", 1000)
+    page, kept = "a page " * 20, [] if form == "txt" else ["page", "more"]
+    table = pa.table({"text": [page if form == "txt" else "a"] * 60, "page": [page] * 60, "more": [[page]] * 60})
+    file = tmp_path / f"a.{form}"
+    match form:
+        case "txt":
+            file.write_text(f"{page}\n" * 60)
+        case "jsonl":
+            file.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in table.to_pylist()))
+        case "csv":
+            file.write_text("text,page,more\n" + f"a,{page},{page}\n" * 60)
+        case "parquet":
+            pq.write_table(table, file, use_dictionary=False, row_group_size=50)
+        case _:
+            with pa.ipc.new_file(file, table.schema) as writer:
+                writer.write_table(table)
+    corpus = Corpus(find_sources([str(file)], None), None, kept)
+    sizes = [len(block.texts) for block in corpus.blocks(1000)]
+    assert sum(sizes) == 60
+    assert 2 <= min(sizes[:-1]) <= max(sizes) <= 8
+    assert max(len(piece.texts) for reader in corpus._readers for piece in reader.blocks("text", kept)) <= 8
+
+
+def test_a_value_that_is_nested_too_deep_costs_its_row(tmp_path: Path) -> None:
+    file, deep = tmp_path / "a.jsonl", "[" * 300 + "]" * 300
+    file.write_text(f'{{"text":"one","tree":[[1]]}}\n{{"text":"two","tree":{deep}}}\n{{"text":"three"}}\n')
+    texts, problems, columns = read(file, keep=["tree"])
+    assert texts == ["one", None, "three"]
+    assert problems == {1: "the value of 'tree' is nested too deep"}
+    assert [orjson.dumps(value) for value in columns["tree"]] == [b"[[1]]", b"null", b"null"]
+    assert read(file)[0] == ["one", "two", "three"]
 
 
 def test_progress_is_told_in_bytes_or_in_rows(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -159,6 +160,17 @@ def test_texts_on_the_command_line_are_printed(
     np.testing.assert_allclose(second, expected["rain on a hill"], atol=2e-6)
 
 
+def test_a_text_that_looks_like_a_file_is_embedded_and_told(capfd: pytest.CaptureFixture[str]) -> None:
+    options = ["--model", MODEL]
+    assert run_tool("embed", ["nothere.jsonl", "a river", "shards/*.parquet", *options]) == 0
+    out, err = capfd.readouterr()
+    assert len(out.splitlines()) == 3
+    told = [line for line in err.splitlines() if "is embedded as a text" in line]
+    assert [line.split("'")[1] for line in told] == ["nothere.jsonl", "shards/*.parquet"]
+    assert embed("nothere.jsonl") == 0
+    assert "nothere" not in capfd.readouterr().err
+
+
 def test_rows_without_a_text_cost_themselves_alone_and_are_listed(
     expected: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -167,8 +179,6 @@ def test_rows_without_a_text_cost_themselves_alone_and_are_listed(
     out, errors = tmp_path / "out.npy", tmp_path / "errors.jsonl"
     assert embed(file, "-o", out) == 2
     assert "row 1 has no vector" in capfd.readouterr().err
-    (tmp_path / "out.npy.parts" / ".job.json").unlink()
-    (tmp_path / "out.npy.parts").rmdir()
     assert embed(file, "-o", out, "--on-error", "null", "--errors", errors) == 1
     assert_same(vectors_of(out), expected, texts=["a river", None, None, "rain on a hill", None, None])
     rows = [json.loads(line) for line in errors.read_text().splitlines()]
@@ -414,6 +424,27 @@ def test_a_second_ctrl_c_waits_for_nobody(many: Path, tmp_path: Path) -> None:
         _, error = process.communicate(timeout=WAIT_S)
     assert process.returncode == 130
     assert b"Traceback" not in error
+
+
+def test_texts_without_an_output_that_were_interrupted_are_no_job_that_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(EmbedClient, "embed_detailed", Mock(side_effect=KeyboardInterrupt))
+    assert embed("a text") == 130
+    assert capsys.readouterr().err == "embed-worker embed: interrupted\n"
+
+
+def test_who_interrupts_when_all_is_done_gets_its_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same command would not go on: it would find an output that is there."""
+
+    class Interrupted(EmbedClient):
+        def close(self) -> None:
+            super().close()
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("bridge_client.bulk.command.EmbedClient", Interrupted)
+    assert embed(written(tmp_path, "jsonl"), "-o", tmp_path / "out.npy") == 0
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith("corpus")] == ["out.npy"]
 
 
 @pytest.fixture

@@ -141,6 +141,17 @@ def test_what_kills_leave_half_written_is_gone_after_the_next_run(tmp_path: Path
     ]
 
 
+def test_a_job_without_a_finished_part_makes_way_for_another(tmp_path: Path) -> None:
+    """A row without a vector ends a job; its input mended, the same command begins again."""
+    Job(tmp_path / "out", ".npy").begin({"inputs": [{"path": "a", "size": 1}]})
+    Job(tmp_path / "out", ".npy").begin({"inputs": [{"path": "a", "size": 2}]})
+    (tmp_path / "other").mkdir()
+    job = begun(tmp_path / "other")
+    with pytest.raises(CorpusError, match="model was"):
+        job.begin({"model": "another"})
+    job.begin(ASKED)
+
+
 def test_a_folder_that_is_no_jobs_is_left_alone(tmp_path: Path) -> None:
     letter = tmp_path / "out.parts" / "letter.txt"
     letter.parent.mkdir()
@@ -173,6 +184,7 @@ def test_a_path_that_is_not_utf_8_is_told_from_others(tmp_path: Path) -> None:
     one, other = ({"inputs": [{"path": os.fsdecode(name)}]} for name in (b"a\xfe", b"a\xff"))
     job = Job(tmp_path / "out", ".npy")
     job.begin(one)
+    job.part(0).write_bytes(NEW)
     job.begin(one)
     with pytest.raises(CorpusError, match="the input changed"):
         job.begin(other)

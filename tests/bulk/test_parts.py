@@ -78,9 +78,13 @@ ZONE = pa.timestamp("ns", "+01:00")
         (pa.array([{"a": {"b": 1}}], pa.struct([("a", pa.struct([("b", pa.duration("ns"))]))])),
          [{"a": {"b": "PT0.000000001S"}}]),
         (pa.array([[("k", 1)]], pa.map_(pa.string(), pa.time64("ns"))), [[["k", "00:00:00.000000001"]]]),
+        (pa.array([b"\xff\x00", None, b""]), ["/wA=", None, ""]),
+        (pa.array([[b"a"]], pa.list_(pa.binary(1))), [["YQ=="]]),
     ],
 )  # fmt: skip
-def test_times_in_json_have_all_their_digits(column: Any, expected: list[Any], tmp_path: Path) -> None:
+def test_times_in_json_have_all_their_digits_and_bytes_are_kept(
+    column: Any, expected: list[Any], tmp_path: Path
+) -> None:
     assert as_json(tmp_path, column) == expected
 
 

@@ -65,7 +65,7 @@ def test_the_keywords_are_the_fields() -> None:
 
 
 def test_coreml_gets_more_time() -> None:
-    for args in (("--provider", "coreml"), ("--provider=coreml",)):
+    for args in (("--provider", "coreml"), ("--provider=coreml",), ("--provider", "CoreMLExecutionProvider")):
         assert ClientOptions(worker_args=args).policy().start_timeout_s == 300.0
     assert ClientOptions(worker_args=("--provider", "auto")).policy().start_timeout_s == 60.0
     assert ClientOptions(start_timeout_s=7.0, worker_args=("--provider", "coreml")).policy().start_timeout_s == 7.0

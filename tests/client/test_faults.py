@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
+import queue
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -28,6 +32,7 @@ from bridge_client import (
 )
 from bridge_client.testing import fake_client, fake_command
 from bridge_client.testing.processes import freeze, is_there, send_signal, status_of
+from bridge_client.worker_process import WorkerProcess
 from tests.client.conftest import WAIT_S, wait_until
 from tests.client.test_client import expected
 from tests.patience import PATIENCE
@@ -498,6 +503,21 @@ def test_ten_mebibytes_on_standard_error_block_nobody(without_newline: bool) -> 
     size = 10 * 2**20
     with fake_client(QUICK, stderr_flood=size, stderr_no_newline=without_newline) as client:
         assert np.array_equal(client.embed(["a"]), expected("a"))
+
+
+def test_all_of_standard_error_is_passed_on_in_parts_where_a_line_is_long_or_has_no_end() -> None:
+    said: queue.SimpleQueue[str] = queue.SimpleQueue()
+    gone = threading.Event()
+    hears = {"on_stderr": lambda process, text: said.put(text), "on_gone": lambda process, report: gone.set()}
+    owner = Mock(**{f"{name}.side_effect": hear for name, hear in hears.items()})
+    command = (sys.executable, "-c", r"import os; os.write(2, b'first\n' + b'z' * 10_000 + b'\nlast')")
+    process = WorkerProcess.spawn(command, environment=os.environ, cwd=None, owner=owner, number=0)
+    process.begin()
+    heard = ""
+    while not heard.endswith("last"):
+        heard += said.get(timeout=WAIT_S)
+    assert heard == f"first{'z' * 10_000}last"
+    assert gone.wait(WAIT_S)
 
 
 def test_the_end_of_standard_error_is_kept_and_bounded() -> None:

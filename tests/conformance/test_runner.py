@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from bridge_client.testing.conformance import transcript
 from bridge_client.testing.conformance.__main__ import main
 from bridge_client.testing.conformance.checks import BrokenRule, check_answer, check_outcome, check_sent, read_object
 from bridge_client.testing.conformance.patterns import mismatch
@@ -275,6 +277,12 @@ def test_a_transcript_with_a_slip_is_not_played(tmp_path: Path, text: str, words
     path.write_text(text, "utf-8")
     with pytest.raises(TranscriptError, match=words):
         read_transcript(path)
+
+
+def test_the_tables_of_the_format_name_what_is_read() -> None:
+    described = re.findall(r"^\| (`.+?`) \|", transcript.__doc__ or "", re.MULTILINE)
+    names = {name for cell in described for name in re.findall(r"`(\w+)`", cell)}
+    assert names == transcript._HEAD - {"drives"} | transcript._KINDS.keys()
 
 
 def test_repetitions_are_written_out_and_the_end_is_added(tmp_path: Path) -> None:

@@ -226,6 +226,7 @@ def test_a_host_of_json_rpc_has_an_adapter() -> None:
         {"jsonrpc": "2.0", "method": "embedd", "id": 4},
         {"jsonrpc": "2.0", "method": "ping", "id": 5},
         7,
+        {"jsonrpc": "2.0", "method": 1, "params": "bar"},  # no request, and so no notification
     ]
     done = subprocess.run(
         [sys.executable, str(FOLDER / "json_rpc.py"), str(MODELS / "bert-mean")],
@@ -236,8 +237,9 @@ def test_a_host_of_json_rpc_has_an_adapter() -> None:
         timeout=WAIT_S,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    first, *others, pong, strange, broken = map(json.loads, done.stdout.splitlines())
+    first, *others, pong, strange, unusable, broken = map(json.loads, done.stdout.splitlines())
     assert (first["id"], [len(vector) for vector in first["result"]["embeddings"]]) == (1, [32, 32])
     assert [(answer["id"], answer["error"]["code"]) for answer in others] == [("x", -32602), (3, -32602), (4, -32601)]
     assert pong == {"jsonrpc": "2.0", "id": 5, "result": {"state": "ready"}}
-    assert [(answer["id"], answer["error"]["code"]) for answer in (strange, broken)] == [(None, -32600), (None, -32700)]
+    refused = [(answer["id"], answer["error"]["code"]) for answer in (strange, unusable, broken)]
+    assert refused == [(None, -32600), (None, -32600), (None, -32700)]

@@ -76,6 +76,11 @@ def test_what_was_embedded_is_found(llm: Llm) -> None:
         assert found[1]["score"] < 0.4
 
 
+def test_models_in_a_cache_of_the_hub_are_listed_by_their_names(llm: Llm, tmp_path: Path) -> None:
+    (tmp_path / "models" / "models--org--cached" / "snapshots").mkdir(parents=True)
+    assert "embed-bridge/cached" in llm.run("embed-models")
+
+
 def test_a_folder_that_was_swapped_under_the_same_name_is_refused(llm: Llm, tmp_path: Path) -> None:
     folder = model_named("mine", tmp_path / "models")
     llm.run("embed-multi", "texts", "-", "--format", "json", "-m", "embed-bridge/mine", text=rows())

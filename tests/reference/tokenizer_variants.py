@@ -26,6 +26,7 @@ TEXTS = [
     "",
     "   ",
     "TOKEN own<own>Token OWN",
+    "<extra_id_0> <extra_id_1>",
 ]
 
 _LSTRIP = {"content": "<mask>", "lstrip": True, "normalized": False, "rstrip": False, "single_word": False}
@@ -56,6 +57,9 @@ _DECODER = {
         "special": False,
     },
 }
+_SPECIAL = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+_NAMES = ["PAD", "UNK", "CLS", "SEP", "MASK"]
+_OUT_OF_ORDER = {"197": _OWN, "196": _OWN | {"content": "TOKEN"}}
 _WORDS = {
     "type": "Sequence",
     "pretokenizers": [{"type": "WhitespaceSplit"}, {"type": "Metaspace", "replacement": "▁", "add_prefix_space": True}],
@@ -124,6 +128,39 @@ VARIANTS = [
     ),
     _variant("bert", "BertTokenizer", vocab=True),
     _variant("bert", "BertTokenizer", vocab=True, config={"do_lower_case": False, "added_tokens_decoder": _DECODER}),
+    *(
+        _variant("bert", name, config={"do_lower_case": value})
+        for name in ("DPRContextEncoderTokenizer", "DPRQuestionEncoderTokenizer")
+        for value in (True, False)
+    ),
+    # Each key of special_tokens_map.json is a setting, unless tokenizer_config.json lists the added tokens.
+    _variant("bert", "BertTokenizer", map={"do_lower_case": False}),
+    _variant("bert", "BertTokenizer", map={"do_lower_case": False}, config={"added_tokens_decoder": _DECODER}),
+    _variant("bert", "BertTokenizer", map={"truncation_side": "left", "split_special_tokens": True}),
+    _variant("bert", "BertTokenizer", config={"split_special_tokens": None}),
+    _variant("bert", "BertTokenizer", config={"cls_token": _LSTRIP | {"content": "[CLS]"}}),
+    _variant("bert", "BertTokenizer", config={"own_token": _OWN}),
+    _variant("bert", "BertTokenizer", config={"image_token": "TOKEN"}, map={"own_token": "own"}),
+    _variant(
+        "bert",
+        "BertTokenizer",
+        config={"added_tokens_decoder": _OUT_OF_ORDER, "own_token": "own", "split_special_tokens": True},
+    ),
+    _variant(
+        "bert",
+        "PreTrainedTokenizerFast",
+        config={"extra_special_tokens": [{"__type": "AddedToken", **_OWN}], "split_special_tokens": True},
+    ),
+    _variant(
+        "bert",
+        "BertTokenizer",
+        json={
+            "added_tokens": [
+                *({"id": place, **_SPECIAL, "content": f"[{name}]"} for place, name in enumerate(_NAMES)),
+                *({"id": int(place), **token} for place, token in _OUT_OF_ORDER.items()),
+            ]
+        },
+    ),
     _variant("mpnet", "MPNetTokenizer"),
     _variant("mpnet", "MPNetTokenizer", config={"do_lower_case": False, "mask_token": "<mask>", "unk_token": "[UNK]"}),
     _variant("mpnet", "MPNetTokenizer", map={"mask_token": _LSTRIP}),
@@ -143,6 +180,14 @@ VARIANTS = [
     _variant("xlm-roberta", None, "camembert"),
     _variant("t5", "T5Tokenizer"),
     _variant("t5", "T5TokenizerFast", config={"additional_special_tokens": ["<extra_id_0>", "TOKEN"], "extra_ids": 1}),
+    *(_variant("t5", "T5Tokenizer", map={"additional_special_tokens": stated}) for stated in ([], ["TOKEN"])),
+    _variant("t5", "T5Tokenizer", map={"additional_special_tokens": ["<extra_id_0>", "TOKEN"]}),
+    _variant("t5", "T5Tokenizer", map={"additional_special_tokens": ["<extra_id_0>"]}, config={"extra_ids": 1}),
+    _variant("xlm-roberta", "CamembertTokenizer", "camembert", map={"additional_special_tokens": ["own"]}),
+    *(
+        _variant("xlm-roberta", name, map={"add_eos_token": True, "add_prefix_space": False})
+        for name in ("XLMRobertaTokenizer", "PreTrainedTokenizerFast")
+    ),
     _variant("albert", "AlbertTokenizer"),
     _variant("albert", "AlbertTokenizer", config={"do_lower_case": False, "keep_accents": True}),
     _variant("albert", "AlbertTokenizer", config={"sep_token": "<unk>", "cls_token": "[MASK]"}),
@@ -180,6 +225,20 @@ VARIANTS = [
     _variant("llama", "LlamaTokenizer", "llama", json={"post_processor": _BYTES}),
     _variant("gemma", "GemmaTokenizer", "gemma2"),
     _variant("gemma", "GemmaTokenizerFast", "gemma3_text", config={"mask_token": None}),
+    *(
+        _variant("gemma", "GemmaTokenizer", "gemma2", map={"add_bos_token": value, "add_eos_token": True})
+        for value in (True, False)
+    ),
+    _variant("gpt2", "GPT2Tokenizer", map={"add_prefix_space": True, "add_bos_token": True}),
+    *(
+        _variant("gpt2", "GPTNeoXTokenizer", "gpt_neox", map={"add_bos_token": True, "add_eos_token": value})
+        for value in (True, False)
+    ),
+    _variant("gpt2", "GPTNeoXTokenizer", "gpt_neox", map={"add_bos_token": True}, config={"bos_token": None}),
+    *(
+        _variant("albert", "AlbertTokenizer", map={"add_eos_token": True}, json={"post_processor": processor})
+        for processor in (None, _BYTES)
+    ),
 ]
 
 

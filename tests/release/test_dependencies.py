@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import tomllib
 
+import pytest
+
 from tests.release.versions import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -61,3 +63,11 @@ def test_the_page_on_support_states_the_floors_and_the_tested_versions() -> None
     for requirement in PROJECT["dependencies"]:
         name = name_of(requirement)
         assert rows[name] == f"{requirement.split('>=')[1]} | {pinned()[name]}", f"docs/support.md: {name}"
+
+
+@pytest.mark.skipif(not (ROOT / ".gitignore").exists(), reason="an sdist has no .gitignore")
+def test_what_git_passes_over_does_not_go_into_an_image() -> None:
+    ignored = [line for line in (ROOT / ".gitignore").read_text("utf-8").splitlines() if line and line[0] != "#"]
+    # Without a slash in its middle a pattern of git's is for every folder, and one of Docker's for the root.
+    wanted = [line.strip("/") if "/" in line.rstrip("/") else f"**/{line.strip('/')}" for line in ignored]
+    assert set(wanted) < set((ROOT / ".dockerignore").read_text("utf-8").splitlines())

@@ -104,6 +104,13 @@ def test_what_the_steps_run_is_there() -> None:
             assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), (where, module)
 
 
+def test_an_editable_install_gets_what_builds_it() -> None:
+    """Hatchling needs the package `editables` for one, which no environment here has."""
+    for where, step in steps():
+        for line in step.get("run", "").splitlines():
+            assert not ("--no-build-isolation" in line and re.search(r" -e\b", line)), (where, line)
+
+
 def test_a_release_is_tested_on_every_system_before_anything_is_published() -> None:
     jobs = workflow("release.yml")["jobs"]
     matrix = jobs["test"]["strategy"]["matrix"]

@@ -291,7 +291,7 @@ def test_what_are_no_references_is_refused(tmp_path: Path, document: object, sen
 def test_a_quick_check_loads_embeds_one_text_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     report = report_of(capsys, TINY_MODEL, "--quick", "--provider", "CPU", "--threads", "1", status=0)
     assert (report["model"], report["dimension"], report["precision"]) == ("bert-mean", 32, "float32")
-    assert (report["provider"]["asked"], report["provider"]["chosen"]) == ("CPU", "CPUExecutionProvider")
+    assert (report["provider"]["asked"], report["provider"]["chosen"]) == ("cpu", "CPUExecutionProvider")
     assert run(TINY_MODEL, "--quick") == 0
     assert capsys.readouterr().out.startswith("bert-mean: serves, float32, dimension 32, ")
 

@@ -45,7 +45,9 @@ def test_without_options_everything_has_its_default() -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--provider", "cuda"], RuntimeOptions(provider="cuda")),
+        (["--provider", "cuda"], RuntimeOptions(provider="cuda", batch_tokens=8192)),
+        (["--provider", "Auto"], RuntimeOptions(provider="auto")),
+        (["--provider", "CoreMLExecutionProvider"], RuntimeOptions(provider="coreml")),
         (["--threads", "3"], RuntimeOptions(threads=3)),
         (["--batch-tokens", "99"], RuntimeOptions(batch_tokens=99)),
         (["--batch-invariant"], RuntimeOptions(batch_invariant=True)),
@@ -78,6 +80,7 @@ def test_logs_have_a_level_and_a_format() -> None:
         (["--onnx-file", "f"], ModelOptions(onnx_file="f")),
         (["--variant", "int8"], ModelOptions(variant="int8")),
         (["--pooling", "cls,max"], ModelOptions(pooling="cls,max")),
+        (["--pooling", "cls, max"], ModelOptions(pooling="cls,max")),
         (["--normalize"], ModelOptions(normalize=True)),
         (["--no-normalize"], ModelOptions(normalize=False)),
         (["--max-tokens", "9"], ModelOptions(max_tokens=9)),

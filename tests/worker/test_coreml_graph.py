@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -438,7 +439,7 @@ def test_a_graph_that_fails_its_check_leaves_what_was_there(
         capsys.readouterr()
     before = sorted((path, path.read_bytes()) for path in folder.rglob("*") if path.is_file())
     monkeypatch.setitem(coreml_layers._GELUS, "gelu", "tanh")
-    assert refusal(capsys, "--for", "coreml", folder, status=1).startswith("The graph differs from what it was made of")
+    assert refusal(capsys, "--for", "coreml", folder, status=1).startswith("the graph differs from what it was made of")
     assert sorted((path, path.read_bytes()) for path in folder.rglob("*") if path.is_file()) == before
 
 
@@ -548,6 +549,15 @@ def test_a_description_that_does_not_fit_is_one_sentence(tiny: Path, change: dic
 def test_a_damaged_description_is_one_sentence(tiny: Path, content: bytes) -> None:
     (tiny / "coreml" / "coreml.json").write_bytes(content)
     with pytest.raises(CoremlModelError, match=r"coreml\.json"):
+        CoremlModel.open(tiny / "coreml")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_a_description_that_is_a_pipe_is_refused_and_not_waited_for(tiny: Path) -> None:
+    description = tiny / "coreml" / "coreml.json"
+    description.unlink()
+    os.mkfifo(description)
+    with pytest.raises(CoremlModelError, match=r"coreml\.json is not a regular file"):
         CoremlModel.open(tiny / "coreml")
 
 

@@ -23,6 +23,7 @@ def test_a_gpu_gives_the_vectors_of_sentence_transformers_in_float32() -> None:
         info = worker.ask({"method": "info"})
         found = cosines(matrix_of(worker.ask({"inputs": TEXTS})), GOLDEN["embeddings"])
     assert (info["provider"]["chosen"], info["precision"]) == ("CUDAExecutionProvider", "float32")
+    assert info["batch_tokens"] == 8192
     assert found.min() >= 0.9999
 
 

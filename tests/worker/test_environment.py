@@ -11,12 +11,13 @@ import shutil
 import subprocess
 import sys
 from argparse import ArgumentTypeError
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from embed_worker import machine
-from embed_worker.config import ModelOptions, path_argument
+from embed_worker.config import ModelOptions, folder_argument, path_argument
 from embed_worker.errors import ModelError, reason_of
 from embed_worker.logs import JsonFormatter, TextFormatter
 from embed_worker.machine import available_cores, choose_threads, describe_machine
@@ -58,6 +59,13 @@ def test_without_a_home_there_are_no_folders_of_the_user(monkeypatch: pytest.Mon
     assert models_folders([])[-1] == ROOT / "models"
     with pytest.raises(ArgumentTypeError, match="begins with a home, and there is none"):
         path_argument("~/models")
+
+
+@pytest.mark.parametrize("read", [path_argument, folder_argument])
+def test_an_empty_path_is_not_the_working_directory(read: Callable[[str], Path]) -> None:
+    with pytest.raises(ArgumentTypeError, match="the path is empty"):
+        read("")
+    assert read(".") == Path()
 
 
 def test_a_worker_without_a_home_serves_and_makes_no_folder_of_that_name(tmp_path: Path) -> None:

@@ -419,7 +419,7 @@ def test_files_that_another_model_has_left_in_the_output_are_found_out(
     output.mkdir()
     (output / "sentence_roberta_config.json").write_text(json.dumps({"max_seq_length": 7}))
     sentence = refusal(capsys, source, "--output", output, status=1)
-    assert sentence.startswith("What was exported is read as another model than its source: max_tokens is 7 and not ")
+    assert sentence.startswith("what was exported is read as another model than its source: max_tokens is 7 and not ")
     assert not (output / "manifest.json").exists()
 
 
@@ -449,7 +449,7 @@ def test_a_table_of_known_models_that_knows_the_source_by_its_name_must_know_the
     for name in ("1_Pooling", "2_Normalize"):
         shutil.rmtree(source / name)
     sentence = refusal(capsys, source, "--output", tmp_path / "renamed", status=1)
-    assert sentence.startswith("What was exported cannot be served, and its source could: ")
+    assert sentence.startswith("what was exported cannot be served, and its source could: ")
     assert run(source, "--output", tmp_path / "same" / source.name) == 0
 
 
@@ -612,7 +612,7 @@ def test_a_wrong_graph_fails_the_check_and_what_was_there_stays(
     capsys.readouterr()
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     monkeypatch.setattr(bert.Bert, method, broken)
-    assert refusal(capsys, folder, "--weights", weights, status=1).startswith("The graph differs from its weights: ")
+    assert refusal(capsys, folder, "--weights", weights, status=1).startswith("the graph differs from its weights: ")
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
 
 

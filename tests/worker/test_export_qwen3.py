@@ -342,5 +342,5 @@ def test_a_wrong_graph_fails_the_check(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, method: str, broken: Any
 ) -> None:
     monkeypatch.setattr(qwen3.Qwen3, method, broken)
-    assert refusal(capsys, folder, status=1).startswith("The graph differs from its weights: ")
+    assert refusal(capsys, folder, status=1).startswith("the graph differs from its weights: ")
     assert not list((folder / "onnx").iterdir())

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from tests.worker.harness import WorkerProcess, cosines, matrix_of, place, tolerance_of
@@ -21,10 +22,13 @@ GRAPHS = {
 VARIANTS = {(name, variant["file"]): variant for name, expected in EXPECTED.items() for variant in expected["variants"]}
 
 
-@pytest.fixture(scope="module")
-def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
+# Azure's provider computes on the CPU, but batches are padded for it as for every other provider.
+@pytest.fixture(scope="module", params=["cpu", "azure"])
+def worker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
+    if request.param == "azure" and "AzureExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has the CPU alone")
     folders = tmp_path_factory.mktemp("models")
-    arguments = []
+    arguments = ["--provider", request.param]
     for served, (name, graph) in GRAPHS.items():
         place(MODELS / name, folders / served)
         arguments += ["--model", str(folders / served), "--onnx-file", graph]

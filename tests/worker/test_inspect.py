@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import onnx
 import pytest
 
 from embed_worker import machine
+from embed_worker.model_files.manifest import Manifest
 from embed_worker.tools.inspect import command as inspect
 from tests.worker.harness import ROOT
 from tests.worker.test_model_folder import EXPECTED, MODELS
@@ -171,6 +173,27 @@ def test_a_file_that_nobody_reads_and_that_is_none_is_told(capsys: pytest.Captur
     (folder / "README.md").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "utf-8")
     (warning,) = report_on(capsys, str(folder))["warnings"]
     assert warning.startswith("README.md is a Git LFS pointer")
+
+
+@pytest.mark.parametrize(
+    ("listed", "words"),
+    [
+        (None, "no manifest.json: files are not verified"),
+        ((), "verified at load, but for files that manifest.json does not list"),
+        (("onnx/model.onnx", "tokenizer.json"), "verified at load"),
+    ],
+)
+def test_what_is_verified_is_told_as_it_is(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, listed: tuple[str, ...] | None, words: str
+) -> None:
+    folder = Path(shutil.copytree(MODELS / "bert-mean", tmp_path / "m"))
+    if listed is not None:
+        every = Manifest.of_folder(folder, name="m", source="here", license="none")
+        files = {path: record for path, record in every.files.items() if path in listed}
+        replace(every, files=files).write(folder)
+    assert run(str(folder)) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "fingerprint" in line]
+    assert line.partition(", ")[2] == words
 
 
 def test_without_the_package_onnx_the_plan_is_told_and_the_extra_is_named(

@@ -460,7 +460,7 @@ def test_a_model_whose_weights_do_not_tell_its_vectors_is_refused(tmp_path: Path
     own_code = refusal_of(copy_of("bert-mean", tmp_path / "own-code", auto_map={"AutoModel": "mine.Model"}))
     assert "auto_map" in own_code
     sliding = refusal_of(copy_of("qwen3-last", tmp_path / "sliding", layer_types=["sliding_attention"] * 2))
-    assert "its weights cannot be used: A model with layer_types other than full_attention" in sliding
+    assert "its weights cannot be used: a model with layer_types other than full_attention" in sliding
 
 
 @needs_mlx

@@ -330,6 +330,14 @@ def test_a_name_that_the_system_cannot_open_is_said(tmp_path: Path) -> None:
         ({}, 64),
         ({"tokenizer_config": {"model_max_length": 32}}, 32),
         ({"tokenizer_config": {"model_max_length": 1e30}}, 64),
+        ({"tokenizer_config": {"model_max_length": 32}, "special_tokens_map": {"model_max_length": 9}}, 9),
+        (
+            {
+                "tokenizer_config": {"model_max_length": 32, "added_tokens_decoder": {}},
+                "special_tokens_map": {"model_max_length": 9},
+            },
+            32,
+        ),
         ({"tokenizer_config": {"model_max_length": 512}}, 64),
         ({"sentence_bert_config": {"max_seq_length": 16}, "tokenizer_config": {"model_max_length": 8}}, 16),
         ({"sentence_bert_config": {"max_seq_length": 500}}, 64),
@@ -378,7 +386,9 @@ def test_query_and_document_always_exist(tmp_path: Path) -> None:
     assert plan.default_prompt_name == "document"
 
 
-@pytest.mark.parametrize(("token", "pad"), [("[PAD]", "[PAD]"), ({"content": "<pad>"}, "<pad>"), (None, None)])
+@pytest.mark.parametrize(
+    ("token", "pad"), [("[PAD]", "[PAD]"), ({"content": "<pad>", "__type": "AddedToken"}, "<pad>"), (None, None)]
+)
 def test_the_padding_token_is_the_tokenizers(tmp_path: Path, token: Any, pad: str | None) -> None:
     assert plan_of(write(tmp_path, tokenizer_config={"pad_token": token})).tokenizer.pad_token == pad
 
@@ -501,6 +511,13 @@ def test_a_model_option_is_a_path_or_a_name(tmp_path: Path, monkeypatch: pytest.
                         ("~/x", "there is no folder"), ("x", "no model 'x'")):  # fmt: skip
         with pytest.raises(ModelNotFoundError, match=words):
             find_model(name, [tmp_path / "models"])
+
+
+def test_an_empty_name_is_not_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(shutil.copytree(MODELS / "bert-mean", tmp_path / "m"))
+    with pytest.raises(ModelNotFoundError, match="the name of the model is empty"):
+        find_model("", [])
+    assert find_model(".", []) == tmp_path / "m"
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,36 @@ def test_a_model_that_is_going_cannot_be_acquired_any_more(store: Store) -> None
         store.store.acquire("first")
 
 
+def test_a_loading_is_given_up_once_and_its_end_hides_no_other_one(store: Store) -> None:
+    slow, fast = FakeLoader(), FakeLoader()
+    slow.gate.clear()
+    fast.gate.clear()
+    loaders = iter((slow, fast))
+    watched = ModelStore(lambda *loading: next(loaders)(*loading), store.store._folders)
+    watched.start(lambda: None)
+    abandoned = watched._thread
+    assert abandoned is not None
+    watched.load("first", store.settled.put)
+    assert slow.entered.get(timeout=WAIT_S) == "first"
+    entry = watched.loading_for_longer_than(-1)
+    assert entry is not None
+    watched.give_up(entry, 1)
+    assert isinstance(store.settled.get(timeout=WAIT_S).error, ModelError)
+    assert watched.loading_for_longer_than(-1) is None  # or it would be given up again, at each look
+    watched.load("second", store.settled.put)
+    assert fast.entered.get(timeout=WAIT_S) == "second"
+    slow.gate.set()
+    abandoned.join(WAIT_S)
+    assert not abandoned.is_alive()
+    second = watched.loading_for_longer_than(-1)
+    assert second is not None
+    assert second.name == "second"
+    watched.give_up(entry, 1)  # which has ended by now
+    assert watched.loading_for_longer_than(-1) is second
+    fast.gate.set()
+    assert store.settled.get(timeout=WAIT_S) is second
+
+
 def test_models_are_closed_when_the_process_ends(store: Store) -> None:
     store.open("first")
     store.open("bad")

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from embed_worker.accelerators.openvino.buckets import Bucket, Buckets
-from embed_worker.config import RuntimeOptions
+from embed_worker.accelerators.agreement import ProofError
+from embed_worker.accelerators.openvino.backend import buckets_of, shared_out
+from embed_worker.accelerators.openvino.proof import Reference
+from embed_worker.accelerators.openvino.runtime import OpenvinoError
+from embed_worker.config import OpenvinoPrecision, RuntimeOptions
+from embed_worker.inference.buckets import SteadyLength
 from embed_worker.inference.onnx_backend import OnnxBackend
+from embed_worker.inference.pooling import Float32, cosine_distances
 from embed_worker.inference.token_batch import TokenBatch
 from embed_worker.inference.tokenizer import TextTokenizer
 from embed_worker.inference.width import Width
@@ -38,48 +46,7 @@ else:
 
 needs_openvino = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "it is there")
 MIN_COSINE = {"float32": 0.9999, "bfloat16": 0.999}
-
-
-# Buckets
-
-
-@given(st.integers(1, 600), st.integers(1, 2000), st.sampled_from([16, 512, 4096]), st.integers(8, 1024))
-def test_a_batch_fits_its_bucket_and_wastes_little(rows: int, tokens: int, budget: int, limit: int) -> None:
-    buckets = Buckets(batch_tokens=budget, max_tokens=limit)
-    tokens = min(tokens, limit)
-    rows = min(rows, buckets.most_rows(tokens))
-    bucket = buckets.of(rows, tokens)
-    assert bucket.rows >= rows
-    assert bucket.tokens >= tokens
-    assert bucket.tokens <= limit
-    assert bucket.rows <= max(rows + 8, 2 * rows)
-    assert bucket.tokens <= max(tokens + 8, tokens * 3 // 2 + 1) or tokens > 512
-    if tokens <= 512:
-        assert bucket in set(buckets)
-
-
-@given(st.integers(1, 600), st.integers(1, 1024), st.sampled_from([16, 512]))
-def test_what_is_run_for_a_batch_of_any_size_is_known_before(rows: int, tokens: int, budget: int) -> None:
-    buckets = Buckets(batch_tokens=budget, max_tokens=1024)
-    most = buckets.most_rows(tokens)
-    turns = [min(most, rows - first) for first in range(0, rows, most)]
-    run = [buckets.of(turn, tokens) for turn in turns]
-    assert buckets.together(rows, tokens) == Bucket(sum(bucket.rows for bucket in run), run[0].tokens)
-
-
-def test_there_are_few_buckets() -> None:
-    assert len(list(Buckets(batch_tokens=512, max_tokens=256))) < 100
-    assert len(list(Buckets(batch_tokens=512, max_tokens=8192))) < 110
-
-
-def test_the_largest_batches_of_the_scheduler_are_run_whole() -> None:
-    buckets = Buckets(batch_tokens=512, max_tokens=512)
-    for tokens in range(8, 513):
-        assert buckets.most_rows(tokens) >= min(64, 512 // tokens)
-
-
-def test_a_batch_of_one_long_text_has_a_bucket_of_its_own() -> None:
-    assert Buckets(batch_tokens=512, max_tokens=8192).of(1, 700) == Bucket(1, 1024)
+FLOAT32 = OpenvinoPrecision.FLOAT32
 
 
 # Serving
@@ -91,7 +58,7 @@ def worker_of(names: list[str], precision: str) -> WorkerProcess:
         arguments += ["--model", str(MODELS / name)]
         if not (MODELS / name / "modules.json").exists():
             arguments += ["--pooling", "mean"]
-    return WorkerProcess(*arguments, model=None)
+    return WorkerProcess(*arguments, model=None, wait_s=4 * WAIT_S)  # each model runs in some eighty shapes first
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
@@ -139,10 +106,10 @@ def test_a_text_alone_is_run_on_all_cores_while_that_is_faster(monkeypatch: pyte
     run, seconds = backend._embed, {True: 1.0, False: 2.0}
     now, ran = [0.0], list[bool]()
 
-    def timed(graph: Any, batch: TokenBatch) -> object:
+    def timed(graph: Any, batch: TokenBatch, at_least: int = 0) -> object:
         ran.append(graph is backend._wide)
         now[0] += seconds[ran[-1]]
-        return run(graph, batch)
+        return run(graph, batch, at_least)
 
     monkeypatch.setattr(backend, "_embed", timed)
     monkeypatch.setattr(backend, "_width", Width(lambda: now[0]))
@@ -158,6 +125,124 @@ def test_a_text_alone_is_run_on_all_cores_while_that_is_faster(monkeypatch: pyte
     ran.clear()
     backend.embed(batch, exclusive=False)
     assert ran == [False]
+
+
+@needs_openvino
+def test_a_text_alone_takes_the_shape_of_those_before_it_where_a_change_takes_time() -> None:
+    from embed_worker.accelerators.openvino.backend import OpenvinoBackend, accelerate
+
+    plan, options = plan_for("bert-mean"), RuntimeOptions(provider="openvino", openvino_precision=FLOAT32)
+    backend = accelerate(OnnxBackend.load(plan, options, threads=2), plan, TextTokenizer.load(plan), options, 2)
+    assert isinstance(backend, OpenvinoBackend)
+    backend.use_all_cores()
+    assert backend._wide is not None
+    backend._steady = SteadyLength(20)
+    run, shapes = backend._wide.run, list[tuple[int, ...]]()
+
+    def noted(feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        shapes.append(feeds["input_ids"].shape)
+        return run(feeds)
+
+    backend._wide.run = noted  # type: ignore[method-assign]
+    backend._width = Width(lambda: 0.0)  # all cores, and no trial of the other way
+    for tokens in (5, 19, 6, 40, 18, 39):
+        batch = TokenBatch(np.arange(10, 10 + tokens)[None], np.ones((1, tokens), np.int64))
+        found, expected = backend.embed(batch, exclusive=True), backend.embed(batch, exclusive=False)
+        assert cosine_distances(found, expected).max() < 1e-5
+    two = TokenBatch(np.full((2, 5), 10), np.ones((2, 5), np.int64))
+    backend.embed(two, exclusive=True)
+    assert shapes == [(1, 8), (1, 20), (1, 20), (1, 40), (1, 20), (1, 40), (2, 8)]
+
+
+def test_what_a_change_of_shape_costs_is_told_in_tokens() -> None:
+    plan = plan_for("bert-mean")
+    cpu, tokenizer = OnnxBackend.load(plan, RuntimeOptions(), threads=1), TextTokenizer.load(plan)
+    reference = Reference.of(cpu, tokenizer, buckets_of(384, plan.max_tokens), pad_left=False)
+    now, last = [0.0], [0]
+
+    def spare(a_token: float, a_change: float) -> int:
+        def embed(batch: TokenBatch) -> Float32:
+            tokens = batch.ids.shape[1]
+            now[0] += 1 + a_token * tokens + a_change * (tokens != last[0])
+            last[0] = tokens
+            return np.zeros((1, 1), np.float32)
+
+        return reference.spare_tokens(embed, lambda: now[0])
+
+    assert spare(0.5, 15.25) == 30
+    assert spare(0.5, 0.0) == 0
+    assert spare(0.5, -0.25) == 0
+    assert spare(0.0, 1.0) == 0
+    assert spare(0.25, 1000.0) == 64
+
+
+def test_other_processes_do_not_make_a_graph_look_slow() -> None:
+    plan = plan_for("bert-mean")
+    cpu, tokenizer = OnnxBackend.load(plan, RuntimeOptions(), threads=1), TextTokenizer.load(plan)
+    reference = Reference.of(cpu, tokenizer, buckets_of(384, plan.max_tokens), pad_left=False)
+    now = [0.0]
+
+    def taking(*seconds: float) -> Callable[[TokenBatch], Float32]:
+        turns = itertools.chain(seconds, itertools.repeat(seconds[-1]))
+
+        def embed(_: TokenBatch) -> Float32:
+            now[0] += next(turns)
+            return np.zeros((1, 1), np.float32)
+
+        return embed
+
+    ours, others = taking(0.001, 9, 1, 9), taking(0.001, 4, 4)  # the first run of a shape prepares it
+    assert reference.speed_ratio(ours, others, reference.buckets[0], lambda: now[0]) == 0.25
+
+
+@given(st.integers(1, 200))
+def test_no_core_is_left_out(threads: int) -> None:
+    shares = shared_out(threads)
+    assert sum(shares) == threads
+    assert len(shares) == min(threads, 4)
+    assert max(shares) - min(shares) <= 1
+    assert shares[0] == max(shares)
+
+
+RIGHT, WRONG, SLOW = 0.5, ProofError("differs from the CPU"), 1.3
+
+
+@pytest.mark.parametrize(
+    ("bfloat16", "float32", "chosen", "reason"),
+    [
+        (RIGHT, None, "bfloat16", "the processor multiplies bfloat16"),
+        (None, RIGHT, "float32", "the processor does not have bfloat16"),
+        (WRONG, RIGHT, "float32", "in bfloat16 it differs from the CPU"),
+        (OpenvinoError("does not compile"), RIGHT, "float32", "in bfloat16 does not compile"),
+        (SLOW, RIGHT, "float32", "bfloat16 takes 1.30 of the CPU's time"),
+        (SLOW, 1.2, "float32", "bfloat16 takes 1.30 of the CPU's time"),
+        (SLOW, 1.4, "bfloat16", "the processor multiplies bfloat16"),
+        (SLOW, WRONG, "bfloat16", "the processor multiplies bfloat16"),
+    ],
+)
+def test_by_itself_it_computes_in_bfloat16_where_that_is_right_and_not_slow(
+    monkeypatch: pytest.MonkeyPatch,
+    bfloat16: float | Exception | None,
+    float32: float | Exception | None,
+    chosen: str,
+    reason: str,
+) -> None:
+    from embed_worker.accelerators.openvino.backend import _Attempt
+
+    found = {OpenvinoPrecision.BFLOAT16: bfloat16, OpenvinoPrecision.FLOAT32: float32}
+
+    def proved(_: object, precision: OpenvinoPrecision, why: str) -> tuple[tuple[str, str], float]:
+        ratio = found[precision]
+        if isinstance(ratio, Exception):
+            raise ratio
+        assert ratio is not None, "it was not to be tried"
+        return (str(precision), why), ratio
+
+    monkeypatch.setattr(_Attempt, "_proved", proved)
+    runtime = SimpleNamespace(lists=lambda precision: found[precision] is not None)
+    there: Any = None
+    attempt = _Attempt(cast(Any, runtime), there, there, there, RuntimeOptions(provider="openvino"), 2)
+    assert cast(Any, attempt.first_that_is_right()) == (chosen, reason)
 
 
 @needs_openvino

@@ -158,6 +158,14 @@ def test_the_last_token_of_a_text_that_is_all_prompt_is_zeros_as_in_sentence_tra
     assert pooled.tolist() == [[0, 0, 0, 1, 2, 3], [10, 11, 12, 10, 11, 12]]
 
 
+@pytest.mark.parametrize("left", [False, True])
+def test_the_first_token_of_a_text_that_is_all_prompt_is_its_own_and_no_padding(left: bool) -> None:
+    texts = [np.full((2, D), 5.0), np.full((4, D), 7.0)]
+    hidden, mask = padded(texts, left=left)
+    hidden[mask == 0] = 9
+    assert pool(hidden, mask, (PoolingMode.CLS,), np.array([2, 2])).tolist() == [[5] * D, [7] * D]
+
+
 @pytest.mark.parametrize("tokens", [1, 512, 513, 2000])
 def test_the_mask_of_a_text_that_runs_alone_has_all_of_its_tokens_and_cannot_be_spoilt(tokens: int) -> None:
     batch = TokenBatch.of_rows([np.arange(tokens)], pad_id=0, pad_left=False)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +17,15 @@ import onnxruntime
 import pytest
 
 from embed_worker.accelerators import choose as providers
+from embed_worker.accelerators import onnx_provider
 from embed_worker.accelerators.agreement import ProofError, agreement_with_cpu, golden_batches
 from embed_worker.accelerators.choose import choose_backend
 from embed_worker.arguments.serve import make_config, make_parser
 from embed_worker.config import CoremlPrecision, CoremlUnits, RuntimeOptions
 from embed_worker.errors import ConfigError, ModelError
-from embed_worker.inference.backend import Backend
+from embed_worker.inference.backend import CPU_TOLERANCE, Backend
 from embed_worker.inference.onnx_backend import OnnxBackend
-from embed_worker.inference.pooling import Float32
+from embed_worker.inference.pooling import Float32, cosine_distances
 from embed_worker.inference.token_batch import TokenBatch
 from embed_worker.inference.tokenizer import TextTokenizer
 from tests.worker.harness import ROOT, TINY_MODEL, WAIT_S
@@ -101,12 +105,29 @@ class FakeCuda:
         self.change = change
         self.active = active
         self.opened: list[dict[str, Any]] = []
+        self.shapes: set[tuple[int, ...]] = set()
+        self.most_at_once = 0
+        self._running = 0
+        self._lock = threading.Lock()
         self.real = onnxruntime.InferenceSession
 
     def __call__(self, path: str, settings: Any, providers: list[str], **kwargs: Any) -> Any:
         self.opened.append({"providers": providers, **kwargs})
         session = self.real(path, settings, providers=[CPU])
-        return session if providers == [CPU] else FakeCudaSession(self, session)
+        if providers == [CPU]:
+            return session
+        assert not settings.enable_mem_pattern
+        return FakeCudaSession(self, session)
+
+    @contextlib.contextmanager
+    def noted(self, shape: tuple[int, ...]) -> Iterator[None]:
+        with self._lock:
+            self._running += 1
+            self.shapes.add(shape)
+            self.most_at_once = max(self.most_at_once, self._running)
+        yield
+        with self._lock:
+            self._running -= 1
 
 
 class FakeCudaSession:
@@ -118,7 +139,8 @@ class FakeCudaSession:
         return self._provider.active
 
     def run(self, names: Any, feeds: Mapping[str, Any]) -> list[Float32]:
-        return [self._provider.change(output) for output in self._inner.run(names, feeds)]
+        with self._provider.noted(feeds["input_ids"].shape):
+            return [self._provider.change(output) for output in self._inner.run(names, feeds)]
 
 
 @pytest.fixture
@@ -146,6 +168,33 @@ def test_cudas_libraries_are_looked_for_where_pip_puts_them_and_nothing_is_print
     assert capsys.readouterr() == ("", "")
     chosen("cuda")
     assert capsys.readouterr() == ("", "libcublas was not found\n")
+
+
+def test_a_gpu_sees_few_shapes_and_few_runs_at_once_and_gives_each_text_its_vector(cuda: FakeCuda) -> None:
+    backend, cpu = chosen("cuda"), chosen("cpu")
+    texts = [" ".join(["word"] * (1 + 7 * number % 90)) for number in range(60)]
+    rows = [text.ids for text in TOKENIZER.encode(texts, "")]
+    batches = [
+        TokenBatch.of_rows(rows[first : first + count], pad_id=TOKENIZER.pad_id, pad_left=False)
+        for count in (1, 3, 7, 20)
+        for first in range(0, len(rows), count)
+    ]
+    with ThreadPoolExecutor(8) as lanes:
+        vectors = list(lanes.map(lambda batch: backend.embed(batch, exclusive=False), batches))
+    for batch, found in zip(batches, vectors, strict=True):
+        assert cosine_distances(found, cpu.embed(batch, exclusive=False)).max() < CPU_TOLERANCE
+    assert cuda.most_at_once <= 2
+    buckets = set(onnx_provider.buckets_of(RuntimeOptions().batch_tokens, PLAN.max_tokens))
+    assert cuda.shapes <= buckets
+
+
+def test_a_gpu_gets_large_batches_unless_it_is_told_otherwise() -> None:
+    def budget_of(*arguments: str) -> int:
+        return make_config(make_parser().parse_args(arguments)).runtime.batch_tokens
+
+    assert budget_of() == budget_of("--provider", "coreml") == budget_of("--provider", "openvino") == 384
+    assert budget_of("--provider", "cuda") == budget_of("--provider", "TensorrtExecutionProvider") == 8192
+    assert budget_of("--provider", "cuda", "--batch-tokens", "500") == 500
 
 
 def raising(hidden: Float32) -> Float32:

@@ -681,7 +681,7 @@ def test_a_second_pull_of_the_same_folder_gives_way(hub: FakeHub, target: Path) 
     thread.start()
     try:
         assert hub.held.wait(WAIT_S)
-        with pytest.raises(PullError, match="Another process is pulling"):
+        with pytest.raises(PullError, match="another process is pulling"):
             pull(hub, target)
     finally:
         hub.release.set()

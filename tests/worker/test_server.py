@@ -637,7 +637,7 @@ def test_metrics_count_what_was_done() -> None:
         metrics = worker.ask({"id": 3, "method": "metrics"})["metrics"]
     assert (metrics["texts"], metrics["tokens"], metrics["micro_batches"]) == (2, 5, 1)
     assert metrics["requests"] == {"ok": 1, "unknown_method": 1}
-    assert metrics["rss_bytes"] >= 0
+    assert metrics["rss_bytes"] > 2**20
 
 
 # Models

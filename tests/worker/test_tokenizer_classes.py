@@ -207,6 +207,8 @@ def test_tokenizers_for_several_versions_are_refused(tmp_path: Path) -> None:
         ("bert", "BertTokenizer", {"cls_token": None}, "a setting cls_token that is null"),
         ("roberta", "HerbertTokenizer", {"cls_token": "</s>"}, "a setting cls_token that is not the token 0"),
         ("xlm-roberta", "XLMRobertaTokenizer", {"eos_token": None}, "a setting eos_token that is null"),
+        ("t5", "T5Tokenizer", {"extra_ids": "100"}, "a setting extra_ids that is no number from 0 to 10,000"),
+        ("t5", "T5Tokenizer", {"extra_ids": 10**12}, "a setting extra_ids that is no number from 0 to 10,000"),
     ],
 )
 def test_a_setting_of_another_type_is_refused_by_its_name_as_transformers_does(
@@ -214,3 +216,48 @@ def test_a_setting_of_another_type_is_refused_by_its_name_as_transformers_does(
 ) -> None:
     with pytest.raises(ModelError, match=words):
         plan_of(tmp_path, {"base": base, "tokenizer_class": name, "model_type": base, "config": config})
+
+
+_LETTERS = {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": False}
+_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+_SINGLE_LETTERS = {"type": "Sequence", "pretokenizers": [_LETTERS, _BYTES]}
+_METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+# Of transformers 5.24.
+_MENDED = [263, 286, 297, 94, 41, 52, 44, 12, 88, 226, 22, 23]
+_PLAIN = [89, 77, 74, 226, 81, 70, 95, 94, 41, 52, 44, 12, 88, 226, 22, 23]
+
+
+@pytest.mark.parametrize(
+    ("asked_in", "model_type", "version", "size", "words", "ids"),
+    [
+        ("tokenizer_config.json", "mistral", "4.57.0", 100_001, _SINGLE_LETTERS, _MENDED),
+        ("tokenizer_args", "mistral", None, 100_001, _METASPACE, _MENDED),
+        ("tokenizer_config.json", "pixtral", "5.0.0rc1", 100_001, _BYTES, _MENDED),
+        ("tokenizer_config.json", "mistral", "5.0.0", 100_001, _SINGLE_LETTERS, _PLAIN),
+        ("tokenizer_config.json", "mistral", "4.57.0", 100_000, _SINGLE_LETTERS, _PLAIN),
+        ("tokenizer_args", "llama", "4.57.0", 100_001, _SINGLE_LETTERS, _PLAIN),
+        (None, "mistral", "4.57.0", 100_001, _SINGLE_LETTERS, _PLAIN),
+    ],
+)
+def test_the_words_of_an_old_mistral_are_mended_where_its_folder_asks(
+    tmp_path: Path, asked_in: str | None, model_type: str, version: str | None, size: int, words: Any, ids: list[int]
+) -> None:
+    vocabulary = RIGHT["bases"]["gpt2"]["model"]["vocab"]
+    larger = vocabulary | {f"§{index}": index for index in range(len(vocabulary), size)}
+    flag = {"fix_mistral_regex": True}
+    variant = {
+        "base": "gpt2",
+        "model_type": model_type,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "config": flag if asked_in == "tokenizer_config.json" else {},
+        "json": {"pre_tokenizer": words},
+        "model": {"vocab": larger},
+    }
+    files = files_of(RIGHT["bases"]["gpt2"], variant)
+    files["config.json"] = json.dumps({**json.loads(files["config.json"]), "transformers_version": version})
+    stated = {"max_seq_length": 62, "tokenizer_args": flag if asked_in == "tokenizer_args" else {}}
+    for name, content in (files | {"sentence_bert_config.json": json.dumps(stated)}).items():
+        (tmp_path / name).write_text(content, "utf-8")
+    (tmp_path / "model.onnx").touch()
+    plan = read_model_folder(tmp_path, ModelOptions(pooling="mean"))
+    assert encode(TextTokenizer.load(plan), "the lazyDOG's 12") == ids

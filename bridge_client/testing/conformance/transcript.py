@@ -8,6 +8,7 @@ A transcript is a file of JSON lines. The first is its head, `{"drives": "worker
 | `environment` | set for the worker, likewise |
 | `workers` | (client) flags of the fake worker: the n-th process takes the n-th list, the last one again and again |
 | `worker` | (client) `"real"`: the client drives the real worker, with `arguments` |
+| `launcher` | (client) `true`: a process that waits for the worker stands between the client and it |
 | `options` | (client) what is put into `CONFORMANCE_OPTIONS` |
 
 Every other line is one step. `{"rules": ["F2"], "about": "…"}` is a heading: the steps below prove these rules.

@@ -294,12 +294,13 @@ class CoremlBackend:
                 return
             bucket.compiled = None
             bucket.failures += 1
-            is_over = bucket.failures > 1 or self._changes_precision
+            is_second = bucket.failures > 1
+            is_over = is_second or self._changes_precision
             bucket.verdict.state = ProofState.REFUSED if is_over else ProofState.PROVING
             bucket.verdict.reason = f"CoreML {problem}, while it served"
         _log.error("coreml shape=%s %s", bucket.shape, problem)
         compiled.session.close()
-        self._prover.withdraw(bucket.shape, bucket.verdict if bucket.failures > 1 else None)
+        self._prover.withdraw(bucket.shape, bucket.verdict if is_second else None)
         if not is_over:
             self._tasks.put(bucket)
 

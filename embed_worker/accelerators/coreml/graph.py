@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from embed_worker.inference.pooling import Float32, Int64, token_counts
 from embed_worker.inference.token_batch import position_ids
+from embed_worker.model_files.layout import read_json
 from embed_worker.model_files.manifest import file_sha256
 from embed_worker.model_files.plan import PoolingMode
 
@@ -79,11 +80,11 @@ class Description:
         """
         path = folder / _DESCRIPTION
         try:
-            fields = json.loads(path.read_bytes())
+            fields = read_json(path)
         except OSError as error:
             raise CoremlModelError(f"{path} cannot be read: {error.strerror or error}") from error
-        except (ValueError, RecursionError) as error:
-            raise CoremlModelError(f"{path} is not JSON") from error
+        except ValueError as error:
+            raise CoremlModelError(f"{path} is {error}") from error
         match fields:
             case {"format": int(version)} if version != _FORMAT:
                 raise OldFormatError(f"{path} has the format {version} and not {_FORMAT}: export it again")

@@ -33,7 +33,6 @@ from embed_worker.encoders.architectures import ACCELERATED, reader_for
 from embed_worker.encoders.bert import Bert
 from embed_worker.encoders.checkpoint import (
     INDEX,
-    WEIGHTS,
     CheckFailedError,
     ExportError,
     Floats,
@@ -48,7 +47,7 @@ from embed_worker.encoders.parity import Parity, check_parity
 from embed_worker.encoders.qwen3 import Qwen3
 from embed_worker.errors import without_frames
 from embed_worker.inference.token_batch import TokenBatch
-from embed_worker.model_files.layout import USUAL_GRAPHS
+from embed_worker.model_files.layout import USUAL_GRAPHS, WEIGHTS
 from embed_worker.model_files.manifest import file_sha256
 from embed_worker.model_files.plan import PoolingMode
 from embed_worker.model_files.safetensors import Tensor
@@ -165,12 +164,12 @@ def _read_graph(
     try:
         from embed_worker.encoders.onnx_weights import GraphReference, graph_files, read_onnx_weights
     except ImportError as error:
-        raise ExportError("The package onnx is missing: pip install 'embed-bridge[tools]'") from error
+        raise ExportError("the package onnx is missing: pip install 'embed-bridge[tools]'") from error
     tensors = read_onnx_weights(graph)
     try:
         encoder = read(tensors)
     except ExportError as error:
-        raise ExportError(f"There is no {WEIGHTS}, and {graph} does not serve in its place: {error}") from error
+        raise ExportError(f"there is no {WEIGHTS}, and {graph} does not serve in its place: {error}") from error
     padding_position = encoder.padding_id if isinstance(encoder, Bert) else None
     return encoder, graph_files(graph), GraphReference(graph, padding_position).forward
 
@@ -183,7 +182,7 @@ def _write(source: _Source, folder: Path) -> None:
     graph_bytes = 4 * (encoder.tensors.parameters - encoder.vocabulary * encoder.hidden_size)
     if graph_bytes > _MAX_GRAPH_BYTES:
         raise ExportError(
-            f"The model needs {graph_bytes / 1e9:.1f} GB in one file, and a graph for CoreML can have 2 GB"
+            f"the model needs {graph_bytes / 1e9:.1f} GB in one file, and a graph for CoreML can have 2 GB"
         )
     _write_tables(encoder, folder)
     write_with_cache_key(dedicated_graph(encoder), folder / GRAPH)
@@ -227,7 +226,7 @@ def _check(source: _Source, folder: Path) -> Parity:
     try:
         model = CoremlModel.open(folder)
     except CoremlModelError as error:
-        raise CheckFailedError(f"What was written cannot be read: {error}") from error
+        raise CheckFailedError(f"what was written cannot be read: {error}") from error
     session = open_session(model.graph)
     random = np.random.default_rng(0)
     lengths = [min(length, source.encoder.max_tokens) for length in (1, 9, 33)]

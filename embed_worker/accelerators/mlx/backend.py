@@ -28,6 +28,7 @@ from embed_worker.inference.ort import is_out_of_memory
 from embed_worker.inference.pooling import Float32, Int64, pool
 from embed_worker.inference.token_batch import TokenBatch
 from embed_worker.inference.tokenizer import TextTokenizer
+from embed_worker.model_files.layout import WEIGHTS
 from embed_worker.model_files.plan import ModelPlan
 from embed_worker.model_files.safetensors import Tensor
 
@@ -240,7 +241,7 @@ def _read_weights(plan: ModelPlan) -> _Weights:
     from embed_worker.encoders.architectures import ACCELERATED
 
     home = checkpoint.transformer_folder(plan.folder)  # whose path has been checked with the folder
-    weight_files = (home / name for name in (checkpoint.WEIGHTS, checkpoint.INDEX))
+    weight_files = (home / name for name in (WEIGHTS, checkpoint.INDEX))
     source = next((file for file in weight_files if file.exists()), plan.graph)
     try:
         config = checkpoint.read_json_object(home / "config.json")
@@ -254,7 +255,7 @@ def _read_weights(plan: ModelPlan) -> _Weights:
         encoder = ACCELERATED[architecture](config, tensors)
     except checkpoint.ExportError as error:
         # The readers take every file for the usual one.
-        problem = str(error).replace(checkpoint.WEIGHTS, source.name)
+        problem = str(error).replace(WEIGHTS, source.name)
         raise ModelError(f"its weights cannot be used: {problem}") from error
     return _Weights(encoder=encoder, source=source)
 

@@ -6,6 +6,7 @@ the CPU's vectors in every bucket, while the others ran.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 from collections.abc import Sequence
@@ -14,15 +15,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from embed_worker.accelerators.agreement import ProofError
-from embed_worker.accelerators.openvino.buckets import Bucket, Buckets
 from embed_worker.accelerators.openvino.proof import MIN_COSINE, Embed, Reference
 from embed_worker.accelerators.openvino.runtime import CompiledGraph, OpenvinoError, Runtime, runtime_version
 from embed_worker.config import OpenvinoPrecision, RuntimeOptions
 from embed_worker.errors import ConfigError, ModelError, OutOfMemoryError, brief
 from embed_worker.inference.backend import Backend, ProviderReport
+from embed_worker.inference.buckets import Buckets, Padding, SteadyLength
 from embed_worker.inference.graph_io import GraphIo
 from embed_worker.inference.onnx_backend import OnnxBackend
-from embed_worker.inference.pooling import Float32, Int64
+from embed_worker.inference.pooling import Float32
 from embed_worker.inference.token_batch import TokenBatch
 from embed_worker.inference.tokenizer import TextTokenizer
 from embed_worker.inference.width import Width
@@ -33,6 +34,10 @@ _log = logging.getLogger(__name__)
 
 # Each compiled graph has its own copy of the weights; with more cores each gets several.
 _MAX_GRAPHS = 4
+# Steps of buckets. A new shape costs about 10 ms and a megabyte or more: 60 random shapes took 830 MB in a worker. A
+# token costs about the same at all of these, and a tenth more at 28 and 44, which take as long as 32 and 48.
+_TOKENS = (8, 12, 16, 20, 24, 32, 36, 40, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
+_ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +46,8 @@ class OpenvinoReport(ProviderReport):
 
     Attributes:
         version: Of the package openvino.
-        graphs: How many were compiled, each with `threads` cores.
+        graphs: How many were compiled.
+        threads: Cores of the first of them; where they cannot be shared out evenly others have one less.
         buckets: Shapes that batches are padded to, and that were proved.
         cosine: The smallest to the CPU's vectors.
         speed_ratio: Its time over that of one core of the CPU for a full batch.
@@ -67,25 +73,22 @@ class OpenvinoBackend:
         graphs: Sequence[CompiledGraph],
         graph_io: GraphIo,
         reference: Reference,
-        buckets: Buckets,
+        padding: Padding,
         provider: ProviderReport,
         *,
         precision: OpenvinoPrecision,
         threads: int,
-        pad_id: int,
-        pad_left: bool,
     ) -> None:
         self.provider = provider
         self.precision = str(precision)
         self.is_end_to_end = graph_io.is_end_to_end
         self._graph_io = graph_io
-        self._pad_id = pad_id
-        self._pad_left = pad_left
-        self._buckets = buckets
+        self._padding = padding
         self._idle: queue.SimpleQueue[CompiledGraph] = queue.SimpleQueue()
         for graph in graphs:
             self._idle.put(graph)
         self._wide: CompiledGraph | None = None
+        self._steady = SteadyLength(0)
         self._width = Width()
         # Until all cores are used: both hold memory.
         self._to_compile: tuple[Runtime, Reference, int] | None = (runtime, reference, threads)
@@ -97,7 +100,7 @@ class OpenvinoBackend:
 
     def padded_to(self, rows: int, tokens: int) -> tuple[int, int]:
         """Return the bucket of a batch, or what those of its turns are together."""
-        return self._buckets.together(rows, tokens)
+        return self._padding.buckets.together(rows, tokens)
 
     def use_all_cores(self) -> None:
         """Compile the graph for batches that run alone, where it is right. It never raises."""
@@ -111,6 +114,7 @@ class OpenvinoBackend:
             wide = runtime.compile(precision, threads=threads, output=self._graph_io.output)
             if not reference.compare([self._by(wide)]) >= MIN_COSINE[precision]:
                 raise ProofError("gives other vectors than the CPU")
+            self._steady = SteadyLength(reference.spare_tokens(self._by(wide)))
         except Exception as error:  # noqa: BLE001 - the model serves without it
             _log.warning("single texts stay on fewer cores reason=%s", brief(error))
             return
@@ -121,15 +125,13 @@ class OpenvinoBackend:
 
     def embed(self, batch: TokenBatch, *, exclusive: bool) -> Float32:
         """Run a padded batch and pool it; see `Backend.embed`."""
-        rows, tokens = batch.ids.shape
-        most = self._buckets.most_rows(tokens)
-        if rows > most:
-            parts = [self.embed(_rows(batch, first, first + most), exclusive=False) for first in range(0, rows, most)]
-            return np.concatenate(parts)
+        turns = self._padding.turns(batch)
+        if len(turns) > 1:
+            return np.concatenate([self._embed_on_one(turn) for turn in turns])
         wide = self._wide
         if exclusive and wide is not None:
             return self._width.run(
-                batch.ids.size, wide=lambda: self._embed(wide, batch), narrow=lambda: self._embed_on_one(batch)
+                batch.ids.size, wide=lambda: self._embed_steadily(wide, batch), narrow=lambda: self._embed_on_one(batch)
             )
         return self._embed_on_one(batch)
 
@@ -143,43 +145,27 @@ class OpenvinoBackend:
     def _by(self, graph: CompiledGraph) -> Embed:
         return lambda batch: self._embed(graph, batch)
 
-    def _embed(self, graph: CompiledGraph, batch: TokenBatch) -> Float32:
+    def _embed_steadily(self, graph: CompiledGraph, batch: TokenBatch) -> Float32:
         rows, tokens = batch.ids.shape
-        padded = _padded(batch, self._buckets.of(rows, tokens), self._pad_id, pad_left=self._pad_left)
+        return self._embed(graph, batch, self._steady.of(tokens) if rows == 1 else 0)
+
+    def _embed(self, graph: CompiledGraph, batch: TokenBatch, at_least: int = 0) -> Float32:
+        rows, tokens = batch.ids.shape
         try:
-            output = graph.run(self._graph_io.feeds(padded))
+            output = graph.run(self._graph_io.feeds(self._padding.fill(batch, at_least)))
         except MemoryError as error:
             raise OutOfMemoryError(f"no memory for a batch of {batch.ids.shape}") from error
         if output.ndim == 3:
-            output = output[:, -tokens:] if self._pad_left else output[:, :tokens]
+            output = output[:, -tokens:] if self._padding.pad_left else output[:, :tokens]
         return self._graph_io.pooled(np.ascontiguousarray(output[:rows]), batch)
 
 
-def _rows(batch: TokenBatch, first: int, last: int) -> TokenBatch:
-    skipped = None if batch.skipped is None else batch.skipped[first:last]
-    return TokenBatch(batch.ids[first:last], batch.mask[first:last], skipped)
-
-
-def _padded(batch: TokenBatch, bucket: Bucket, pad_id: int, *, pad_left: bool) -> TokenBatch:
-    """Pad to a bucket: texts with tokens that are masked, rows with the first text, because all padding is none."""
-    rows, tokens = batch.ids.shape
-    if (rows, tokens) == bucket:
-        return batch
-
-    here = slice(bucket.tokens - tokens, None) if pad_left else slice(tokens)
-
-    def pad(values: Int64, value: int) -> Int64:
-        padded = np.empty(bucket, np.int64)
-        padded.fill(value)
-        padded[:rows, here] = values
-        if rows < bucket.rows:
-            padded[rows:] = padded[0]
-        return padded
-
-    return TokenBatch(pad(batch.ids, pad_id), pad(batch.mask, 0))
-
-
 # Loading and proof ----------------------------------------------------------------------------------------------------
+
+
+def buckets_of(batch_tokens: int, max_tokens: int) -> Buckets:
+    """Return the buckets of a worker with this budget for a model of this limit."""
+    return Buckets(_ROWS, _TOKENS, batch_tokens=batch_tokens, max_tokens=max_tokens)
 
 
 def accelerate(
@@ -203,9 +189,10 @@ def accelerate(
     try:
         _check_graph(cpu)
         runtime = Runtime(plan.graph)
-        buckets = Buckets(batch_tokens=options.batch_tokens, max_tokens=plan.max_tokens)
+        buckets = buckets_of(options.batch_tokens, plan.max_tokens)
         reference = Reference.of(cpu, tokenizer, buckets, pad_left=plan.pad_left)
-        attempt = _Attempt(runtime, reference, buckets, cpu, tokenizer.pad_id, plan.pad_left, options, threads)
+        padding = Padding(buckets, tokenizer.pad_id, plan.pad_left)
+        attempt = _Attempt(runtime, reference, padding, cpu, options, threads)
         return attempt.first_that_is_right()
     except (ConfigError, OutOfMemoryError):
         raise
@@ -234,36 +221,44 @@ class _Attempt:
 
     runtime: Runtime
     reference: Reference
-    buckets: Buckets
+    padding: Padding
     cpu: OnnxBackend
-    pad_id: int
-    pad_left: bool
     options: RuntimeOptions
     threads: int
 
     def first_that_is_right(self) -> Backend:
-        """Return the backend of the precision that was asked for; by itself bfloat16 before float32."""
+        """Return the backend of the precision that was asked for; by itself bfloat16, unless float32 is faster."""
         asked = self.options.openvino_precision
         if asked is not OpenvinoPrecision.AUTO:
-            return self._proved(asked, "asked for")
-        reason = "the processor does not have bfloat16"
-        if self.runtime.lists(OpenvinoPrecision.BFLOAT16):
-            try:
-                return self._proved(OpenvinoPrecision.BFLOAT16, "the processor multiplies bfloat16")
-            except (OpenvinoError, ProofError) as error:
-                reason = f"in bfloat16 {'it ' if isinstance(error, ProofError) else ''}{error}"
-        return self._proved(OpenvinoPrecision.FLOAT32, reason)
+            return self._proved(asked, "asked for")[0]
+        if not self.runtime.lists(OpenvinoPrecision.BFLOAT16):
+            return self._proved(OpenvinoPrecision.FLOAT32, "the processor does not have bfloat16")[0]
+        try:
+            rounded, ratio = self._proved(OpenvinoPrecision.BFLOAT16, "the processor multiplies bfloat16")
+        except (OpenvinoError, ProofError) as error:
+            reason = f"in bfloat16 {'it ' if isinstance(error, ProofError) else ''}{error}"
+            return self._proved(OpenvinoPrecision.FLOAT32, reason)[0]
+        if ratio < 1:
+            return rounded
+        # Some processors have bfloat16, and are slow at it.
+        with contextlib.suppress(OpenvinoError, ProofError):
+            reason = f"bfloat16 takes {ratio:.2f} of the CPU's time"
+            exact, exact_ratio = self._proved(OpenvinoPrecision.FLOAT32, reason)
+            return exact if exact_ratio <= ratio else rounded
+        return rounded
 
-    def _proved(self, precision: OpenvinoPrecision, why: str) -> Backend:
+    def _proved(self, precision: OpenvinoPrecision, why: str) -> tuple[OpenvinoBackend, float]:
         """Compile a graph for each lane and let all prove themselves together.
+
+        Returns:
+            The backend, and its time over that of one core of the CPU.
 
         Raises:
             OpenvinoError: It does not compile, or computes in another precision.
             ProofError: Its vectors are not the CPU's.
         """
-        count = min(self.threads, _MAX_GRAPHS)
-        each = self.threads // count
-        graphs = [self.runtime.compile(precision, threads=each, output=self.cpu.graph_io.output) for _ in range(count)]
+        output, cores = self.cpu.graph_io.output, shared_out(self.threads)
+        graphs = [self.runtime.compile(precision, threads=share, output=output) for share in cores]
         backends = [self._backend([graph], precision, self.cpu.provider) for graph in graphs]
         embeds: list[Embed] = [_lane(backend) for backend in backends]
         cosine = self.reference.compare(embeds)
@@ -272,7 +267,9 @@ class _Attempt:
         for graph in graphs:
             if graph.precision is not precision:
                 raise OpenvinoError(f"it computes in {graph.precision or 'another precision'} instead of {precision}")
-        ratio = self._speed_ratio(embeds[0])
+        # A batch of about 32 tokens a text, on one core of either.
+        bucket = max(bucket for bucket in self.reference.buckets if bucket.tokens <= 32)
+        ratio = self.reference.speed_ratio(embeds[0], _lane(self.cpu), bucket)
         judgement = "" if ratio <= 1 else ", so the CPU is faster"
         report = OpenvinoReport(
             asked=self.options.provider,
@@ -280,13 +277,13 @@ class _Attempt:
             reason=f"{precision} ({why}): its smallest cosine to the CPU is {cosine:.6f} over "
             f"{len(self.reference.buckets)} shapes, and it takes {ratio:.2f} of the CPU's time{judgement}",
             version=runtime_version(),
-            graphs=count,
-            threads=each,
+            graphs=len(cores),
+            threads=cores[0],
             buckets=len(self.reference.buckets),
             cosine=round(cosine, 7),
             speed_ratio=round(ratio, 3),
         )
-        return self._backend(graphs, precision, report)
+        return self._backend(graphs, precision, report), ratio
 
     def _backend(
         self, graphs: Sequence[CompiledGraph], precision: OpenvinoPrecision, provider: ProviderReport
@@ -296,18 +293,17 @@ class _Attempt:
             graphs,
             self.cpu.graph_io,
             self.reference,
-            self.buckets,
+            self.padding,
             provider,
             precision=precision,
             threads=self.threads,
-            pad_id=self.pad_id,
-            pad_left=self.pad_left,
         )
 
-    def _speed_ratio(self, embed: Embed) -> float:
-        """Compare the time of a batch of about 32 tokens a text with that of one core of the CPU."""
-        bucket = max(bucket for bucket in self.reference.buckets if bucket.tokens <= 32)
-        return self.reference.seconds(embed, bucket) / self.reference.seconds(_lane(self.cpu), bucket)
+
+def shared_out(threads: int) -> list[int]:
+    """Return the cores of each compiled graph, the most first; together they are all."""
+    count = min(threads, _MAX_GRAPHS)
+    return [threads // count + (number < threads % count) for number in range(count)]
 
 
 def _lane(backend: Backend) -> Embed:

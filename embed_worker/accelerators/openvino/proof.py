@@ -6,17 +6,16 @@ in 8 of 88 starts; see docs/decisions.md. So nothing is believed for a single ru
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
-
 from embed_worker.accelerators.agreement import ProofError, golden_batches
-from embed_worker.accelerators.openvino.buckets import Bucket, Buckets
 from embed_worker.config import OpenvinoPrecision
 from embed_worker.inference.backend import Backend
+from embed_worker.inference.buckets import Bucket, Buckets
 from embed_worker.inference.pooling import Float32, cosine_distances
 from embed_worker.inference.token_batch import TokenBatch
 from embed_worker.inference.tokenizer import TextTokenizer
@@ -24,8 +23,11 @@ from embed_worker.inference.tokenizer import TextTokenizer
 # The smallest cosine to the CPU's vectors that passes.
 MIN_COSINE = {OpenvinoPrecision.FLOAT32: 0.9999, OpenvinoPrecision.BFLOAT16: 0.999}
 _TIMED_RUNS = 5
+_SHORT_TOKENS = 64
+_MOST_SPARE_TOKENS = 64
 
 Embed = Callable[[TokenBatch], Float32]
+Clock = Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,13 +88,38 @@ class Reference:
         whole, vectors = self.batches[bucket.tokens], self.vectors[bucket.tokens]
         return TokenBatch(whole.ids[: bucket.rows], whole.mask[: bucket.rows]), vectors[: bucket.rows]
 
-    def seconds(self, embed: Embed, bucket: Bucket) -> float:
-        """Return the median time of a few runs of a bucket, after one that does not count."""
-        batch, _ = self._batch(bucket)
-        embed(batch)
-        times = []
+    def spare_tokens(self, embed: Embed, clock: Clock = time.perf_counter) -> int:
+        """Return how many tokens of a text alone take as long as a change of shape; 0 where nothing tells.
+
+        Both are those of two short buckets in turns, in each of which the first run is behind a change; the shortest
+        of some runs is what one takes without other processes.
+        """
+        alone = [bucket for bucket in self.buckets if bucket.rows == 1 and bucket.tokens <= _SHORT_TOKENS]
+        shorter, longer = min(alone), max(alone)
+        changed = {shorter: math.inf, longer: math.inf}
+        steady = dict(changed)
         for _ in range(_TIMED_RUNS):
-            started = time.perf_counter()
-            embed(batch)
-            times.append(time.perf_counter() - started)
-        return float(np.median(times))
+            for bucket in (shorter, longer):
+                batch, _ = self._batch(bucket)
+                for shortest in (changed, steady, steady):
+                    started = clock()
+                    embed(batch)
+                    shortest[bucket] = min(shortest[bucket], clock() - started)
+        a_token = (steady[longer] - steady[shorter]) / max(1, longer.tokens - shorter.tokens)
+        a_change = (changed[shorter] - steady[shorter] + changed[longer] - steady[longer]) / 2
+        return int(min(max(0.0, a_change / a_token), _MOST_SPARE_TOKENS)) if a_token > 0 else 0
+
+    def speed_ratio(self, embed: Embed, other: Embed, bucket: Bucket, clock: Clock = time.perf_counter) -> float:
+        """Return the time of a bucket over that of another's, each the shortest of some runs in turns.
+
+        Other processes only make a run longer; what it takes without them shows in the shortest.
+        """
+        batch, _ = self._batch(bucket)
+        shortest = [math.inf, math.inf]
+        for number in range(1 + _TIMED_RUNS):
+            for place, each in enumerate((embed, other)):
+                started = clock()
+                each(batch)
+                if number:  # a shape's first run prepares it
+                    shortest[place] = min(shortest[place], clock() - started)
+        return shortest[0] / max(shortest[1], 1e-9)

@@ -210,7 +210,12 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"  from {report['source']}"
     if report["license"] is not None:
         yield f"  licence {report['license']}"
-    verified = "verified at load" if report["is_verified_at_load"] else "no manifest.json: files are not verified"
+    if report["is_verified_at_load"]:
+        verified = "verified at load"
+    elif report["source"] is None:
+        verified = "no manifest.json: files are not verified"
+    else:
+        verified = "verified at load, but for files that manifest.json does not list"
     yield f"  fingerprint {report['fingerprint']}, {verified}"
     yield ""
     yield from _table(

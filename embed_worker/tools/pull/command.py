@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     except VerificationError as error:
         return refuse("pull", error, _VERIFICATION_FAILED)
     except KeyboardInterrupt:
-        return refuse("pull", "Interrupted; the same command goes on from here", ExitCode.INTERRUPTED)
+        return refuse("pull", "interrupted; the same command goes on from here", ExitCode.INTERRUPTED)
     if args.json:
         show([json.dumps(asdict(report))])
         return ExitCode.OK
@@ -145,11 +145,11 @@ def pull(
         with staging(folder) as claimed:
             return _Pull(hub or Hub(), wanted, claimed).run(is_quiet=is_quiet)
     except BusyError as error:
-        raise PullError(f"Another process is pulling {folder}: wait until it has ended") from error
+        raise PullError(f"another process is pulling {folder}: wait until it has ended") from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
             advice = "make room; the same command goes on from here"
-            raise PullError(f"The disk of {folder.parent} is full: {advice}") from error
+            raise PullError(f"the disk of {folder.parent} is full: {advice}") from error
         raise PullError(f"{folder} cannot be written ({error}); is a worker using it?") from error
 
 
@@ -177,9 +177,9 @@ def _require_library() -> None:
     try:
         import huggingface_hub
     except ImportError as error:
-        raise PullError("This needs huggingface_hub: pip install 'embed-bridge[hub]'") from error
+        raise PullError("this needs huggingface_hub: pip install 'embed-bridge[hub]'") from error
     if int(huggingface_hub.__version__.partition(".")[0]) < 1:
-        raise PullError("This needs huggingface_hub 1 or later: pip install -U 'embed-bridge[hub]'")
+        raise PullError("this needs huggingface_hub 1 or later: pip install -U 'embed-bridge[hub]'")
 
 
 # What is there already ----------------------------------------------------------------------------------------------

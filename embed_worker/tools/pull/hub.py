@@ -90,7 +90,7 @@ class Hub:
         with self._explained(name, revision):
             info = api.model_info(name, revision=revision or "main", timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
         if info.sha is None:
-            raise HubError(f"The answer for {name} does not name a commit: {self._address()} is not a hub")
+            raise HubError(f"the answer for {name} does not name a commit: {self._address()} is not a hub")
         if revision is not None and _COMMIT.fullmatch(revision) and info.sha != revision:
             raise HubError(f"{self._address()} answers for the commit {revision} of {name} with {info.sha}")
         files = frozenset(sibling.rfilename for sibling in info.siblings or [])
@@ -214,7 +214,7 @@ class Hub:
             raise HubError(f"{page} is gated: {advice}") from error
         except errors.RepositoryNotFoundError as error:
             advice = "check the name; if it is private, set HF_TOKEN to a token that may read it"
-            raise HubError(f"There is no {page}: {advice}") from error
+            raise HubError(f"there is no {page}: {advice}") from error
         except errors.RevisionNotFoundError as error:
             raise HubError(f"{page} has no revision {revision!r}") from error
         except errors.EntryNotFoundError as error:

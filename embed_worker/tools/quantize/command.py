@@ -239,7 +239,7 @@ def _read_graph(file: Path) -> FloatGraph:
     try:
         import onnx
     except ImportError as error:
-        raise QuantizeError("The package onnx is missing: pip install 'embed-bridge[tools]'") from error
+        raise QuantizeError("the package onnx is missing: pip install 'embed-bridge[tools]'") from error
     try:
         return FloatGraph(onnx.load(file))
     except (OSError, ValueError, onnx.checker.ValidationError) as error:

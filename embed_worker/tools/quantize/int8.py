@@ -157,7 +157,7 @@ class FloatGraph:
                 if len(weight.tensor.dims) == 2 and weight.kind == TensorProto.FLOAT:
                     self.products.setdefault(node.input[0], []).append(node)
         if not self.products:
-            raise QuantizeError(f"The graph has no float32 products by weights: {self._hint(kinds)}")
+            raise QuantizeError(f"the graph has no float32 products by weights: {self._hint(kinds)}")
 
     def _hint(self, kinds: set[int]) -> str:
         from onnx import TensorProto

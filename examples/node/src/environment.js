@@ -46,7 +46,8 @@ export const environment = (added) => environmentOf(process.env, { EMBED_WORKER_
 function thisProcess() {
   if (process.platform !== "linux") return `${process.pid}`; // Wine's Windows could read it, too, and mean another process
   try {
-    const stat = readFileSync("/proc/self/stat", "latin1");
+    // Of the first thread, which is as old as the process: qemu makes up what a process reads of itself.
+    const stat = readFileSync(`/proc/self/task/${process.pid}/stat`, "latin1");
     const start = stat.slice(stat.lastIndexOf(")") + 2).split(" ")[22 - 3]; // the first behind the name is the third
     return `${process.pid}:${start}`;
   } catch {

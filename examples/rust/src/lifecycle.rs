@@ -60,7 +60,7 @@ impl Budget {
             self.level = (self.level + 1.0).min(options.restart_budget);
             // The tolerance keeps sums of fractions honest.
             if self.level >= options.restart_budget - 1e-9 {
-                let wait = self.open_for.unwrap_or(options.half_open_initial);
+                let wait = self.open_for.unwrap_or(options.half_open_initial).min(options.half_open_max);
                 self.open_for = Some((2 * wait).min(options.half_open_max));
                 return Restart::Open(now + wait);
             }

@@ -237,6 +237,7 @@ fn options_of(numbers: &Map<String, Value>) -> Options {
             "restart_budget" => options.restart_budget = value,
             "restart_forgive_s" => options.restart_forgive = seconds(value),
             "backoff_initial_s" => options.backoff_initial = seconds(value),
+            "half_open_initial_s" => options.half_open_initial = seconds(value),
             other => panic!("{other}"),
         }
     }

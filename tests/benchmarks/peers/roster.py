@@ -129,8 +129,8 @@ ROSTER: tuple[Entry, ...] = (
     Entry(
         key="embed-worker-cuda",
         name="embed-worker, CUDA",
-        arrangement=f"--provider cuda --batch-tokens {GPU_BATCH_TOKENS}, through its pipe",
-        variant=f"--provider cuda --batch-tokens {GPU_BATCH_TOKENS}",
+        arrangement="--provider cuda, through its pipe",
+        variant="--provider cuda",
         is_cuda=True,
     ),
     Entry(
