@@ -181,10 +181,11 @@ def check_timeout(timeout_s: float) -> None:
 
     Raises:
         TypeError: It is no number.
-        ValueError: It is not a number.
+        ValueError: It is not a number, or one that no float can be.
     """
     if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)):
         raise TypeError(f"`timeout_s` must be a number of seconds, not {timeout_s!r}")
+    _check_size("timeout_s", timeout_s)
     if math.isnan(timeout_s):
         raise ValueError("`timeout_s` must be a number of seconds, not nan")
 
@@ -197,7 +198,16 @@ def _check(
     if isinstance(value, bool) or not isinstance(value, (int, kind)):
         what = "an integer" if kind is int else "a number"
         raise TypeError(f"`{name}` must be {what}, not {value!r}")
+    if kind is float:
+        _check_size(name, value)
     if not (value > 0 or (may_be_zero and value == 0)):
         raise ValueError(f"`{name}` must be {'at least' if may_be_zero else 'more than'} 0, not {value}")
     if not may_be_endless and math.isinf(value):
         raise ValueError(f"`{name}` must be finite, not {value}")
+
+
+def _check_size(name: str, value: float) -> None:
+    try:
+        float(value)
+    except OverflowError:  # an integer, which Python makes as large as one likes
+        raise ValueError(f"`{name}` must be a number below 1.8e308, or math.inf") from None

@@ -169,6 +169,7 @@ class FakeWorker:
             "model": self._faults.model,
             "fingerprint": self._faults.fingerprint,
             "dimension": self._faults.dimension,
+            "max_dimension": self._faults.dimension,
             "max_tokens": MAX_TOKENS,
             "limits": {name: getattr(self._limits, name) for name in names},
         }
@@ -197,6 +198,11 @@ class FakeWorker:
         if request_id in self._cancelled:
             self._cancelled.discard(request_id)
             self._write(protocol.encode_error(request_id, 1, ErrorCode.CANCELLED, "cancelled"))
+            return
+        most = self._faults.dimension
+        if isinstance(request, Embed) and request.dimensions is not None and request.dimensions > most:
+            message = f"`dimensions` is {request.dimensions}, the model has {most}"
+            self._write(protocol.encode_error(request_id, 1, ErrorCode.INVALID_REQUEST, message))
             return
         self._micro_batches += 1
         results = self._vectors(number, request) if isinstance(request, Embed) else self._tokens(number, request)

@@ -168,7 +168,7 @@ func (c *Client) info(ctx context.Context, model string) (*Info, error) {
 	return m.info()
 }
 
-// Ping asks whether the worker answers; it does at once, also when it is busy.
+// Ping asks whether the worker answers; it does at once, also when it is busy. If it dies before, the next one is asked.
 func (c *Client) Ping(ctx context.Context) error {
 	_, err := c.ask(ctx, controlRequest{Method: "ping"})
 	return err

@@ -775,6 +775,18 @@ func TestACommandThatIsNotThereIsAStartError(t *testing.T) {
 	}
 }
 
+func TestAWorkingDirectoryThatIsNotThereIsNamed(t *testing.T) {
+	t.Parallel()
+	client := start(t, Options{Dir: filepath.Join(t.TempDir(), "nowhere")})
+	_, err := client.Embed(within(t), texts(1), nil)
+	if !errors.Is(err, ErrWorkerStart) || !strings.Contains(err.Error(), "nowhere") || strings.Contains(err.Error(), python()) {
+		t.Error(err)
+	}
+	if restarts := client.Stats().Restarts; restarts != 0 {
+		t.Errorf("%d restarts", restarts)
+	}
+}
+
 func TestTheCircuitOpensWhenTheBudgetIsSpentAndClosesAgain(t *testing.T) {
 	t.Parallel()
 	count := "--count-file=" + newFile(t)

@@ -103,6 +103,9 @@ func startWorker(o *Options) (w *worker, pipes [3]*os.File, err error) {
 	ours[0], theirs[0] = theirs[0], ours[0] // the worker reads from the first
 	w.command.Stdin, w.command.Stdout, w.command.Stderr = theirs[0], theirs[1], theirs[2]
 	if err = w.command.Start(); err != nil {
+		if _, missing := os.Stat(o.Dir); o.Dir != "" && missing != nil {
+			err = missing // the system's error names the program, also where its working directory is not there
+		}
 		closeAll(ours)
 		return nil, pipes, err
 	}

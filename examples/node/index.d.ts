@@ -249,7 +249,7 @@ export class EmbedBridge {
   tokenize(inputs: readonly string[], options?: TokenizeOptions): Promise<Tokenization>;
   /** What the worker says of itself and of a model, as soon as it is ready: starts it early, too. */
   info(options?: InfoOptions): Promise<WorkerInfo>;
-  /** Whether the worker answers; it does at once, also when it is busy. */
+  /** Whether the worker answers; it does at once, also when it is busy. If it dies before, the next one is asked. */
   ping(options?: CallOptions): Promise<void>;
   stats(): Stats;
   /**

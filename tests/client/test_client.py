@@ -100,6 +100,9 @@ def test_fewer_bits_come_as_numpys_own() -> None:
 def test_parameters_reach_the_worker() -> None:
     with fake_client() as client:
         assert client.embed(["a"], dimensions=4).shape == (1, 4)
+        for none in (9, 2**63):  # as a real worker says
+            with pytest.raises(RequestError, match=f"`dimensions` is {none}, the model has 8"):
+                client.embed(["a"], dimensions=none)
         with pytest.raises(RequestError, match="exclude") as caught:
             client.embed(["a"], prompt="x: ", prompt_name="query")
     assert caught.value.code == "invalid_request"

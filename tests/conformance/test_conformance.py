@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -70,11 +70,6 @@ def playing(request: pytest.FixtureRequest) -> Iterator[dict[tuple[str, str], Fu
         yield futures
 
 
-# What Python's client has and the others do not have yet.
-NOT_YET: Mapping[str, frozenset[str]] = dict.fromkeys(
-    ("Rust", "Go", "Node"), frozenset({"client-tokenize", "client-precision"})
-)
-
 COMMANDS = {"worker": WORKER, "client": CLIENTS["Python"], "fake worker": FAKE_WORKER}
 CASES = [
     *(("worker", name) for name in names(Side.WORKER)),
@@ -98,8 +93,7 @@ def test_the_client_of_another_language_keeps_the_rules(language: str) -> None:
         pytest.skip(why)
     target = Target(command=CLIENTS[language], timeout_s=60.0)
     chosen = choose(list(TRANSCRIPTS.values()), Side.CLIENT, None)
-    played = [transcript for transcript in chosen if transcript.name not in NOT_YET[language]]
-    reports = list(play_all(played, target, JOBS))
+    reports = list(play_all(chosen, target, JOBS))
     assert [f"{report.transcript}:{report.line}: {report.why}" for report in reports if report.result == "failed"] == []
 
 

@@ -29,6 +29,8 @@ const DEFAULTS = {
   terminateMs: 2_000,
 };
 
+const NO_COMMAND = "command must be a list of strings: no shell reads it";
+
 /** @type {Record<string, string>} */
 const TYPES = { ...mapped(DEFAULTS, (value) => typeof value), cwd: "string", onStderr: "function" };
 
@@ -43,14 +45,16 @@ export function withDefaults(given) {
     if (!Object.hasOwn(TYPES, name)) throw new TypeError(`there is no option ${name}`);
     if (value === undefined) continue;
     const type = /** @type {string} */ (TYPES[name]);
-    if (typeof value !== type || value === null) throw new TypeError(`${name} must be a ${type}`);
+    if (typeof value !== type || value === null) {
+      throw new TypeError(name === "command" ? NO_COMMAND : `${name} must be ${type === "object" ? "an" : "a"} ${type}`);
+    }
     if (type === "number" && !(Number(value) > 0)) throw new TypeError(`${name} must be a number above 0`);
     options[name] = value;
   }
   const settings = /** @type {Settings} */ (/** @type {unknown} */ (options));
   const { command } = settings;
   if (!Array.isArray(command) || command.length === 0 || !command.every((word) => typeof word === "string")) {
-    throw new TypeError("command must be a list of strings: no shell reads it");
+    throw new TypeError(NO_COMMAND);
   }
   settings.command = supervised(command);
   return settings;

@@ -2,6 +2,8 @@
 /** @import { Sentence } from "./ends.js" */
 /** @import { Settings } from "./options.js" */
 /** @import { Members } from "./wire.js" */
+import { existsSync } from "node:fs";
+
 import { later } from "./call.js";
 import { Dispatcher, now } from "./dispatcher.js";
 import { brokeProtocol, hung, modelChanged, notStarted } from "./ends.js";
@@ -220,7 +222,10 @@ export class Supervisor {
     if (spawnError) {
       // What cannot be executed never will be; a system without memory or processes may recover.
       const isPermanent = ["ENOENT", "EACCES", "ENOTDIR"].includes(spawnError.code ?? "");
-      worker.killedFor = { ...notStarted(spawnError.message), isPermanent };
+      // The system's error names the program, also where its working directory is not there.
+      const { cwd } = this.#options;
+      const isAstray = cwd !== undefined && !existsSync(cwd);
+      worker.killedFor = { ...notStarted(isAstray ? `there is no folder ${cwd}` : spawnError.message), isPermanent };
     }
     const { error, isPermanent, isRecycle } = worker.describe();
     if (this.#closing) {

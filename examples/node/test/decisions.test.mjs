@@ -264,6 +264,7 @@ test("options are checked", () => {
   ]) {
     assert.throws(() => withDefaults(wrong), TypeError, JSON.stringify(wrong));
   }
+  assert.throws(() => withDefaults({ command: "embed-worker" }), /list of strings/);
   assert.equal(withDefaults({ maxAttempts: undefined }).maxAttempts, 3);
   assert.equal(withDefaults({ drainMs: Infinity }).drainMs, Infinity);
 });

@@ -665,6 +665,11 @@ describe("starts and restarts", { concurrency: 8 }, () => {
     }
   });
 
+  test("a working directory that is not there is named", () => {
+    const cwd = join(folder, "nowhere");
+    return using([], { cwd }, (bridge) => assert.rejects(bridge.embed(["a"]), { kind: "start", message: /no folder .*nowhere/ }));
+  });
+
   test("the circuit opens when the budget is spent, and closes again", () => {
     const faults = ["--fail-start=1", "--processes=3", `--count-file=${newFile()}`];
     return using(faults, { restartBudget: 3, halfOpenAfterMs: 300 }, async (bridge) => {

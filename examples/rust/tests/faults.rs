@@ -260,6 +260,10 @@ fn a_worker_that_cannot_start_is_not_started_again() {
     assert_eq!((bridge.stats().restarts, bridge.stats().state), (0, State::Failed));
     let error = spawn(Options::with_command(["there is no such program"])).info().expect_err("nothing to execute");
     assert_eq!(error.kind(), "start", "{error}");
+    let astray = but(fake(&[]), |options| options.cwd = Some("no such folder".into()));
+    let error = spawn(astray).info().expect_err("nowhere to be");
+    assert_eq!(error.kind(), "start", "{error}");
+    assert!(error.to_string().contains("there is no folder no such folder"), "{error}");
 }
 
 #[test]

@@ -75,7 +75,11 @@ impl Inner {
         self.current = None; // there were not threads enough for it
         let cause = if process::is_permanent(&error) { Cause::Unusable } else { Cause::NotSpawned };
         let mut exit = Exit::not_spawned(cause, error);
-        exit.detail = format!("{:?}", self.options.command);
+        // The system's error is the same where it is the working directory that is not there.
+        exit.detail = match &self.options.cwd {
+            Some(cwd) if !cwd.exists() => format!("there is no folder {}", cwd.display()),
+            _ => format!("{:?}", self.options.command),
+        };
         self.go_on(exit, (true, false), now);
     }
 
