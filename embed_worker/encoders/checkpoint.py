@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -11,8 +10,7 @@ from typing import Any, ClassVar, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from embed_worker.model_files.damage import json_damage
-from embed_worker.model_files.layout import MODULES, OutsideError, inner_path
+from embed_worker.model_files.layout import MODULES, OutsideError, inner_path, read_json
 from embed_worker.model_files.safetensors import SafetensorsError, SafetensorsFile, Tensor
 
 Floats: TypeAlias = NDArray[np.floating[Any]]
@@ -111,8 +109,8 @@ def transformer_folder(folder: Path) -> Path:
         ExportError: The path leaves the folder.
     """
     try:
-        modules = json.loads((folder / MODULES).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        modules = read_json(folder / MODULES)
+    except (OSError, ValueError):
         return folder  # who serves the folder tells what is wrong with it
     match modules:
         case [{"path": str(path), "type": str(kind)}, *_] if path.strip("./") and kind.endswith(".Transformer"):
@@ -129,7 +127,7 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         ExportError: There is neither, or the index is damaged or names a file outside the folder.
     """
-    if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():
+    if (folder / WEIGHTS).is_file() or not (folder / INDEX).exists():
         return [folder / WEIGHTS]
     return [folder / name for name in sorted(set(_shard_of_tensors(folder).values()))]
 
@@ -141,7 +139,7 @@ def open_weights(folder: Path) -> Mapping[str, Tensor]:
         ExportError: There are none, or a file is damaged.
     """
     try:
-        if (folder / WEIGHTS).exists():
+        if (folder / WEIGHTS).is_file():  # a pipe would never end
             return SafetensorsFile.open(folder / WEIGHTS)
         if (folder / INDEX).exists():
             return _open_shards(folder)
@@ -183,11 +181,11 @@ def read_json_object(file: Path) -> dict[str, Any]:
         ExportError: It cannot be read, or is not a JSON object.
     """
     try:
-        value = json.loads(file.read_bytes())
+        value = read_json(file)
     except OSError as error:
-        raise ExportError(f"{file.parent} has no readable {file.name}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise ExportError(f"{file} is {json_damage(file.read_bytes())}") from error
+        raise ExportError(f"{file.parent} has no readable {file.name}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ExportError(f"{file} is {error}") from error
     if not isinstance(value, dict):
         raise ExportError(f"{file} is not a JSON object")
     return value

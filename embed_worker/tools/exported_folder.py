@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -13,7 +12,7 @@ from embed_worker.errors import ModelError
 from embed_worker.inference.tokenizer import TextTokenizer
 from embed_worker.model_files.fingerprint import fingerprint
 from embed_worker.model_files.folder import read_model_folder
-from embed_worker.model_files.layout import MODULES, USUAL_GRAPHS, files_of_a_model
+from embed_worker.model_files.layout import MODULES, USUAL_GRAPHS, files_of_a_model, read_json
 from embed_worker.model_files.limits import UNLIMITED
 from embed_worker.model_files.plan import ModelPlan
 
@@ -25,7 +24,7 @@ _WEIGHTS_OF_OTHERS = (".bin", ".onnx", ".onnx_data", ".h5", ".msgpack", ".ot", "
 def files_of(folder: Path) -> list[str]:
     """Return what makes a folder a model besides its graph and its weights, as POSIX paths."""
     try:
-        modules = json.loads((folder / MODULES).read_bytes())
+        modules = read_json(folder / MODULES)
     except (OSError, ValueError):
         modules = []
     return files_of_a_model(_all_files(folder), modules)
