@@ -6,7 +6,7 @@ the vectors that it made, beside them, and refuses to mix in those of another sp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from bridge_client.aio import AsyncEmbedClient
@@ -84,18 +84,18 @@ class Embedder:
         if stored is not None and stored != self.fingerprint():
             raise OtherVectorSpaceError(self.model, stored, self.fingerprint())
 
-    def vectors(self, texts: Sequence[str], input_type: InputType) -> Matrix:
+    def vectors(self, texts: Iterable[str], input_type: InputType) -> Matrix:
         """Embed texts: (B, D) float32; a string is one text, and not as many as it has characters.
 
         Raises:
             OtherVectorSpaceError: The model is not the one whose vectors are stored.
         """
-        return self._checked(self.client.embed_detailed(texts, input_type=input_type))
+        return self._checked(self.client.embed_detailed(_listed(texts), input_type=input_type))
 
-    async def avectors(self, texts: Sequence[str], input_type: InputType) -> Matrix:
+    async def avectors(self, texts: Iterable[str], input_type: InputType) -> Matrix:
         """Do as `vectors`, awaiting."""
         client = AsyncEmbedClient(client=self.client)
-        return self._checked(await client.embed_detailed(texts, input_type=input_type))
+        return self._checked(await client.embed_detailed(_listed(texts), input_type=input_type))
 
     def _checked(self, found: Embeddings) -> Matrix:
         if self._stored is None:
@@ -103,3 +103,8 @@ class Embedder:
         if found.fingerprint != self._stored:
             raise OtherVectorSpaceError(self.model, self._stored, found.fingerprint)
         return found.vectors
+
+
+def _listed(texts: Iterable[str]) -> list[str]:
+    # Frames and arrays of texts have no truth value, and a string has characters.
+    return [texts] if isinstance(texts, str) else list(texts)

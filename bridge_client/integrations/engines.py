@@ -61,7 +61,6 @@ class EmbedBatch:
         self._client_options = options_of(model, options)
         self._column = column
         self._output = output
-        self._dimensions = dimensions
         self._parameters: EmbedKeywords = {
             "input_type": input_type,
             "prompt_name": prompt_name,
@@ -129,7 +128,8 @@ class EmbedBatch:
             parts = list(client.embed_iter_detailed(wanted, on_error=self._on_error, **self._parameters))
         except (RequestError, PoisonedInputError) as error:
             raise _of_rows(error, rows) from error
-        dimension = parts[0].vectors.shape[1] if parts else self._dimensions or int(client.info()["dimension"])
+        # Without a text the worker says it of another one, and refuses what it would refuse.
+        dimension = (parts[0].vectors if parts else client.embed("", **self._parameters)).shape[1]
         matrix = np.full((len(texts), dimension), np.nan, np.float32)
         if parts:
             matrix[present] = np.concatenate([part.vectors for part in parts])

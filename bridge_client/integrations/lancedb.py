@@ -24,7 +24,8 @@ class EmbedBridgeLance(TextEmbeddingFunction):  # type: ignore[misc, unused-igno
     A text that is null has no vector: give `on_bad_vectors="null"` where there are some.
     """
 
-    model_config = ConfigDict(extra="forbid")  # `create(model=…)` would be passed over, and the default model embed
+    # `create(model=…)` would be passed over, and the default model embed; so would a name that is changed later.
+    model_config = ConfigDict(extra="forbid", frozen=True)
     name: str = "all-MiniLM-L6-v2"
     fingerprint: str | None = None
     options: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies it

@@ -19,8 +19,10 @@ class EmbedBridgeEmbedding(BaseEmbedding):  # type: ignore[misc, unused-ignore]
     """
 
     model_config = ConfigDict(extra="forbid")  # `model=` would be passed over, and the default model embed
-    fingerprint: str | None = Field(default=None, description="The vector space that the model must have.")
-    options: dict[str, Any] = Field(default_factory=dict, description="Options of the client.")
+    # Frozen: a name that is changed later would say one model, and another would embed.
+    model_name: str = Field(description="The model's name or folder.", frozen=True)
+    fingerprint: str | None = Field(default=None, description="The vector space that the model must have.", frozen=True)
+    options: dict[str, Any] = Field(default_factory=dict, description="Options of the client.", frozen=True)
     _embedder: Embedder = PrivateAttr()
 
     def __init__(self, model_name: str = "all-MiniLM-L6-v2", **fields: Any) -> None:

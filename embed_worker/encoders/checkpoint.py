@@ -126,7 +126,7 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         ExportError: There is neither, or the index is damaged or names a file outside the folder.
     """
-    if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():
+    if (folder / WEIGHTS).is_file() or not (folder / INDEX).exists():
         return [folder / WEIGHTS]
     return [folder / name for name in sorted(set(_shard_of_tensors(folder).values()))]
 
@@ -138,7 +138,7 @@ def open_weights(folder: Path) -> Mapping[str, Tensor]:
         ExportError: There are none, or a file is damaged.
     """
     try:
-        if (folder / WEIGHTS).exists():
+        if (folder / WEIGHTS).is_file():  # a pipe would never end
             return SafetensorsFile.open(folder / WEIGHTS)
         if (folder / INDEX).exists():
             return _open_shards(folder)

@@ -126,7 +126,8 @@ class GraphWriter:
         with np.errstate(over="ignore"):
             stored = values.astype(self._storage.value)
         if not np.isfinite(stored).all():
-            raise ExportError(f"tensor {name!r} has values that {self._storage} cannot hold")
+            why = f"{self._storage} cannot hold" if np.isfinite(values).all() else "are not finite"
+            raise ExportError(f"tensor {name!r} has values that {why}")
         return self.constant(name, stored)
 
     def weight(self, name: str, values: Floats) -> str:

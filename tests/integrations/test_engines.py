@@ -118,6 +118,8 @@ def test_an_empty_batch_and_one_of_nulls_have_the_dimension(expected: list[Any])
         found = batch()(pa.table({"text": pa.array(texts, pa.string())}))
         assert found["embedding"].type == pa.list_(pa.float32(), len(expected[0]))
         assert found["embedding"].null_count == len(texts)
+        with pytest.raises(RequestError, match="dimensions"):
+            batch(dimensions=9999)({"text": texts})
 
 
 def test_a_bad_text_is_an_error_with_its_row_or_a_null() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,6 +64,15 @@ def test_a_string_is_one_text(default: Embedder) -> None:
         assert asyncio.run(default.avectors(text, "document")).shape == (1, 384)
 
 
+def test_texts_may_be_any_iterable_and_nothing_else(default: Embedder) -> None:
+    for texts in (np.array(["a", "b"]), iter(["a", "b"]), ("a", "b")):
+        assert default.vectors(texts, "document").shape == (2, 384)
+    assert default.vectors([], "document").shape == (0, 384)
+    nothing: Any = None
+    with pytest.raises(TypeError):
+        default.vectors(nothing, "document")
+
+
 # LangChain
 
 
@@ -106,6 +116,9 @@ def test_llama_index_persists_and_reloads(tmp_path: Path) -> None:
     for unknown in ({"model": "other-model"}, {"request_timeout_s": 3.0}):  # of other adapters
         with pytest.raises(ValueError, match=next(iter(unknown))):
             adapter.EmbedBridgeEmbedding(**unknown)
+    for name in ("model_name", "fingerprint", "options"):
+        with pytest.raises(ValueError, match="frozen"):
+            setattr(embed, name, None)
     with pytest.raises(OtherVectorSpaceError):
         adapter.EmbedBridgeEmbedding(fingerprint="0" * 16).get_query_embedding("a")
 
@@ -174,6 +187,8 @@ def test_lancedb_is_reopened_and_refuses_another_space(model: Path, tmp_path: Pa
     for unknown in ({"model": "other-model"}, {"request_timeout_s": 3.0}):  # LanceDB's word is `name`
         with pytest.raises(ValueError, match=next(iter(unknown))):
             type(embed).create(**unknown)
+    with pytest.raises(ValueError, match="frozen"):
+        embed.name = "other-model"
 
     class Row(pydantic.LanceModel):  # type: ignore[misc, name-defined]
         id: int

@@ -72,6 +72,7 @@ class FakeHub:
     requests: list[HubRequest] = field(default_factory=list)
     cuts: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))  # bytes sent, then the line is dead
     statuses: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    busy: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))  # by method, before any file is sent
     wrong: dict[str, bytes] = field(default_factory=dict)  # sent instead of what is described
     tokens: tuple[str, ...] = ("secret-token",)
     ignores_ranges: bool = False
@@ -82,6 +83,7 @@ class FakeHub:
     encodings: dict[str, str] = field(default_factory=dict)  # what a body is said to be packed as
     model_info: bytes | None = None  # the answer for a repository, instead of the right one
     odd_etag: str | None = None
+    states_sizes: bool = True  # before a file is sent
 
     def __enter__(self) -> Self:
         self._servers = [_Server(self, "hub"), _Server(self, "cdn")]
@@ -163,6 +165,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.server.role == "cdn":
             found = self._hub.blob(self.path.rpartition("/")[2].partition("?")[0])
             return self._error(404, None) if found is None else self._send_file(found[0], found[1], {})
+        if (self.command == "HEAD" or self.path.startswith("/api/")) and (busy := self._hub.busy[self.command]):
+            return self._error(busy.pop(0), None)
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+?)(?:/revision/([^?]+))?(?:\?.*)?", self.path):
             return self._model_info(match[1], match[2] or "main")
         if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.path):
@@ -238,7 +242,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
+        if self.command != "HEAD" or self._hub.states_sizes:
+            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body if cut is None else body[:cut])

@@ -9,6 +9,7 @@ import collections
 import dataclasses
 import io
 import json
+import os
 import shutil
 import sys
 import types
@@ -530,6 +531,26 @@ def test_a_missing_file_is_named(folder: Path, capsys: pytest.CaptureFixture[str
     assert name in refusal(capsys, folder)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("config.json", "config.json is not a regular file"),
+        ("model.safetensors", "has no model.safetensors"),
+        ("modules.json", None),
+    ],
+)
+def test_a_pipe_is_not_waited_for(
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str, told: str | None
+) -> None:
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    if told is None:
+        assert run(folder) == 0
+    else:
+        assert told in refusal(capsys, folder)
+
+
 def test_damaged_weights_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
@@ -551,6 +572,15 @@ def test_weights_beyond_float16_are_refused_and_fit_float32(tmp_path: Path, caps
         capsys, folder
     )
     assert run(folder, "--weights", "float32") == 0
+
+
+def test_weights_that_are_no_numbers_are_told_from_large_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = random_tensors(CONFIG)
+    tensors["encoder.layer.0.attention.self.value.weight"][0, 0] = np.nan
+    folder = make_folder(tmp_path / "tiny", tensors=tensors)
+    assert "'encoder.layer.0.attention.self.value.weight' has values that are not finite" in refusal(capsys, folder)
 
 
 def test_an_output_that_cannot_be_written_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -469,6 +469,30 @@ def test_a_server_that_is_busy_is_asked_again(hub: FakeHub, target: Path) -> Non
     assert files_of(target) == NEEDED
 
 
+def test_a_hub_that_is_busy_before_the_files_is_asked_again(hub: FakeHub, target: Path) -> None:
+    """Its limits are on these requests, of which a pull makes one for each file."""
+    hub.busy |= {"GET": [429, 503], "HEAD": [502, 429]}
+    pull(hub, target)
+    assert files_of(target) == NEEDED
+    for method in ("GET", "HEAD"):
+        hub.busy[method] = [503] * 3
+        with pytest.raises(HubError, match="status 503"):
+            pull(hub, target.with_name("other"))
+        assert not hub.busy[method]
+
+
+def test_what_is_there_of_a_file_without_a_stated_size_is_received_again(hub: FakeHub, target: Path) -> None:
+    """It may be whole: a server refuses to give what is behind its end."""
+    hub.states_sizes = False
+    path = "config.json"
+    etag = hub.repositories["org/tiny"].etag(path)
+    part = target.parent / ".tiny.pull" / "files" / f".{path}.{etag[:16]}.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(hub.repositories["org/tiny"].files[path])
+    pull(hub, target)
+    assert files_of(target) == NEEDED
+
+
 def test_a_server_that_stays_busy_ends_the_pull(hub: FakeHub, target: Path) -> None:
     hub.statuses["onnx/model.onnx"] = [503] * 3
     with pytest.raises(HubError, match="status 503"):

@@ -10,17 +10,18 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from embed_worker import __version__
 
 _RETRIED_STATUSES = (408, 429, 500, 502, 503, 504)
 _HASHED_BYTES = 1 << 20
 _MOST_UNSTATED_BYTES = 64 << 20  # of a file whose size the server does not say: configurations are smaller
+_T = TypeVar("_T")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -87,8 +88,9 @@ class Hub:
         from huggingface_hub import constants
 
         api = huggingface_hub.HfApi(endpoint=self.endpoint, library_name="embed-bridge", library_version=__version__)
+        timeout_s = constants.HF_HUB_DOWNLOAD_TIMEOUT
         with self._explained(name, revision):
-            info = api.model_info(name, revision=revision or "main", timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+            info = self._asked(lambda: api.model_info(name, revision=revision or "main", timeout=timeout_s))
         if info.sha is None:
             raise HubError(f"the answer for {name} does not name a commit: {self._address()} is not a hub")
         if revision is not None and _COMMIT.fullmatch(revision) and info.sha != revision:
@@ -106,7 +108,7 @@ class Hub:
 
         url = huggingface_hub.hf_hub_url(repository.name, path, revision=repository.commit, endpoint=self.endpoint)
         with self._explained(repository.name, repository.commit):
-            found = huggingface_hub.get_hf_file_metadata(url, endpoint=self.endpoint)
+            found = self._asked(lambda: huggingface_hub.get_hf_file_metadata(url, endpoint=self.endpoint))
         return RemoteFile(repository=repository.name, path=path, url=url, size=found.size, etag=found.etag or "")
 
     def fetch(self, file: RemoteFile, target: Path, progress: Progress) -> None:
@@ -121,8 +123,10 @@ class Hub:
         """
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.{_plain(file.etag)}.part")
-        if part.is_symlink():  # whoever put it there wants something else to be written
-            part.unlink()
+        # Whoever put a link there wants something else to be written; and nobody knows how much of a file is missing
+        # whose size is not stated: a server that is asked for what is behind its end refuses, for ever.
+        if part.is_symlink() or file.size is None:
+            part.unlink(missing_ok=True)
         part.touch()
         progress.update(part.stat().st_size)
         if file.size is None or part.stat().st_size < file.size:
@@ -141,19 +145,26 @@ class Hub:
             )
         os.replace(part, target)
 
-    def _receive(self, file: RemoteFile, part: Path, progress: Progress) -> None:
-        from huggingface_hub.errors import HfHubHTTPError
+    def _asked(self, ask: Callable[[], _T]) -> _T:
+        """Ask, and again where the server is busy; a server that cannot be reached is told at once."""
+        for delay_s in self.retry_delays_s:
+            try:
+                return ask()
+            except _transport_error() as error:
+                if _status_of(error) not in _RETRIED_STATUSES:
+                    raise
+            time.sleep(delay_s)
+        return ask()
 
-        # Its first base is that of every transport error: of httpx in huggingface_hub 1, of httpx2 in 2.
-        transport_error = cast("type[Exception]", HfHubHTTPError.__bases__[0])
+    def _receive(self, file: RemoteFile, part: Path, progress: Progress) -> None:
         failures = 0
         with self._explained(file.repository, None):
             while True:
                 before = part.stat().st_size
                 try:
                     return self._receive_once(file, part, progress)
-                except transport_error as error:
-                    status = getattr(getattr(error, "response", None), "status_code", None)
+                except _transport_error() as error:
+                    status = _status_of(error)
                     failures = 1 if part.stat().st_size > before else failures + 1
                     is_final = status is not None and status not in _RETRIED_STATUSES
                     if is_final or failures > len(self.retry_delays_s):
@@ -202,7 +213,6 @@ class Hub:
         from huggingface_hub import errors
 
         page = f"{self._address()}/{name}"
-        transport_error = cast("type[Exception]", errors.HfHubHTTPError.__bases__[0])
         try:
             yield
         except (HubError, VerificationError):
@@ -221,12 +231,25 @@ class Hub:
             raise HubError(f"{page} has lost a file that it lists: try again") from error
         except errors.HfHubHTTPError as error:
             raise HubError(f"{page} answers with status {error.response.status_code}: try again later") from error
-        except transport_error as error:
+        except _transport_error() as error:
             problem = f"{type(error).__name__}: {error}".rstrip(": ")
             advice = "check the network, the proxy and HF_ENDPOINT; the same command goes on from here"
             raise HubError(f"{self._address()} cannot be reached ({problem}): {advice}") from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:  # JSON of another shape, odd headers
             raise HubError(f"{page} answers with something else than a hub ({type(error).__name__})") from error
+
+
+def _transport_error() -> type[Exception]:
+    """Return the base of every transport error: of httpx in huggingface_hub 1, of httpx2 in 2."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return cast("type[Exception]", HfHubHTTPError.__bases__[0])
+
+
+def _status_of(error: Exception) -> int | None:
+    """Return the status that a server answered with; None where it did not answer."""
+    status: int | None = getattr(getattr(error, "response", None), "status_code", None)
+    return status
 
 
 def _plain(etag: str) -> str:
