@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from embed_worker.errors import InvalidInput, ModelError, brief
 from embed_worker.model_files.plan import ChatPlan
@@ -43,7 +43,7 @@ class ChatTemplate:
             raise TemplateError(message)
 
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            trim_blocks=True, lstrip_blocks=True, extensions=[_generation_tag(), "jinja2.ext.loopcontrols"]
         )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = refuse
@@ -84,6 +84,21 @@ class ChatTemplate:
                 f"cannot be put into the model's chat template: {type(error).__name__}"  # which may quote the text
             )
             raise InvalidInput(problem, index=index) from error
+
+
+def _generation_tag() -> type:
+    """Make the tag around what a model was trained to say: it leaves what stands inside as it is."""
+    from jinja2 import nodes
+    from jinja2.ext import Extension
+
+    class Generation(Extension):  # type: ignore[misc, unused-ignore]
+        tags: ClassVar[set[str]] = {"generation"}
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+    return Generation
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:

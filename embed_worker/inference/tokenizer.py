@@ -113,8 +113,11 @@ class TextTokenizer:
             count = len(encoding)
             if cuts and count > self._max_tokens:
                 encoding = self._cut(text, ranges=ranges)
-            ids = _with_suffix(encoding.ids, count, suffix)
-            found = None if place is None else ranges_of(encoding, place, len(suffix) if len(ids) < count else 0)
+            # A text that just fits gets it, too, as in sentence-transformers: a token may be of the text and of it.
+            replaced = min(len(suffix), len(encoding)) if cuts and count >= self._max_tokens else 0
+            ids = np.array(encoding.ids, np.int64)
+            ids[len(ids) - replaced :] = suffix[len(suffix) - replaced :]
+            found = None if place is None else ranges_of(encoding, place, replaced)
             encoded.append(TokenizedText(ids, count, skipped, found))
         return encoded
 
@@ -222,14 +225,6 @@ class TextTokenizer:
                     self._known.clear()
                 self._known[kind, prompt] = known
         return known
-
-
-def _with_suffix(ids: list[int], count: int, suffix: tuple[int, ...]) -> NDArray[np.int64]:
-    found = np.array(ids, np.int64)
-    if suffix and count > len(ids):
-        keep = min(len(suffix), len(ids))
-        found[len(ids) - keep :] = suffix[len(suffix) - keep :]
-    return found
 
 
 @dataclass(frozen=True, slots=True)

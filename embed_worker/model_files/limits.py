@@ -25,7 +25,7 @@ _POSITION_OFFSETS = {
 _USUAL_POSITIONS = 512
 
 # GPT-2 and what descends from it call the table's size otherwise.
-_OTHER_NAMES = {"codegen": "n_positions", "gpt2": "n_positions", "gptj": "n_positions", "openai-gpt": "n_positions"}
+_OTHER_NAMES = dict.fromkeys(("codegen", "ctrl", "gpt2", "gpt_bigcode", "gptj", "openai-gpt"), "n_positions")
 
 # Tokenizers without a limit of their own say 1e30.
 _NO_LIMIT = 10**9
@@ -106,8 +106,8 @@ class FolderLimits:
         rows = self._graph_positions
         if rows is None:
             return None
-        # RoBERTa and its kin leave two rows unused; their tables have two more than a round number.
-        offset = self._offset() if self._kind() is not None else 2 * (rows % 8 == 2)
+        # RoBERTa and its kin, BART and OPT leave two rows unused; their tables have two more than a round number.
+        offset = self._offset() if self._kind() in _POSITION_OFFSETS else 2 * (rows % 8 == 2)
         return rows - offset
 
     def _stated(self) -> tuple[int, str]:
@@ -190,4 +190,5 @@ class FolderLimits:
                 "has no config.json with a model_type, which a limit is checked by: decide it with --max-tokens"
             )
         rows = self._rows()
-        return None if rows is None or self._kind() not in _POSITION_OFFSETS else rows - self._offset()
+        has_a_table = self._kind() in _POSITION_OFFSETS or self._kind() in _OTHER_NAMES
+        return rows - self._offset() if rows is not None and has_a_table else None

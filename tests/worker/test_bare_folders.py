@@ -124,10 +124,20 @@ def test_an_output_of_whole_texts_may_be_named_too(tmp_path: Path) -> None:
 # The limit ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "rows", "limit"), [("bert-mean", 160, 160), ("xlmr-unigram", 90, 88)])
-def test_a_limit_never_exceeds_the_table_in_the_graph(tmp_path: Path, name: str, rows: int, limit: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "config", "rows", "limit"),
+    [
+        ("bert-mean", {}, 160, 160),
+        ("xlmr-unigram", {}, 90, 88),
+        ("xlmr-unigram", {"model_type": "xmod", "max_position_embeddings": 90}, 90, 88),
+        ("xlmr-unigram", {"model_type": "opt", "max_position_embeddings": 88}, 90, 88),
+    ],
+)
+def test_a_limit_never_exceeds_the_table_in_the_graph(
+    tmp_path: Path, name: str, config: dict[str, object], rows: int, limit: int
+) -> None:
     folder = Path(shutil.copytree(MODELS / name, tmp_path / "m"))
-    (folder / "config.json").unlink()
+    (folder / "config.json").write_text(json.dumps(config))
     assert read_outline(folder / "onnx/model.onnx").positions == rows
     model = load(folder, max_tokens=1024)
     assert model.plan.max_tokens == limit

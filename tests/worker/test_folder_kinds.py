@@ -149,6 +149,34 @@ def test_a_chat_template_is_refused_without_jinja_and_with_a_date(
             load_model(folder, ModelOptions(), RuntimeOptions(), 1)
 
 
+@pytest.mark.parametrize(
+    ("template", "limit", "text", "ids"),  # of sentence-transformers 6.2
+    [
+        ("{{ messages[0].content }}e", 4, "a b th", [70, 226, 71, 74]),  # fits, its last token is "the"
+        ("{{ messages[0].content }}e", 5, "a b th", [70, 226, 71, 264]),
+        (
+            "{% generation %}{% set x = messages[0].content %}[{{ x }}]{% endgeneration %}{{ x }}!",
+            12,
+            "a",
+            [64, 70, 66, 6],
+        ),
+    ],
+)
+def test_a_text_is_put_into_its_chat_template_as_transformers_does(
+    tmp_path: Path, template: str, limit: int, text: str, ids: list[int]
+) -> None:
+    pytest.importorskip("jinja2")
+    folder = tmp_path / "chat"
+    shutil.copytree(LAYOUTS / "chat-flat/model", folder)
+    config = json.loads((folder / "sentence_bert_config.json").read_bytes())
+    config |= {"max_seq_length": limit, "processing_kwargs": {}}
+    (folder / "sentence_bert_config.json").write_text(json.dumps(config))
+    (folder / "chat_template.jinja").write_text(template)
+    model = load_model(folder, ModelOptions(), RuntimeOptions(), 1)
+    (encoded,) = model.engine.tokenizer.encode([text], "")
+    assert encoded.ids.tolist() == ids
+
+
 def test_normalize_false_gives_what_truncate_dim_leaves_and_true_its_direction(tmp_path: Path) -> None:
     with WorkerProcess("--model", str(CASES / "02-truncate-dim/model"), model=None) as process:
         info = process.ask({"method": "info"})

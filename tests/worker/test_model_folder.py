@@ -358,6 +358,8 @@ def test_a_name_that_the_system_cannot_open_is_said(tmp_path: Path) -> None:
             99,
         ),
         ({"config": {"model_type": "t5"}, "tokenizer_config": {"model_max_length": 77}}, 77),
+        ({"config": {"model_type": "gptj", "n_positions": 48}, "sentence_bert_config": {"max_seq_length": 99}}, 48),
+        ({"config": {"model_type": "gpt_bigcode", "n_positions": 48}}, 48),
     ],
 )
 def test_the_limit_is_the_one_that_counts_and_fits_the_position_table(
