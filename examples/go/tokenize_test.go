@@ -127,7 +127,7 @@ func TestALargeTokenizeIsCutAndJoinedInOrderAndSurvivesADeath(t *testing.T) {
 
 func TestVectorsComeAtThePrecisionThatIsAskedFor(t *testing.T) {
 	t.Parallel()
-	client := start(t, Options{}, "--max-inputs=30")
+	client := start(t, Options{}, "--max-inputs=30", "--dimension=16")
 	eleven := 11
 	exact, err := client.Embed(within(t), texts(100), &EmbedOptions{Dimensions: &eleven})
 	halves, halvesErr := client.Embed(within(t), texts(100), &EmbedOptions{Dimensions: &eleven, Precision: Float16})
