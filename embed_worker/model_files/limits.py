@@ -15,11 +15,15 @@ _POSITION_OFFSETS = {
     "distilbert": 0,
     "electra": 0,
     "camembert": 2,
+    "data2vec-text": 2,
+    "ibert": 2,
     "longformer": 2,
     "mpnet": 2,
     "roberta": 2,
+    "roberta-prelayernorm": 2,
     "xlm-roberta": 2,
     "xlm-roberta-xl": 2,
+    "xmod": 2,
 }
 # The table's size where config.json leaves it unsaid: the default of all of these.
 _USUAL_POSITIONS = 512
