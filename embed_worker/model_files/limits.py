@@ -133,7 +133,7 @@ class FolderLimits:
             return UNLIMITED, f"{transformer.name}: max_seq_length is no limit"
         limits = []
         if is_unsaid and (limit := self._limit_of_the_tokenizer()) is not None:
-            limits.append((limit, "tokenizer_config.json: model_max_length"))
+            limits.append((limit, "the tokenizer's settings: model_max_length"))
         if (rows := self._rows()) is not None:
             limits.append((rows - self._offset(), "config.json: max_position_embeddings"))
         if not limits:
