@@ -40,6 +40,20 @@ _T = TypeVar("_T")
 
 _SENTENCE_CONFIG = "config_sentence_transformers.json"
 
+# Architectures that add the embedding of a word for a token type. Their tokenizers give none, and 0 is a word, too.
+_TYPES_ARE_WORDS = (
+    "codegen",
+    "ctrl",
+    "flaubert",
+    "gpt-sw3",
+    "gpt2",
+    "gpt_bigcode",
+    "gpt_neo",
+    "gptj",
+    "openai-gpt",
+    "xlm",
+)
+
 # The booleans of the older configuration format, in the order in which their vectors are concatenated.
 _POOLING_BOOLEANS = {
     "pooling_mode_cls_token": PoolingMode.CLS,
@@ -103,6 +117,8 @@ class _FolderReader:
             raise self._error(
                 "has a tokenizer.json that sets token types other than 0, which are not fed (post_processor)"
             )
+        if (kind := self._config.get("model_type")) in _TYPES_ARE_WORDS and "token_type_ids" in outline.inputs:
+            raise self._error(f"has a graph with token types, which a {kind} adds as words: export it without them")
         if (self._folder / self._head / "adapter_config.json").exists():
             self._files.warnings.append(
                 "adapter_config.json lies beside the graph, which alone is run: whether it has the adapter is not known"

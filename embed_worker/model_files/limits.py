@@ -15,11 +15,15 @@ _POSITION_OFFSETS = {
     "distilbert": 0,
     "electra": 0,
     "camembert": 2,
+    "data2vec-text": 2,
+    "ibert": 2,
     "longformer": 2,
     "mpnet": 2,
     "roberta": 2,
+    "roberta-prelayernorm": 2,
     "xlm-roberta": 2,
     "xlm-roberta-xl": 2,
+    "xmod": 2,
 }
 # The table's size where config.json leaves it unsaid: the default of all of these.
 _USUAL_POSITIONS = 512
@@ -129,7 +133,7 @@ class FolderLimits:
             return UNLIMITED, f"{transformer.name}: max_seq_length is no limit"
         limits = []
         if is_unsaid and (limit := self._limit_of_the_tokenizer()) is not None:
-            limits.append((limit, "tokenizer_config.json: model_max_length"))
+            limits.append((limit, "the tokenizer's settings: model_max_length"))
         if (rows := self._rows()) is not None:
             limits.append((rows - self._offset(), "config.json: max_position_embeddings"))
         if not limits:

@@ -129,7 +129,7 @@ def test_an_output_of_whole_texts_may_be_named_too(tmp_path: Path) -> None:
     [
         ("bert-mean", {}, 160, 160),
         ("xlmr-unigram", {}, 90, 88),
-        ("xlmr-unigram", {"model_type": "xmod", "max_position_embeddings": 90}, 90, 88),
+        ("xlmr-unigram", {"model_type": "luke", "max_position_embeddings": 90}, 90, 88),
         ("xlmr-unigram", {"model_type": "opt", "max_position_embeddings": 88}, 90, 88),
     ],
 )

@@ -18,10 +18,11 @@ from embed_worker.errors import ModelError, brief
 from embed_worker.inference.engine import _WARM_UP, LoadedModel
 from embed_worker.inference.pooling import Float32
 from embed_worker.loading import load_model
+from embed_worker.model_files.folder import read_model_folder
 from embed_worker.model_files.graph_tail import read_tail
 from embed_worker.model_files.plan import PoolingMode
 from tests.worker.export_fixtures import run
-from tests.worker.harness import cosines
+from tests.worker.harness import ROOT, cosines
 from tests.worker.test_cases import CASES
 from tests.worker.test_model_folder import MODELS
 
@@ -355,3 +356,23 @@ def test_what_the_runtime_says_of_a_node_is_said_without_its_sources() -> None:
     )
     expected = "Add x/Add: void Append(int) axis == 1 was false. Attempting to broadcast 4 by 7"
     assert brief(RuntimeError(said)) == expected
+
+
+@pytest.mark.parametrize("kind", ["data2vec-text", "ibert", "roberta-prelayernorm", "xmod"])
+def test_the_kin_of_roberta_count_positions_from_the_padding_too(tmp_path: Path, kind: str) -> None:
+    folder = Path(shutil.copytree(CASES / "12-roberta-position-ids/model", tmp_path / "m"))
+    config = json.loads((folder / "config.json").read_bytes())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": kind}))
+    plan = read_model_folder(folder, ModelOptions())
+    assert (plan.padding_position, plan.max_tokens) == (1, config["max_position_embeddings"] - 2)
+
+
+def test_token_types_that_would_be_words_are_refused(tmp_path: Path) -> None:
+    def take_types(model: onnx.ModelProto) -> None:
+        model.graph.input.append(helper.make_tensor_value_info("token_type_ids", TensorProto.INT64, ["b", "t"]))
+
+    sgpt = ROOT / "tests/layouts/SGPT-125M/model"
+    folder = remade(sgpt, tmp_path / "types", take_types)
+    with pytest.raises(ModelError, match="token types, which a gpt_neo adds as words: export it without them"):
+        read_model_folder(folder, ModelOptions())
+    assert read_model_folder(sgpt, ModelOptions()).max_tokens == 40
