@@ -145,6 +145,22 @@ def test_the_weights_come_only_when_they_are_asked_for(hub: FakeHub, target: Pat
     assert files_of(target) == sorted([*NEEDED, "model.safetensors"])
 
 
+def test_weights_in_shards_come_with_their_index(hub: FakeHub, target: Path) -> None:
+    tiny = hub.repositories["org/tiny"]
+    del tiny.files["model.safetensors"]
+    shards = {f"model-0000{number}-of-00002.safetensors": b"shard %d" % number for number in (1, 2)}
+    index = json.dumps({"weight_map": dict.fromkeys("ab", min(shards)) | {"c": max(shards)}}).encode()
+    tiny.files |= {**shards, "model.safetensors.index.json": index, "model-00003-of-00003.safetensors": b"of others"}
+    pull(hub, target, weights=True)
+    assert files_of(target) == sorted([*NEEDED, *shards, "model.safetensors.index.json"])
+    assert pull(hub, target, weights=True).received == 0
+    tiny.files = {name: content for name, content in tiny.files.items() if not name.endswith(".onnx")}
+    assert "embed-worker export" in pull(hub, target.with_name("other")).notes[0]
+    tiny.files["model.safetensors.index.json"] = b'{"weight_map":{"a":"../../x.safetensors"}}'
+    with pytest.raises(HubError, match="not a safetensors file of the folder"):
+        pull(hub, target.with_name("third"))
+
+
 def test_weights_of_dense_modules_are_needed(hub: FakeHub, target: Path) -> None:
     hub.add(HubRepository.of_folder("org/dense", FIXTURES / "dense-module"))
     pull(hub, target, "org/dense")

@@ -32,7 +32,9 @@ from embed_worker.tools.pull.selection import (
     choose_graph,
     external_data,
     files_of_a_worker,
+    shards_of,
     usual_graph,
+    weights_of,
 )
 from embed_worker.tools.pull.staging import BusyError, Staging, staging
 from embed_worker.tools.pull.wanted import PullError, Wanted, wanted_of
@@ -81,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     graph.add_argument("--variant", metavar="NAME", help="fetch onnx/model_NAME.onnx: fp16, int8, quantized …")
     graph.add_argument("--onnx-file", metavar="FILE", help="fetch this graph, by its path in the repository")
     parser.add_argument(
-        "--weights", action="store_true", help=f"also fetch {WEIGHTS}, which `embed-worker export` needs"
+        "--weights", action="store_true", help=f"also fetch {WEIGHTS} or its shards, which `embed-worker export` needs"
     )
     parser.add_argument("--quiet", action="store_true", help="show no progress on standard error")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -196,7 +198,7 @@ def _found_without_hub(folder: Path, wanted: Wanted) -> PullReport | None:
 def _found(folder: Path, wanted: Wanted, source: str) -> PullReport | None:
     """Report a folder that has everything already, unharmed; None if not."""
     manifest = _manifest_of(folder, source)
-    if manifest is None or (wanted.weights and WEIGHTS not in manifest.files):
+    if manifest is None or (wanted.weights and weights_of(manifest.files) is None):
         return None
     graph = usual_graph(manifest.files) if wanted.graph is None else wanted.graph
     if graph is None or graph not in manifest.files:
@@ -267,7 +269,10 @@ class _Pull:
             at_the_root = files_of_a_model(main.files, None)
             self._fetch(main, at_the_root, bar)
             if wanted.weights or graph is None:
-                self._fetch(main, [WEIGHTS], bar)
+                weights = weights_of(main.files) or WEIGHTS
+                self._fetch(main, [weights], bar)
+                if weights != WEIGHTS:
+                    self._fetch(main, shards_of(self._staging.files), bar)
             with_modules = files_of_a_worker(self._staging.files / MODULES, main.files)
             self._fetch(main, [file for file in with_modules if file not in at_the_root], bar)
             if graph is not None:
