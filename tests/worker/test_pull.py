@@ -21,9 +21,11 @@ from unittest.mock import Mock
 import pytest
 
 from embed_worker.config import ModelOptions, RuntimeOptions, Verify
+from embed_worker.encoders.onnx_writer import DEFAULT_OPSET, Storage
 from embed_worker.loading import load_model
 from embed_worker.model_files.known_models import KnownModel
 from embed_worker.model_files.manifest import Manifest, verify
+from embed_worker.tools.export import export
 from embed_worker.tools.pull import command as module
 from embed_worker.tools.pull import wanted
 from embed_worker.tools.pull.command import PullReport
@@ -209,6 +211,22 @@ def test_without_a_graph_the_weights_are_pulled_and_the_next_step_is_named(hub: 
     (note,) = report.notes
     assert shlex.split(note.partition(": ")[2])[:3] == ["embed-worker", "export", str(target)]
     assert report.source in note
+
+
+def test_a_graph_that_was_exported_into_a_pulled_folder_stays(hub: FakeHub, target: Path) -> None:
+    """`export` takes source and licence from the manifest: a pull knows its folder by them."""
+    tiny = hub.repositories["org/tiny"]
+    tiny.files = {name: content for name, content in tiny.files.items() if not name.endswith(".onnx")}
+    pull(hub, target)
+    for _ in range(2):
+        export(target, output=target, storage=Storage.FLOAT32, opset=DEFAULT_OPSET, source=None, license=None)
+        manifest = Manifest.read(target)
+        assert manifest is not None
+        assert manifest.source.startswith(f"org/tiny@{tiny.commit}, model.safetensors SHA-256 ")
+        assert manifest.source.count("SHA-256") == 1
+        assert manifest.license == "apache-2.0"
+    assert pull(hub, target).graph == "onnx/model.onnx"
+    assert (target / "onnx" / "model.onnx").is_file()
 
 
 def test_a_licence_is_quoted_for_the_shell_that_it_is_copied_into(hub: FakeHub, target: Path) -> None:
