@@ -693,6 +693,21 @@ def test_a_folder_of_somebody_else_is_not_replaced(hub: FakeHub, target: Path) -
     assert hub.requests == []
 
 
+def test_a_folder_of_another_source_is_not_replaced(hub: FakeHub, target: Path) -> None:
+    """Two organisations have a model of one name, and a user's own export has a manifest, too."""
+    hub.add(HubRepository.of_folder("another/tiny", FIXTURES / "e5-prefix"))
+    pull(hub, target)
+    before = files_of(target)
+    with pytest.raises(PullError, match=r"says that it is from 'org/tiny@.*, and not from another/tiny: choose"):
+        pull(hub, target, "another/tiny")
+    assert files_of(target) == before
+    (target / "manifest.json").unlink()
+    Manifest.of_folder(target, name="tiny", source="exported by embed-worker export", license="mine").write(target)
+    with pytest.raises(PullError, match="says that it is from 'exported by"):
+        pull(hub, target)
+    assert leftovers(target) == []
+
+
 def test_an_empty_folder_is_replaced(hub: FakeHub, target: Path) -> None:
     target.mkdir()
     pull(hub, target)

@@ -142,7 +142,7 @@ def pull(
     try:
         if (report := _found_without_hub(folder, wanted)) is not None:
             return report
-        _check_replaceable(folder)
+        _check_replaceable(folder, wanted.repository)
         _require_library()
         with staging(folder) as claimed:
             return _Pull(hub or Hub(), wanted, claimed).run(is_quiet=is_quiet)
@@ -164,15 +164,20 @@ def _destination(output: Path | None, folder_name: str) -> Path:
     return Path(os.path.realpath(users / folder_name))
 
 
-def _check_replaceable(folder: Path) -> None:
-    """Let nothing be replaced but an empty folder, or one with a manifest."""
+def _check_replaceable(folder: Path, repository: str) -> None:
+    """Let nothing be replaced but an empty folder, or one whose manifest says that it is from this repository."""
     try:
-        is_ours = Manifest.read(folder) is not None
+        manifest = Manifest.read(folder)
     except ManifestError:
-        is_ours = False
-    if folder.is_file() or (folder.is_dir() and not is_ours and any(folder.iterdir())):
+        manifest = None
+    if manifest is not None and manifest.source.partition("@")[0].casefold() == repository.casefold():
+        return
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        says = "has no manifest that says where it is from"
+        if manifest is not None:
+            says = f"its manifest says that it is from {manifest.source!a}, and not from {repository}"
         advice = "choose another with --output, or move it away"
-        raise PullError(f"{folder} is there, and has no manifest that says where it is from: {advice}")
+        raise PullError(f"{folder} is there, and {says}: {advice}")
 
 
 def _require_library() -> None:
