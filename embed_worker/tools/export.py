@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -41,6 +42,7 @@ from embed_worker.tools.report import refuse, show
 MAX_WEIGHTS_IN_GRAPH_BYTES = 2**31 - 2**26
 
 _GRAPH = Path("onnx", "model.onnx")
+_HASHES = re.compile(r"(?:^|, )[^ ,]+\.safetensors SHA-256 ")  # what an export adds to a source begins so
 
 
 # The difference is relative to the largest component of the reference. Measured on 24 random layers: 4e-3 and 0.99999
@@ -102,7 +104,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="for cpu: the version of ONNX's operators (default: %(default)s)",
     )
     parser.add_argument("--source", metavar="TEXT", help="where the weights were published, for the manifest")
-    parser.add_argument("--license", metavar="TEXT", default="not stated", help="their licence, for the manifest")
+    parser.add_argument("--license", metavar="TEXT", help="their licence, for the manifest")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
@@ -158,11 +160,12 @@ def _run_for_coreml(args: argparse.Namespace) -> int:
 
 
 def export(
-    folder: Path, *, output: Path, storage: Storage, opset: int, source: str | None, license: str
+    folder: Path, *, output: Path, storage: Storage, opset: int, source: str | None, license: str | None
 ) -> ExportReport:
     """Make `onnx/model.onnx` and `manifest.json` in `output`, and copy there what else a worker reads.
 
-    Nothing is in place before it was checked, and what was there stays if it fails.
+    Nothing is in place before it was checked, and what was there stays if it fails. Where no source and no licence are
+    given, they are those of the folder's own manifest: a pull would not know its folder again.
 
     Raises:
         ExportError: The folder cannot be used, or the output not be written.
@@ -191,12 +194,16 @@ def export(
                     _put_in_place(staged / _GRAPH, graph)
             except CheckFailedError as error:  # whose frames hold the session of the check
                 raise without_frames(error) from None
-        hashes = [f"{file.name} SHA-256 {file_sha256(file)}" for file in weight_files(transformer_folder(folder))]
+        weights = {file: file_sha256(file) for file in weight_files(transformer_folder(folder))}
+        origin = _origin(folder, weights)
+        if source is None and origin is not None:
+            source = _HASHES.split(origin.source)[0]
+        hashes = [f"{file.name} SHA-256 {digest}" for file, digest in weights.items()]
         manifest = Manifest.of_folder(
             output,
             name=output.resolve().name,
-            source=", ".join([*([] if source is None else [source]), *hashes, "exported by embed-worker export"]),
-            license=license,
+            source=", ".join([*([source] if source else []), *hashes, "exported by embed-worker export"]),
+            license=license or (origin.license if origin else "not stated"),
         )
         manifest.write(output)
     except (OSError, ManifestError) as error:
@@ -214,6 +221,16 @@ def export(
         min_cosine=parity.min_cosine,
         files=len(manifest.files),
     )
+
+
+def _origin(folder: Path, weights: Mapping[Path, str]) -> Manifest | None:
+    """Return the manifest that a folder has, if its weights are those that it lists."""
+    try:
+        manifest = Manifest.read(folder)
+    except ManifestError:
+        return None
+    listed = {folder / path: record.sha256 for path, record in manifest.files.items()} if manifest else {}
+    return manifest if weights.items() <= listed.items() else None
 
 
 def _write_graph(file: Path, encoder: Encoder, storage: Storage, opset: int) -> None:

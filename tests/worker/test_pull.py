@@ -21,9 +21,11 @@ from unittest.mock import Mock
 import pytest
 
 from embed_worker.config import ModelOptions, RuntimeOptions, Verify
+from embed_worker.encoders.onnx_writer import DEFAULT_OPSET, Storage
 from embed_worker.loading import load_model
 from embed_worker.model_files.known_models import KnownModel
 from embed_worker.model_files.manifest import Manifest, verify
+from embed_worker.tools.export import export
 from embed_worker.tools.pull import command as module
 from embed_worker.tools.pull import wanted
 from embed_worker.tools.pull.command import PullReport
@@ -145,6 +147,22 @@ def test_the_weights_come_only_when_they_are_asked_for(hub: FakeHub, target: Pat
     assert files_of(target) == sorted([*NEEDED, "model.safetensors"])
 
 
+def test_weights_in_shards_come_with_their_index(hub: FakeHub, target: Path) -> None:
+    tiny = hub.repositories["org/tiny"]
+    del tiny.files["model.safetensors"]
+    shards = {f"model-0000{number}-of-00002.safetensors": b"shard %d" % number for number in (1, 2)}
+    index = json.dumps({"weight_map": dict.fromkeys("ab", min(shards)) | {"c": max(shards)}}).encode()
+    tiny.files |= {**shards, "model.safetensors.index.json": index, "model-00003-of-00003.safetensors": b"of others"}
+    pull(hub, target, weights=True)
+    assert files_of(target) == sorted([*NEEDED, *shards, "model.safetensors.index.json"])
+    assert pull(hub, target, weights=True).received == 0
+    tiny.files = {name: content for name, content in tiny.files.items() if not name.endswith(".onnx")}
+    assert "embed-worker export" in pull(hub, target.with_name("other")).notes[0]
+    tiny.files["model.safetensors.index.json"] = b'{"weight_map":{"a":"../../x.safetensors"}}'
+    with pytest.raises(HubError, match="not a safetensors file of the folder"):
+        pull(hub, target.with_name("third"))
+
+
 def test_weights_of_dense_modules_are_needed(hub: FakeHub, target: Path) -> None:
     hub.add(HubRepository.of_folder("org/dense", FIXTURES / "dense-module"))
     pull(hub, target, "org/dense")
@@ -193,6 +211,22 @@ def test_without_a_graph_the_weights_are_pulled_and_the_next_step_is_named(hub: 
     (note,) = report.notes
     assert shlex.split(note.partition(": ")[2])[:3] == ["embed-worker", "export", str(target)]
     assert report.source in note
+
+
+def test_a_graph_that_was_exported_into_a_pulled_folder_stays(hub: FakeHub, target: Path) -> None:
+    """`export` takes source and licence from the manifest: a pull knows its folder by them."""
+    tiny = hub.repositories["org/tiny"]
+    tiny.files = {name: content for name, content in tiny.files.items() if not name.endswith(".onnx")}
+    pull(hub, target)
+    for _ in range(2):
+        export(target, output=target, storage=Storage.FLOAT32, opset=DEFAULT_OPSET, source=None, license=None)
+        manifest = Manifest.read(target)
+        assert manifest is not None
+        assert manifest.source.startswith(f"org/tiny@{tiny.commit}, model.safetensors SHA-256 ")
+        assert manifest.source.count("SHA-256") == 1
+        assert manifest.license == "apache-2.0"
+    assert pull(hub, target).graph == "onnx/model.onnx"
+    assert (target / "onnx" / "model.onnx").is_file()
 
 
 def test_a_licence_is_quoted_for_the_shell_that_it_is_copied_into(hub: FakeHub, target: Path) -> None:
@@ -657,6 +691,21 @@ def test_a_folder_of_somebody_else_is_not_replaced(hub: FakeHub, target: Path) -
         pull(hub, target)
     assert files_of(target) == ["thesis.txt"]
     assert hub.requests == []
+
+
+def test_a_folder_of_another_source_is_not_replaced(hub: FakeHub, target: Path) -> None:
+    """Two organisations have a model of one name, and a user's own export has a manifest, too."""
+    hub.add(HubRepository.of_folder("another/tiny", FIXTURES / "e5-prefix"))
+    pull(hub, target)
+    before = files_of(target)
+    with pytest.raises(PullError, match=r"says that it is from 'org/tiny@.*, and not from another/tiny: choose"):
+        pull(hub, target, "another/tiny")
+    assert files_of(target) == before
+    (target / "manifest.json").unlink()
+    Manifest.of_folder(target, name="tiny", source="exported by embed-worker export", license="mine").write(target)
+    with pytest.raises(PullError, match="says that it is from 'exported by"):
+        pull(hub, target)
+    assert leftovers(target) == []
 
 
 def test_an_empty_folder_is_replaced(hub: FakeHub, target: Path) -> None:

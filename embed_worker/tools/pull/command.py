@@ -32,7 +32,9 @@ from embed_worker.tools.pull.selection import (
     choose_graph,
     external_data,
     files_of_a_worker,
+    shards_of,
     usual_graph,
+    weights_of,
 )
 from embed_worker.tools.pull.staging import BusyError, Staging, staging
 from embed_worker.tools.pull.wanted import PullError, Wanted, wanted_of
@@ -81,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     graph.add_argument("--variant", metavar="NAME", help="fetch onnx/model_NAME.onnx: fp16, int8, quantized …")
     graph.add_argument("--onnx-file", metavar="FILE", help="fetch this graph, by its path in the repository")
     parser.add_argument(
-        "--weights", action="store_true", help=f"also fetch {WEIGHTS}, which `embed-worker export` needs"
+        "--weights", action="store_true", help=f"also fetch {WEIGHTS} or its shards, which `embed-worker export` needs"
     )
     parser.add_argument("--quiet", action="store_true", help="show no progress on standard error")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -140,7 +142,7 @@ def pull(
     try:
         if (report := _found_without_hub(folder, wanted)) is not None:
             return report
-        _check_replaceable(folder)
+        _check_replaceable(folder, wanted.repository)
         _require_library()
         with staging(folder) as claimed:
             return _Pull(hub or Hub(), wanted, claimed).run(is_quiet=is_quiet)
@@ -162,15 +164,20 @@ def _destination(output: Path | None, folder_name: str) -> Path:
     return Path(os.path.realpath(users / folder_name))
 
 
-def _check_replaceable(folder: Path) -> None:
-    """Let nothing be replaced but an empty folder, or one with a manifest."""
+def _check_replaceable(folder: Path, repository: str) -> None:
+    """Let nothing be replaced but an empty folder, or one whose manifest says that it is from this repository."""
     try:
-        is_ours = Manifest.read(folder) is not None
+        manifest = Manifest.read(folder)
     except ManifestError:
-        is_ours = False
-    if folder.is_file() or (folder.is_dir() and not is_ours and any(folder.iterdir())):
+        manifest = None
+    if manifest is not None and manifest.source.partition("@")[0].casefold() == repository.casefold():
+        return
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        says = "has no manifest that says where it is from"
+        if manifest is not None:
+            says = f"its manifest says that it is from {manifest.source!a}, and not from {repository}"
         advice = "choose another with --output, or move it away"
-        raise PullError(f"{folder} is there, and has no manifest that says where it is from: {advice}")
+        raise PullError(f"{folder} is there, and {says}: {advice}")
 
 
 def _require_library() -> None:
@@ -196,7 +203,7 @@ def _found_without_hub(folder: Path, wanted: Wanted) -> PullReport | None:
 def _found(folder: Path, wanted: Wanted, source: str) -> PullReport | None:
     """Report a folder that has everything already, unharmed; None if not."""
     manifest = _manifest_of(folder, source)
-    if manifest is None or (wanted.weights and WEIGHTS not in manifest.files):
+    if manifest is None or (wanted.weights and weights_of(manifest.files) is None):
         return None
     graph = usual_graph(manifest.files) if wanted.graph is None else wanted.graph
     if graph is None or graph not in manifest.files:
@@ -267,7 +274,10 @@ class _Pull:
             at_the_root = files_of_a_model(main.files, None)
             self._fetch(main, at_the_root, bar)
             if wanted.weights or graph is None:
-                self._fetch(main, [WEIGHTS], bar)
+                weights = weights_of(main.files) or WEIGHTS
+                self._fetch(main, [weights], bar)
+                if weights != WEIGHTS:
+                    self._fetch(main, shards_of(self._staging.files), bar)
             with_modules = files_of_a_worker(self._staging.files / MODULES, main.files)
             self._fetch(main, [file for file in with_modules if file not in at_the_root], bar)
             if graph is not None:

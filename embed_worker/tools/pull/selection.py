@@ -6,6 +6,7 @@ import mmap
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
+from embed_worker.encoders.checkpoint import INDEX, ExportError, weight_files
 from embed_worker.model_files.layout import USUAL_GRAPHS, WEIGHTS, files_of_a_model, read_json
 from embed_worker.tools.pull.hub import HubError, Repository
 
@@ -34,6 +35,23 @@ def choose_graph(repository: Repository, asked: str | None) -> str | None:
     return None
 
 
+def weights_of(files: Collection[str]) -> str | None:
+    """Find the weights that `export` reads: one file, or the index of several; None where there are none."""
+    return next((name for name in (WEIGHTS, INDEX) if name in files), None)
+
+
+def shards_of(folder: Path) -> list[str]:
+    """Return the files that the index of a folder's weights names.
+
+    Raises:
+        HubError: It is damaged, or names a file that cannot be one of them.
+    """
+    try:
+        return [file.name for file in weight_files(folder)]
+    except ExportError as error:
+        raise HubError(str(error)) from error
+
+
 def check_usable(repository: Repository, graph: str | None, *, weights: bool) -> None:
     """Refuse a repository that no worker could use, or that lacks the weights that were asked for.
 
@@ -42,7 +60,7 @@ def check_usable(repository: Repository, graph: str | None, *, weights: bool) ->
     """
     if not {"tokenizer.json", "vocab.txt"} & set(repository.files):
         raise HubError(f"{repository.name} has no tokenizer.json and no vocab.txt: other tokenizers cannot be used")
-    if WEIGHTS in repository.files:
+    if weights_of(repository.files) is not None:
         return
     if weights:
         raise HubError(f"{repository.name} has no {WEIGHTS}: leave --weights out")
