@@ -16,6 +16,9 @@ _TRIED = 3  # runs of the other way that are compared with what the chosen one u
 _WIN = 0.9  # the other way must take less than this of the time of the chosen one
 _LOSS = 1.1  # and where it takes more than this, the trial is over
 _CHANGE = 1.3  # the chosen way takes so much longer, or shorter, than it did: another time to try
+# A run counts as so much longer than usual at the most, and usual is at most so much longer than any run. The first
+# ones, and those after a rest, may take many times as long either way: pages of the weights come back, threads wake.
+_OUTLIER = 2.0
 _WEIGHT = 1 / 8  # of the latest run in what a run usually takes
 _FIXED_TOKENS = 16  # about what a run costs beside its tokens
 _SOONEST = 4  # runs until the other way is tried
@@ -86,8 +89,9 @@ class _Choice:
         if is_wide is not self.is_wide:
             self._try(cost)
             return
+        before = min(self.usual or cost, _OUTLIER * cost)
         # In proportion: a run that waited for long weighs no more than one that was as much too short.
-        self.usual = self.usual ** (1 - _WEIGHT) * cost**_WEIGHT if self.usual else cost
+        self.usual = before ** (1 - _WEIGHT) * min(cost, _OUTLIER * before) ** _WEIGHT
         self.runs_left = max(0, self.runs_left - 1)
         if self.compared and not 1 / _CHANGE < self.usual / self.compared < _CHANGE:
             self.interval, self.runs_left, self.compared = _SOONEST, 0, self.usual

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 
@@ -67,6 +68,19 @@ def test_threads_that_are_slow_to_wake_are_not_judged_by_their_first_runs() -> N
         return QUIET[is_wide] * (3 if is_wide and in_a_row <= 2 else 1)
 
     assert wide_runs(width, 300, cost)[150:].count(False) <= 5
+
+
+def test_a_first_run_that_takes_long_does_not_make_one_core_look_fast() -> None:
+    taken = iter([20 * QUIET[True]])
+    runs = wide_runs(Width(), 100, lambda is_wide: next(taken, QUIET[is_wide]))
+    assert runs.count(False) <= 8
+
+
+def test_some_long_runs_after_each_rest_are_no_change() -> None:
+    width = Width()
+    wide_runs(width, 1000, QUIET.__getitem__)
+    slower = itertools.cycle([15.0, 4.0, 2.0, *[1.0] * 47])
+    assert wide_runs(width, 1000, lambda is_wide: QUIET[is_wide] * next(slower)).count(False) <= 8
 
 
 def test_sizes_are_told_apart() -> None:
