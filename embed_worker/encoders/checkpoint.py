@@ -138,7 +138,7 @@ def open_weights(folder: Path) -> Mapping[str, Tensor]:
         ExportError: There are none, or a file is damaged.
     """
     try:
-        if (folder / WEIGHTS).is_file():  # a pipe would never end
+        if (folder / WEIGHTS).is_file():
             return SafetensorsFile.open(folder / WEIGHTS)
         if (folder / INDEX).exists():
             return _open_shards(folder)

@@ -82,6 +82,8 @@ class SafetensorsFile(Mapping[str, Tensor]):
         Raises:
             SafetensorsError: The file cannot be read, is damaged, or holds a type that is not read here.
         """
+        if path.exists() and not path.is_file():
+            raise SafetensorsError(f"{path.name} is not a regular file")  # a pipe would never end
         try:
             return cls._parse(_map(path))
         except OSError as error:

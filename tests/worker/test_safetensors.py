@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -154,8 +155,15 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         SafetensorsFile.open(tmp_path / "absent.safetensors")
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model-00001-of-00002.safetensors")
+    with pytest.raises(SafetensorsError, match=r"^model-00001-of-00002\.safetensors is not a regular file$"):
+        SafetensorsFile.open(tmp_path / "model-00001-of-00002.safetensors")
+
+
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
-    with pytest.raises(SafetensorsError, match="cannot be read"):
+    with pytest.raises(SafetensorsError, match="is not a regular file"):
         SafetensorsFile.open(tmp_path)
 
 
