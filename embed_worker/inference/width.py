@@ -21,7 +21,7 @@ _CHANGE = 1.3  # the chosen way takes so much longer, or shorter, than it did: a
 _OUTLIER = 2.0
 _WEIGHT = 1 / 8  # of the latest run in what a run usually takes
 _FIXED_TOKENS = 16  # about what a run costs beside its tokens
-_SOONEST = 4  # runs until the other way is tried
+_SOONEST = 16  # runs until the other way is tried
 # And at the most. One core tells little of what others do with the rest, so all cores are tried more often.
 _LATEST = {True: 512, False: 64}
 # Threads that have slept for long are woken on one core, and it takes some runs until they are on several.
