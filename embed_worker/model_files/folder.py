@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import filecmp
-import glob
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +17,9 @@ from embed_worker.config import ModelOptions
 from embed_worker.errors import ModelError
 from embed_worker.model_files import tokenizer_files
 from embed_worker.model_files.folder_files import FolderFiles, UndecidedError, config_of, ignore_hint
+from embed_worker.model_files.graphs import usual_graphs, way_to_a_graph
 from embed_worker.model_files.known_models import KnownModel, find_known_model
-from embed_worker.model_files.layout import MODULES, USUAL_GRAPHS, WEIGHTS
+from embed_worker.model_files.layout import MODULES, WEIGHTS
 from embed_worker.model_files.limits import FolderLimits
 from embed_worker.model_files.modules import read_modules, without_trailing_normalize
 from embed_worker.model_files.onnx_outline import SENTENCE_OUTPUT, Outline, read_outline
@@ -252,7 +252,7 @@ class _FolderReader:
 
     def _graph(self) -> Path:
         chosen = self._options.onnx_file
-        usual = next((path for path in self._usual_graphs() if (self._folder / path).is_file()), None)
+        usual = next((path for path in usual_graphs(self._head) if (self._folder / path).is_file()), None)
         if chosen is not None:
             chosen, source = chosen.replace("\\", "/"), "--onnx-file"
         elif self._options.variant is not None:
@@ -264,15 +264,14 @@ class _FolderReader:
             if usual == "onnx/model.onnx":
                 self._warn_of_another(self._folder / usual, self._folder / "model.onnx")
         else:
-            raise self._files.undecided(f"has no onnx/model.onnx and no model.onnx{self._other_graphs()}")
+            way = way_to_a_graph(self._folder, self._config)
+            raise self._files.undecided(f"has no onnx/model.onnx and no model.onnx{way}")
         graph = self._files.path(chosen, source)
         if not graph.is_file():
-            raise self._error(f"has no {chosen}, which {source} asks for{self._other_graphs()}")
+            way = way_to_a_graph(self._folder, self._config)
+            raise self._error(f"has no {chosen}, which {source} asks for{way}")
         self._decide("graph", chosen, source)
         return graph
-
-    def _usual_graphs(self) -> list[str]:
-        return list(dict.fromkeys([*(f"{self._head}{path}" for path in USUAL_GRAPHS), *USUAL_GRAPHS]))
 
     def _warn_of_another(self, chosen: Path, other: Path) -> None:
         with contextlib.suppress(OSError):
@@ -280,19 +279,6 @@ class _FolderReader:
                 self._files.warnings.append(
                     "model.onnx and onnx/model.onnx are different graphs: onnx/model.onnx is run, --onnx-file chooses"
                 )
-
-    def _other_graphs(self) -> str:
-        # Two levels down: what is not a model's folder may be somebody's whole disk.
-        levels = ("*.onnx", "*/*.onnx", "*/*/*.onnx")
-        found = sorted(Path(path).as_posix() for level in levels for path in glob.glob(level, root_dir=self._folder))
-        if found:
-            return f"; --onnx-file can choose one of: {', '.join(found[:8])}"
-        if self._config.get("model_type") == "model2vec":
-            way = "SentenceTransformer(modules=[StaticEmbedding.from_model2vec(FOLDER)]).save_pretrained(OUT)"
-            return f": it is model2vec's own form without modules.json, of which `{way}` makes one that is served"
-        if any(self._folder.glob("*.safetensors")):
-            return ": `embed-worker export DIR` makes one of its weights"
-        return ""
 
     def _pooling(self, config: Mapping[str, Any], outline: Outline) -> tuple[PoolingMode, ...]:
         if self._options.pooling is not None:

@@ -10,23 +10,28 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from embed_worker.model_files.tokenizer_pieces import (
+    CLIP_SPLIT,
+    QWEN2_SPLIT,
+    QWEN3_5_SPLIT,
+    bpe,
+    byte_level,
+    metaspace,
+    precompiled,
+    regex_split,
+    replace,
+    sequence,
+    unigram,
+    words_of_sentencepiece,
+)
+from embed_worker.model_files.tokenizer_settings import SettingError, flag_of, token_of
+
 # Names of special tokens, with None where the text is.
 Template: TypeAlias = tuple[str | None, ...]
 Settings: TypeAlias = Mapping[str, Any]
 
-QWEN2_SPLIT = (
-    r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"""
-    r"""|\s*[\r\n]+|\s+(?!\S)|\s+"""
-)
-QWEN3_5_SPLIT = QWEN2_SPLIT.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r"\s\p{L}\p{N}", r"\s\p{L}\p{M}\p{N}")
-CLIP_SPLIT = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
-
 # Each is an object and an added token: of ten million, a load was five gigabytes and minutes.
 _MOST_EXTRA_IDS = 10_000
-
-
-class SettingError(ValueError):
-    """A setting is of a type or a value that the class does not take; the message says which."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,44 +62,6 @@ class Build:
     pads_left: bool = False
 
 
-def _sequence(kind: str, steps: list[Any]) -> dict[str, Any]:
-    return {"type": "Sequence", kind: steps}
-
-
-def _metaspace(scheme: str, *, split: bool = True) -> dict[str, Any]:
-    return {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": split}
-
-
-def _byte_level(*, add_prefix_space: bool | None, use_regex: bool = True) -> dict[str, Any]:
-    return {"type": "ByteLevel", "add_prefix_space": add_prefix_space, "trim_offsets": True, "use_regex": use_regex}
-
-
-def _regex_split(pattern: str, behavior: str, *, invert: bool) -> dict[str, Any]:
-    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": behavior, "invert": invert}
-
-
-def _replace(pattern: dict[str, str], content: str) -> dict[str, Any]:
-    return {"type": "Replace", "pattern": pattern, "content": content}
-
-
-def _precompiled(charsmap: str | None) -> list[Any]:
-    return [] if charsmap is None else [{"type": "Precompiled", "precompiled_charsmap": charsmap}]
-
-
-def _words_of_sentencepiece(settings: Settings) -> dict[str, Any]:
-    scheme = "always" if settings.get("add_prefix_space", True) else "never"
-    return _sequence("pretokenizers", [{"type": "WhitespaceSplit"}, _metaspace(scheme)])
-
-
-def _bpe(**members: Any) -> dict[str, Any]:
-    usual = {"dropout": None, "unk_token": None, "continuing_subword_prefix": "", "end_of_word_suffix": ""}
-    return usual | {"fuse_unk": False, "byte_fallback": False, "ignore_merges": False} | members
-
-
-def _unigram(unk_id: int) -> dict[str, Any]:
-    return {"unk_id": unk_id, "byte_fallback": False}
-
-
 _BERT_TOKENS = {
     "unk_token": "[UNK]",
     "sep_token": "[SEP]",
@@ -113,18 +80,6 @@ _ROBERTA_TOKENS = {
 }
 
 
-def token_of(settings: Settings, name: str, default: str | None) -> str:
-    """Return a named special token as a string; it may be written as an object.
-
-    Raises:
-        SettingError: It is null.
-    """
-    value = settings.get(name, default)
-    if value is None:
-        raise SettingError(f"{name} that is null")
-    return str(value["content"] if isinstance(value, dict) else value)
-
-
 def template_of_flags(settings: Settings, named: Settings) -> Template:
     """Return the template that `add_bos_token` and `add_eos_token` ask for; a token that is null is left out."""
     bos, eos = (
@@ -136,14 +91,6 @@ def template_of_flags(settings: Settings, named: Settings) -> Template:
     return (*bos, None, *eos)
 
 
-def _flag(settings: Settings, name: str, default: bool | None) -> bool | None:
-    """Return a setting that the tokenizer takes as it is: no number, and null only where that is the default."""
-    value = settings.get(name, default)
-    if isinstance(value, bool) or (value is None and default is None):
-        return value
-    raise SettingError(f"{name} that is neither true nor false")
-
-
 def _word_piece(settings: Settings, special: Mapping[str, str | None], *, mask_strips: bool) -> Build:
     cls, sep, unk = (token_of(settings, name, special[name]) for name in ("cls_token", "sep_token", "unk_token"))
     return Build(
@@ -151,9 +98,9 @@ def _word_piece(settings: Settings, special: Mapping[str, str | None], *, mask_s
         normalizer={
             "type": "BertNormalizer",
             "clean_text": True,
-            "handle_chinese_chars": _flag(settings, "tokenize_chinese_chars", True),
-            "strip_accents": _flag(settings, "strip_accents", None),
-            "lowercase": _flag(settings, "do_lower_case", True),
+            "handle_chinese_chars": flag_of(settings, "tokenize_chinese_chars", True),
+            "strip_accents": flag_of(settings, "strip_accents", None),
+            "lowercase": flag_of(settings, "do_lower_case", True),
         },
         pre_tokenizer={"type": "BertPreTokenizer"},
         model={"unk_token": unk, "continuing_subword_prefix": "##", "max_input_chars_per_word": 100},
@@ -180,9 +127,9 @@ def _xlm_roberta(settings: Settings, vocabulary: Any, charsmap: str | None) -> B
     bos, eos = (token_of(settings, name, _ROBERTA_TOKENS[name]) for name in ("bos_token", "eos_token"))
     return Build(
         kind="Unigram",
-        normalizer=next(iter(_precompiled(charsmap)), None),
-        pre_tokenizer=_words_of_sentencepiece(settings),
-        model=_unigram(3),
+        normalizer=next(iter(precompiled(charsmap)), None),
+        pre_tokenizer=words_of_sentencepiece(settings),
+        model=unigram(3),
         template=(bos, None, eos),
         special=_ROBERTA_TOKENS,
     )
@@ -193,9 +140,9 @@ def _camembert(settings: Settings, vocabulary: Any, charsmap: str | None) -> Bui
     unknown, stated = token_of(settings, "unk_token", "<unk>"), settings.get("additional_special_tokens")
     return Build(
         kind="Unigram",
-        normalizer=next(iter(_precompiled(charsmap)), None),
-        pre_tokenizer=_words_of_sentencepiece(settings),
-        model=_unigram(_index_of(vocabulary, unknown, 0)),
+        normalizer=next(iter(precompiled(charsmap)), None),
+        pre_tokenizer=words_of_sentencepiece(settings),
+        model=unigram(_index_of(vocabulary, unknown, 0)),
         template=(bos, None, eos),
         special=_ROBERTA_TOKENS,
         extra=["<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"] if stated is None else stated,
@@ -206,9 +153,9 @@ def _camembert(settings: Settings, vocabulary: Any, charsmap: str | None) -> Bui
 def _t5(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
     return Build(
         kind="Unigram",
-        normalizer=next(iter(_precompiled(charsmap)), None),
-        pre_tokenizer=_sequence("pretokenizers", [{"type": "WhitespaceSplit"}, _metaspace("always")]),
-        model=_unigram(2),
+        normalizer=next(iter(precompiled(charsmap)), None),
+        pre_tokenizer=sequence("pretokenizers", [{"type": "WhitespaceSplit"}, metaspace("always")]),
+        model=unigram(2),
         template=(None, token_of(settings, "eos_token", "</s>")),
         special={"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
         extra=_sentinels(settings),
@@ -229,16 +176,16 @@ def _sentinels(settings: Settings) -> list[Any]:
 
 def _albert(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
     special = _BERT_TOKENS | {"bos_token": "[CLS]", "eos_token": "[SEP]", "unk_token": "<unk>", "pad_token": "<pad>"}
-    steps: list[Any] = [_replace({"String": "``"}, '"'), _replace({"String": "''"}, '"')]
+    steps: list[Any] = [replace({"String": "``"}, '"'), replace({"String": "''"}, '"')]
     if not settings.get("keep_accents", False):
         steps += [{"type": "NFKD"}, {"type": "StripAccents"}]
     if settings.get("do_lower_case", True):
         steps.append({"type": "Lowercase"})
     return Build(
         kind="Unigram",
-        normalizer=_sequence("normalizers", steps + _precompiled(charsmap)),
-        pre_tokenizer=_words_of_sentencepiece(settings),
-        model=_unigram(1),
+        normalizer=sequence("normalizers", steps + precompiled(charsmap)),
+        pre_tokenizer=words_of_sentencepiece(settings),
+        model=unigram(1),
         template=(token_of(settings, "cls_token", "[CLS]"), None, token_of(settings, "sep_token", "[SEP]")),
         yields_template=True,
         special=special,
@@ -249,16 +196,16 @@ def _deberta_v2(settings: Settings, vocabulary: Any, charsmap: str | None) -> Bu
     special = _BERT_TOKENS | {"bos_token": "[CLS]", "eos_token": "[SEP]"}
     cls, sep, unknown = (token_of(settings, name, special[name]) for name in ("cls_token", "sep_token", "unk_token"))
     steps: list[Any] = [{"type": "Lowercase"}] if settings.get("do_lower_case", False) else []
-    steps += [_replace({"Regex": r"\s{2,}|[\n\r\t]"}, " "), {"type": "NFC"}]
+    steps += [replace({"Regex": r"\s{2,}|[\n\r\t]"}, " "), {"type": "NFC"}]
     steps.append({"type": "Strip", "strip_left": False, "strip_right": True})
     words: list[Any] = [{"type": "Punctuation", "behavior": "Isolated"}] if settings.get("split_by_punct") else []
-    words.append(_metaspace("always" if settings.get("add_prefix_space", True) else "first"))
+    words.append(metaspace("always" if settings.get("add_prefix_space", True) else "first"))
     return Build(
         kind="Unigram",
-        normalizer=_sequence("normalizers", steps),
-        pre_tokenizer=_sequence("pretokenizers", words),
+        normalizer=sequence("normalizers", steps),
+        pre_tokenizer=sequence("pretokenizers", words),
         # Only an unknown token with the score 0 is found.
-        model=_unigram(_index_of(vocabulary, unknown, settings.get("unk_id", 1), score=0.0)),
+        model=unigram(_index_of(vocabulary, unknown, settings.get("unk_id", 1), score=0.0)),
         template=(cls, None, sep),
         special=special,
     )
@@ -268,8 +215,8 @@ def _roberta(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build
     cls, sep = (token_of(settings, name, _ROBERTA_TOKENS[name]) for name in ("cls_token", "sep_token"))
     return Build(
         kind="BPE",
-        pre_tokenizer=_byte_level(add_prefix_space=_flag(settings, "add_prefix_space", False)),
-        model=_bpe(),
+        pre_tokenizer=byte_level(add_prefix_space=flag_of(settings, "add_prefix_space", False)),
+        model=bpe(),
         template=(cls, None, sep),
         special=_ROBERTA_TOKENS,
     )
@@ -280,8 +227,8 @@ def _deberta(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build
     cls, sep = (token_of(settings, name, special[name]) for name in ("cls_token", "sep_token"))
     return Build(
         kind="BPE",
-        pre_tokenizer=_byte_level(add_prefix_space=_flag(settings, "add_prefix_space", False)),
-        model=_bpe(),
+        pre_tokenizer=byte_level(add_prefix_space=flag_of(settings, "add_prefix_space", False)),
+        model=bpe(),
         template=(cls, None, sep),
         special=special,
     )
@@ -291,8 +238,8 @@ def _gpt2(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
     end = "<|endoftext|>"
     return Build(
         kind="BPE",
-        pre_tokenizer=_byte_level(add_prefix_space=_flag(settings, "add_prefix_space", False)),
-        model=_bpe(),
+        pre_tokenizer=byte_level(add_prefix_space=flag_of(settings, "add_prefix_space", False)),
+        model=bpe(),
         special={"bos_token": end, "eos_token": end, "unk_token": end},
     )
 
@@ -302,8 +249,8 @@ def _gpt_neox(settings: Settings, vocabulary: Any, charsmap: str | None) -> Buil
     return Build(
         kind="BPE",
         normalizer={"type": "NFC"},
-        pre_tokenizer=_byte_level(add_prefix_space=_flag(settings, "add_prefix_space", False)),
-        model=_bpe(),
+        pre_tokenizer=byte_level(add_prefix_space=flag_of(settings, "add_prefix_space", False)),
+        model=bpe(),
         template=template_of_flags(settings, {"bos_token": end, "eos_token": end, **settings}),
         special={"bos_token": end, "eos_token": end, "unk_token": end, "pad_token": "<|padding|>"},
     )
@@ -320,14 +267,14 @@ def _qwen3_5(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build
 def _qwen(settings: Settings, split: str) -> Build:
     end = "<|endoftext|>"
     words = [
-        _regex_split(split, "Isolated", invert=False),
-        _byte_level(add_prefix_space=bool(settings.get("add_prefix_space")), use_regex=False),
+        regex_split(split, "Isolated", invert=False),
+        byte_level(add_prefix_space=bool(settings.get("add_prefix_space")), use_regex=False),
     ]
     return Build(
         kind="BPE",
         normalizer={"type": "NFC"},
-        pre_tokenizer=_sequence("pretokenizers", words),
-        model=_bpe(),
+        pre_tokenizer=sequence("pretokenizers", words),
+        model=bpe(),
         special={"bos_token": None, "eos_token": end, "unk_token": end, "pad_token": end},
     )
 
@@ -349,7 +296,7 @@ def _herbert(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build
             "lowercase": False,
         },
         pre_tokenizer={"type": "BertPreTokenizer"},
-        model=_bpe(end_of_word_suffix="</w>", unk_token=unknown),
+        model=bpe(end_of_word_suffix="</w>", unk_token=unknown),
         template=(cls, None, sep),
         special=special,
     )
@@ -360,8 +307,8 @@ def _llama(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
     first = "always" if settings.get("legacy", False) else "first"
     return Build(
         kind="BPE",
-        pre_tokenizer=_metaspace(first if adds_space is None or adds_space else "never", split=False),
-        model=_bpe(fuse_unk=True, byte_fallback=True),
+        pre_tokenizer=metaspace(first if adds_space is None or adds_space else "never", split=False),
+        model=bpe(fuse_unk=True, byte_fallback=True),
         special={"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
         pads_left=True,
     )
@@ -378,9 +325,9 @@ def _gemma(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
     split = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
     return Build(
         kind="BPE",
-        normalizer=_replace({"String": " "}, "▁"),
+        normalizer=replace({"String": " "}, "▁"),
         pre_tokenizer=split,
-        model=_bpe(fuse_unk=True, byte_fallback=True, unk_token=token_of(settings, "unk_token", "<unk>")),
+        model=bpe(fuse_unk=True, byte_fallback=True, unk_token=token_of(settings, "unk_token", "<unk>")),
         special=special,
         pads_left=True,
     )
@@ -390,13 +337,13 @@ def _clip(settings: Settings, vocabulary: Any, charsmap: str | None) -> Build:
     end = "<|endoftext|>"
     special = {"bos_token": "<|startoftext|>", "eos_token": end, "unk_token": end, "pad_token": end}
     bos, eos, unknown = (token_of(settings, name, special[name]) for name in ("bos_token", "eos_token", "unk_token"))
-    spaces = [{"type": "NFC"}, _replace({"Regex": r"\s+"}, " "), {"type": "Lowercase"}]
-    words = [_regex_split(CLIP_SPLIT, "Removed", invert=True), _byte_level(add_prefix_space=False)]
+    spaces = [{"type": "NFC"}, replace({"Regex": r"\s+"}, " "), {"type": "Lowercase"}]
+    words = [regex_split(CLIP_SPLIT, "Removed", invert=True), byte_level(add_prefix_space=False)]
     return Build(
         kind="BPE",
-        normalizer=_sequence("normalizers", spaces),
-        pre_tokenizer=_sequence("pretokenizers", words),
-        model=_bpe(end_of_word_suffix="</w>", unk_token=unknown),
+        normalizer=sequence("normalizers", spaces),
+        pre_tokenizer=sequence("pretokenizers", words),
+        model=bpe(end_of_word_suffix="</w>", unk_token=unknown),
         template=(bos, None, eos),
         special=special,
     )

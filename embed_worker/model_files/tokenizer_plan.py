@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from embed_worker.model_files.tokenizer_builds import BUILDS, Build, SettingError, Template, template_of_flags
+from embed_worker.model_files.tokenizer_builds import BUILDS, Build, Template, template_of_flags
 from embed_worker.model_files.tokenizer_classes import FROM_THE_JSON, IN_PYTHON, builder_of
 from embed_worker.model_files.tokenizer_sections import (
     changed_sections,
@@ -22,6 +22,7 @@ from embed_worker.model_files.tokenizer_sections import (
     with_mistral_split,
 )
 from embed_worker.model_files.tokenizer_settings import (
+    SettingError,
     Token,
     TokenizerError,
     TokenizerFiles,

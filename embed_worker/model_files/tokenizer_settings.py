@@ -21,6 +21,10 @@ class TokenizerError(ValueError):
     """The files of a tokenizer cannot be followed; the message completes "the model folder X"."""
 
 
+class SettingError(ValueError):
+    """A setting is of a type or a value that the class does not take; the message says which."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizerFiles:
     """What the files of a tokenizer say.
@@ -199,3 +203,23 @@ def full_token(token: Mapping[str, Any]) -> Token:
     stated = {key: value for key, value in token.items() if key in _FLAGS and value is not None}
     full = usual | stated
     return {key: full[key] for key in _FLAGS}
+
+
+def token_of(settings: Mapping[str, Any], name: str, default: str | None) -> str:
+    """Return a named special token as a string; it may be written as an object.
+
+    Raises:
+        SettingError: It is null.
+    """
+    value = settings.get(name, default)
+    if value is None:
+        raise SettingError(f"{name} that is null")
+    return str(value["content"] if isinstance(value, dict) else value)
+
+
+def flag_of(settings: Mapping[str, Any], name: str, default: bool | None) -> bool | None:
+    """Return a setting that the tokenizer takes as it is: no number, and null only where that is the default."""
+    value = settings.get(name, default)
+    if isinstance(value, bool) or (value is None and default is None):
+        return value
+    raise SettingError(f"{name} that is neither true nor false")

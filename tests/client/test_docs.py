@@ -11,7 +11,7 @@ from bridge_client import ClientOptions, Timing, errors
 from bridge_client.calls import EmbedKeywords, Parameters, TokenizeKeywords, TokenizeParameters
 from bridge_client.lifecycle import TRANSITIONS, Policy, picture
 from bridge_client.options import OptionKeywords
-from bridge_client.testing.fake_worker import make_parser
+from bridge_client.testing.fake_faults import make_parser
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 SUPERVISION = (DOCS / "supervision.md").read_text("utf-8")
