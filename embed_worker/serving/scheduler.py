@@ -24,7 +24,7 @@ PaddedTo: TypeAlias = Callable[[int, int], tuple[int, int]]
 
 _PATIENCE = 8  # one micro-batch in so many is led by the oldest job
 # What a run costs whatever is in it, in tokens. Measured: docs/decisions.md.
-_FIXED_TOKENS = 22
+_FIXED_TOKENS = 10
 # Matrix products cost 24·D² a token and layer, attention 4·D·T: together T·(1 + T / 6D). Here for D = 384; a larger
 # model's attention is then counted for more than it is.
 _QUADRATIC_TOKENS = 2304

@@ -106,6 +106,11 @@ class Worker:
             writer.join()
         return np.concatenate([pieces[start] for start in starts]).reshape(len(texts), -1)
 
+    def embed_one(self, text: str) -> Vectors:
+        """Return (D,) float32 of one text, with no more of this side than that takes."""
+        self.send({"id": 0, "inputs": text, "encoding_format": "base64"})
+        return np.frombuffer(base64.b64decode(self.receive()["embeddings_base64"]), np.float32)
+
     def _receive_all(self, starts: range) -> dict[int, Vectors]:
         answers = (self.receive() for _ in starts)
         return {each["id"]: np.frombuffer(base64.b64decode(each["embeddings_base64"]), np.float32) for each in answers}

@@ -78,10 +78,10 @@ def in_steps(rows: int, tokens: int) -> tuple[int, int]:
 
 
 def test_rows_take_the_place_of_padding_that_is_computed_anyway() -> None:
-    lengths = [40, 31, 20, 20, 20, 20, 5]
+    lengths = [40, 31, 25, 20, 20, 20, 5]
     for padded_to, expected in (
-        (lambda rows, tokens: (rows, tokens), [[40], [31, 20], [20, 20, 20], [5]]),
-        (in_steps, [[40, 31, 20, 20], [20, 20, 5]]),
+        (lambda rows, tokens: (rows, tokens), [[40], [31, 25], [20, 20, 20], [5]]),
+        (in_steps, [[40, 31, 25, 20], [20, 20, 5]]),
     ):
         scheduler: Scheduler[Job] = Scheduler(batch_tokens=BUDGET)
         job = Job("padded", is_small=False)

@@ -34,9 +34,12 @@ _log = logging.getLogger(__name__)
 
 # Each compiled graph has its own copy of the weights; with more cores each gets several.
 _MAX_GRAPHS = 4
-# Steps of buckets. A new shape costs about 10 ms and a megabyte or more: 60 random shapes took 830 MB in a worker. A
-# token costs about the same at all of these, and a tenth more at 28 and 44, which take as long as 32 and 48.
-_TOKENS = (8, 12, 16, 20, 24, 32, 36, 40, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
+# Steps of buckets. A new shape costs about 10 ms and a megabyte or more: 60 random shapes took 830 MB in a worker. What
+# is not among these, such as 44 and 60, takes as long as the next.
+_TOKENS = (
+    *(8, 10, 12, 14, 16, 18, 20, 22, 24, 28, 32, 36, 40, 48, 56, 64, 72, 80, 96, 112, 128, 144, 160, 176, 192, 208),
+    *(224, 240, 256, 320, 384, 448, 512),
+)
 _ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 
 
@@ -190,7 +193,7 @@ def accelerate(
         _check_graph(cpu)
         runtime = Runtime(plan.graph)
         buckets = buckets_of(options.batch_tokens, plan.max_tokens)
-        reference = Reference.of(cpu, tokenizer, buckets, pad_left=plan.pad_left)
+        reference = Reference.of(cpu, tokenizer, buckets, pad_left=plan.pad_left, threads=threads)
         padding = Padding(buckets, tokenizer.pad_id, plan.pad_left)
         attempt = _Attempt(runtime, reference, padding, cpu, options, threads)
         return attempt.first_that_is_right()

@@ -44,8 +44,10 @@ class Reference:
     vectors: Mapping[int, Float32]
 
     @classmethod
-    def of(cls, cpu: Backend, tokenizer: TextTokenizer, buckets: Buckets, *, pad_left: bool) -> Reference:
-        """Embed on the CPU."""
+    def of(
+        cls, cpu: Backend, tokenizer: TextTokenizer, buckets: Buckets, *, pad_left: bool, threads: int = 1
+    ) -> Reference:
+        """Embed on so many cores of the CPU."""
         batches = {}
         for tokens in sorted({bucket.tokens for bucket in buckets}):
             rows = max(bucket.rows for bucket in buckets if bucket.tokens == tokens)
@@ -55,8 +57,9 @@ class Reference:
                 length = max(1, int(mask[row].sum()) * (1 + row % 7) // 8)
                 mask[row, slice(None, -length) if pad_left else slice(length, None)] = 0
             batches[tokens] = TokenBatch(whole.ids, mask)
-        vectors = {tokens: cpu.embed(batch, exclusive=True) for tokens, batch in batches.items()}
-        return cls(tuple(buckets), batches, vectors)
+        with ThreadPoolExecutor(threads) as pool:
+            vectors = pool.map(lambda batch: cpu.embed(batch, exclusive=False), batches.values())
+            return cls(tuple(buckets), batches, dict(zip(batches, vectors, strict=True)))
 
     def compare(self, embeds: Sequence[Embed]) -> float:
         """Run all buckets by all backends at once; return the smallest cosine to the CPU.
