@@ -176,6 +176,32 @@ def test_what_a_change_of_shape_costs_is_told_in_tokens() -> None:
     assert spare(0.25, 1000.0) == 64
 
 
+def test_a_proof_ends_at_the_first_bucket_that_is_wrong() -> None:
+    """A large model takes half a minute for all."""
+    plan = plan_for("bert-mean")
+    cpu, tokenizer = OnnxBackend.load(plan, RuntimeOptions(), threads=1), TextTokenizer.load(plan)
+    reference = Reference.of(cpu, tokenizer, buckets_of(384, plan.max_tokens), pad_left=False, threads=2)
+    runs = {"right": 0, "wrong": 0}
+
+    def right(batch: TokenBatch) -> Float32:
+        runs["right"] += 1
+        return cpu.embed(batch, exclusive=False)
+
+    def wrong(batch: TokenBatch) -> Float32:
+        runs["wrong"] += 1
+        vectors = cpu.embed(batch, exclusive=False)
+        if runs["wrong"] == 3:
+            vectors[0, :8] += 1
+        return vectors
+
+    assert reference.compare([right, right], 0.999999) > 0.999999
+    assert runs == {"right": 2 * len(reference.buckets), "wrong": 0}
+    with pytest.raises(ProofError, match=r"a cosine is 0\.\d+, and 0\.999 is needed"):
+        reference.compare([right, wrong], 0.999)
+    assert runs["wrong"] == 3
+    assert runs["right"] < 3 * len(reference.buckets)
+
+
 def test_other_processes_do_not_make_a_graph_look_slow() -> None:
     plan = plan_for("bert-mean")
     cpu, tokenizer = OnnxBackend.load(plan, RuntimeOptions(), threads=1), TextTokenizer.load(plan)

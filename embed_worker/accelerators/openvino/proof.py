@@ -7,9 +7,10 @@ in 8 of 88 starts; see docs/decisions.md. So nothing is believed for a single ru
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from embed_worker.accelerators.agreement import ProofError, golden_batches
@@ -61,22 +62,34 @@ class Reference:
             vectors = pool.map(lambda batch: cpu.embed(batch, exclusive=False), batches.values())
             return cls(tuple(buckets), batches, dict(zip(batches, vectors, strict=True)))
 
-    def compare(self, embeds: Sequence[Embed]) -> float:
+    def compare(self, embeds: Sequence[Embed], at_least: float) -> float:
         """Run all buckets by all backends at once; return the smallest cosine to the CPU.
 
+        Args:
+            embeds: The backends.
+            at_least: The smallest cosine that passes. All stop at the first that does not.
+
         Raises:
-            ProofError: A vector is not finite, has no length, or another shape.
+            ProofError: A cosine is smaller, or a vector is not finite, has no length, or another shape.
             Exception: Whatever a backend raises.
         """
+        is_over = threading.Event()
         with ThreadPoolExecutor(len(embeds)) as pool:
             # Each begins elsewhere, so that different shapes meet.
             share = len(self.buckets) // len(embeds)
-            runs = [pool.submit(self._compare, embed, number * share) for number, embed in enumerate(embeds)]
+            runs = [
+                pool.submit(self._compare, embed, number * share, at_least, is_over)
+                for number, embed in enumerate(embeds)
+            ]
+            wait(runs, return_when=FIRST_EXCEPTION)
+            is_over.set()
             return min(run.result() for run in runs)
 
-    def _compare(self, embed: Embed, first: int) -> float:
+    def _compare(self, embed: Embed, first: int, at_least: float, is_over: threading.Event) -> float:
         smallest = 1.0
         for bucket in (*self.buckets[first:], *self.buckets[:first]):
+            if is_over.is_set():
+                break
             batch, expected = self._batch(bucket)
             vectors = embed(batch)
             if vectors.shape != expected.shape:
@@ -84,6 +97,8 @@ class Reference:
             cosine = 1 - float(cosine_distances(vectors, expected).max())
             if not cosine > 0:  # NaN too
                 raise ProofError(f"gives other vectors than the CPU for {bucket.rows} texts of {bucket.tokens} tokens")
+            if not cosine >= at_least:
+                raise ProofError(f"differs from the CPU: a cosine is {cosine:.6f}, and {at_least} is needed")
             smallest = min(smallest, cosine)
         return smallest
 
