@@ -200,7 +200,11 @@ class WorkerProcess:
             raise WorkerError(message, exit_status=ExitCode.INTERNAL) from None
         if line:
             return line
-        status = self._process.wait(_END_TIMEOUT_S)
+        try:
+            status = self._process.wait(_END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:  # it has closed its output, and stays
+            self._process.kill()
+            status = self._process.wait(_END_TIMEOUT_S)
         self._threads[1].join(_END_TIMEOUT_S)
         last = self._stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise WorkerError(last or f"the worker ended with status {status}", exit_status=passed_on(status))

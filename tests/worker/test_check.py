@@ -8,6 +8,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -23,7 +25,7 @@ from embed_worker.arguments.serve import make_config, make_parser
 from embed_worker.config import RuntimeOptions
 from embed_worker.model_files.known_models import Quality
 from embed_worker.protocol import ErrorCode
-from embed_worker.tools import check
+from embed_worker.tools import check, worker_process
 from embed_worker.tools.check import SpeedVerdict
 from embed_worker.tools.quality import Embedded, Gate, judge_pairs, judge_references
 from embed_worker.tools.references import References, ReferencesError, ReferenceSet, find_references
@@ -500,3 +502,12 @@ def test_options_that_settle_a_folder_reach_the_worker(tmp_path: Path) -> None:
     assert {("--model", str(tmp_path)), ("--pooling", "max"), ("--max-tokens", "9"), ("--variant", "fp16")} <= given
     assert "--no-normalize" in arguments
     assert worker_arguments(parser.parse_args(["m"]), tmp_path) == ["--model", str(tmp_path)]
+
+
+def test_a_worker_that_closes_its_output_and_stays_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    stays = [sys.executable, "-c", "import os, time; os.close(1); time.sleep(600)"]
+    popen = subprocess.Popen
+    monkeypatch.setattr(worker_process, "_END_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(subprocess, "Popen", lambda _, **options: popen(stays, **options))
+    with pytest.raises(WorkerError, match="the worker ended with status"):
+        WorkerProcess([])
