@@ -38,6 +38,7 @@ from tests.benchmarks.measures import machine
 Done: TypeAlias = "list[Synchronized[int]]"  # pieces of work, by neighbour
 Run: TypeAlias = Callable[[TokenBatch], object]
 _BLOCK = 8  # texts of a session before the next has its turn
+_START_S = 60.0  # until a neighbour computes
 _PAUSE_S = 0.002  # a text alone comes after a while, when the session's threads sleep
 
 
@@ -58,7 +59,10 @@ def neighbours(count: int) -> Iterator[Done]:
     for process in processes:
         process.start()
     try:
+        until = time.monotonic() + _START_S
         while not all(value.value for value in done):
+            if time.monotonic() > until or not all(process.is_alive() for process in processes):
+                raise RuntimeError("a neighbour did not begin to compute")
             time.sleep(0.05)
         yield done
     finally:
