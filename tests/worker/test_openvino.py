@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any, cast
@@ -182,9 +183,12 @@ def test_a_proof_ends_at_the_first_bucket_that_is_wrong() -> None:
     cpu, tokenizer = OnnxBackend.load(plan, RuntimeOptions(), threads=1), TextTokenizer.load(plan)
     reference = Reference.of(cpu, tokenizer, buckets_of(384, plan.max_tokens), pad_left=False, threads=2)
     runs = {"right": 0, "wrong": 0}
+    never = threading.Event()
 
     def right(batch: TokenBatch) -> Float32:
         runs["right"] += 1
+        if runs["wrong"]:
+            never.wait(0.05)  # so that it cannot be done before the other is
         return cpu.embed(batch, exclusive=False)
 
     def wrong(batch: TokenBatch) -> Float32:
