@@ -67,6 +67,13 @@ def test_a_longer_row_joins_when_it_fits() -> None:
     assert sorted(row.tokens for row in scheduler.next_batch()) == [10, 20]
 
 
+@pytest.mark.parametrize(("length", "together"), [(25, [25, 31]), (20, [31])])
+def test_a_row_rides_along_while_its_padding_costs_less_than_a_run_of_its_own(length: int, together: list[int]) -> None:
+    scheduler: Scheduler[Job] = Scheduler(batch_tokens=BUDGET)
+    submit(scheduler, "two", [31, length])
+    assert sorted(row.tokens for row in scheduler.next_batch()) == together
+
+
 def test_a_micro_batch_has_no_more_rows_than_allowed() -> None:
     scheduler: Scheduler[Job] = Scheduler(batch_tokens=BUDGET, max_rows=2)
     submit(scheduler, "many", [1] * 5)
